@@ -1,0 +1,265 @@
+"""Fields: networks that know their path, and so give velocity, data, noise and score."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, ArrayLike, PyTree
+
+from ._misc import cast_like, combine, parameter, scalar_time
+from ._path import AbstractPath
+from ._prediction import (
+    Prediction,
+    Row,
+    check_prediction,
+    coefficients,
+    convert,
+    prediction_row,
+)
+from ._types import Event, Time
+
+
+class AbstractField(eqx.Module):
+    """What samplers, losses and likelihoods take: a path, and the four predictions along it.
+
+    Every method takes one example: `t` a scalar, `x` the state, `args` the condition (any pytree).
+    """
+
+    path: eqx.AbstractVar[AbstractPath]
+    predicts: eqx.AbstractVar[Prediction]
+
+    @abc.abstractmethod
+    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`u_t(x) = alpha' data + sigma' noise`, the drift of the probability-flow ODE."""
+
+    @abc.abstractmethod
+    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`E[x1 | x_t = x]`, the denoiser."""
+
+    @abc.abstractmethod
+    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`E[x0 | x_t = x]`."""
+
+    @abc.abstractmethod
+    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`grad log p_t(x) = -noise / sigma`."""
+
+    @abc.abstractmethod
+    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        """Several quantities `s q = a data + b noise` at once, from one evaluation."""
+
+    @abc.abstractmethod
+    def evaluations(self, args: Any = None) -> int:
+        """Network evaluations one call costs."""
+
+
+class AbstractNetwork(AbstractField):
+    """A field around something that gives one prediction; the others follow from it by `convert`."""
+
+    @abc.abstractmethod
+    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """The prediction `self.predicts`, of the shape and type of `x`."""
+
+    @abc.abstractmethod
+    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """The prediction with `args` the bare condition, as in training."""
+
+    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return convert(self.path, t, x, self(t, x, args), self.predicts, "velocity")
+
+    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return convert(self.path, t, x, self(t, x, args), self.predicts, "data")
+
+    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return convert(self.path, t, x, self(t, x, args), self.predicts, "noise")
+
+    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return convert(self.path, t, x, self(t, x, args), self.predicts, "score")
+
+    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        value = self(t, x, args)
+        return tuple(convert(self.path, t, x, value, self.predicts, row) for row in rows)
+
+    def evaluations(self, args: Any = None) -> int:
+        return 1
+
+
+class Field(AbstractNetwork):
+    """A network that knows its path: `Field(net, path, predicts)`.
+
+    `net(t, x, args)` takes one example and returns an output of the shape of `x`; it may be a flax NNX module,
+    an equinox module, a `jax.tree_util.Partial` of a function and its parameters, or any other callable pytree.
+    """
+
+    net: Callable[..., Any]
+    path: AbstractPath
+    predicts: Prediction = eqx.field(static=True)
+
+    def __init__(self, net: Callable[..., Any], path: AbstractPath, predicts: Prediction):
+        """`net` the network; `path` the path it is trained along; `predicts` what it outputs.
+
+        Raises `ValueError` for an unknown prediction, `TypeError` where `path` is no path.
+        """
+        self.net, self.path, self.predicts = net, path, predicts
+
+    def __check_init__(self):
+        check_prediction(self.predicts)
+        _check_path(self.path)
+
+    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return cast_like(self.net(scalar_time(t), x, args), x, "A network's output")
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self(t, x, args)
+
+
+class Preconditioned(AbstractNetwork):
+    """A network behind the scalings of EDM, along any path; it predicts the data.
+
+    `data = c_skip x + c_out net(c_noise, c_in x, args)`, with `V = alpha^2 sigma_data^2 + sigma^2`,
+    `c_in = V^(-1/2)`, `c_skip = alpha sigma_data^2 / V`, `c_out = sigma sigma_data V^(-1/2)`: the network's
+    input and target have unit variance. The network's time is `c_noise(t)`: by default `-log_snr / 8`, which
+    is EDM's `log(sigma) / 4`, where the path's log-SNR is finite at both ends, else the angle
+    `atan(sigma / alpha)`.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 7 and table 1, for `alpha = 1`.
+    """
+
+    net: Callable[..., Any]
+    path: AbstractPath
+    sigma_data: Array
+    c_noise: Callable[[Any], Any] | None
+
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        path: AbstractPath,
+        sigma_data: ArrayLike,
+        c_noise: Callable[[Any], Any] | None = None,
+    ):
+        """`net` the network; `path` its path; `sigma_data` the standard deviation of the data;
+        `c_noise` a function of the time in place of the default."""
+        self.net, self.path, self.c_noise = net, path, c_noise
+        self.sigma_data = parameter(sigma_data, "sigma_data")
+
+    def __check_init__(self):
+        _check_path(self.path)
+
+    @property
+    def predicts(self) -> Prediction:
+        return "data"
+
+    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        t = scalar_time(t)
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        spread = self.sigma_data.astype(t.dtype)
+        variance = (alpha * spread) ** 2 + sigma**2
+        scaled = combine((jax.lax.rsqrt(variance), x))
+        out = cast_like(self.net(self._net_time(t, alpha, sigma), scaled, args), x, "A network's output")
+        return combine((alpha * spread**2 / variance, x), (sigma * spread * jax.lax.rsqrt(variance), out))
+
+    def _net_time(self, t, alpha, sigma):
+        if self.c_noise is not None:
+            return scalar_time(self.c_noise(t))
+        if self.path.ends_at_data or self.path.starts_at_noise:
+            return jnp.arctan2(sigma, alpha)
+        return -self.path.log_snr(t) / 8
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self(t, x, args)
+
+
+class _Rematched(AbstractNetwork):
+    """A field of one path as a field of another; see `change_path`."""
+
+    field: AbstractField
+    path: AbstractPath
+
+    @property
+    def predicts(self) -> Prediction:
+        return "data"
+
+    def _source(self, t, x):
+        """Time and state of the field's own path with the signal-to-noise ratio of `(t, x)`."""
+        t = scalar_time(t)
+        t_own = self.field.path.log_snr_inverse(self.path.log_snr(t))
+        own = jnp.hypot(self.field.path.alpha(t_own), self.field.path.sigma(t_own))
+        return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
+
+    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self.field.data(*self._source(t, x), args)
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self(t, x, args)
+
+    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        return self.field.mixed(rows, *self._source(t, x), args)
+
+    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self.mixed((prediction_row(self.path, "velocity", t),), t, x, args)[0]
+
+    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self.field.noise(*self._source(t, x), args)
+
+    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        return self.mixed((prediction_row(self.path, "score", t),), t, x, args)[0]
+
+    def evaluations(self, args: Any = None) -> int:
+        return self.field.evaluations(args)
+
+
+def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:
+    """A field trained along one path as a field along another.
+
+    At equal signal-to-noise ratio the states of two paths differ by a factor, so
+    `data(t, x) = field.data(t', c x)` with `log_snr'(t') = log_snr(t)` and `c` the ratio of the norms of
+    `(alpha, sigma)`; exact where the signal-to-noise ratios of the two paths overlap.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, section 4; Kingma et al. 2021, arXiv:2107.00630, section 5.1.
+    """
+    _check_path(path)
+    return _Rematched(field, path)
+
+
+def trainable(tree: PyTree) -> PyTree:
+    """Which leaves are trained: a pytree of booleans with the structure of `tree`.
+
+    True on the inexact arrays of the networks and on nothing else: paths, `sigma_data` and null conditions never
+    change. Gradient, optimiser and averages of weights all use this one function, as
+    `equinox.partition(field, trainable(field))`.
+    """
+    if isinstance(tree, AbstractPath):
+        return jtu.tree_map(lambda _: False, tree)
+    if isinstance(tree, AbstractField):
+        leaves, treedef = jtu.tree_flatten(tree, is_leaf=lambda node: node is not tree)
+        names = _child_names(tree)
+        flags = [
+            trainable(leaf) if name == "net" or isinstance(leaf, AbstractField) else jtu.tree_map(lambda _: False, leaf)
+            for name, leaf in zip(names, leaves, strict=True)
+        ]
+        return jtu.tree_unflatten(treedef, flags)
+    return jtu.tree_map(
+        lambda node: trainable(node) if isinstance(node, AbstractField) else eqx.is_inexact_array(node),
+        tree,
+        is_leaf=lambda node: isinstance(node, AbstractField),
+    )
+
+
+def _child_names(tree):
+    """Names of the children of an equinox module, in the order of its flattening."""
+    paths, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    return [path[0].name for path, _ in paths]
+
+
+def _check_path(path):
+    if not isinstance(path, AbstractPath):
+        raise TypeError(
+            f"A field's path is a jflow path, as jflow.CondOT() or jflow.Path(alpha, sigma). Got {path!r}."
+        )
+
+
+__all__ = ["AbstractField", "AbstractNetwork", "Field", "Preconditioned", "change_path", "trainable", "coefficients"]

@@ -1,0 +1,43 @@
+"""Aliases and the result of a solve."""
+
+from typing import Any, Protocol
+
+import equinox as eqx
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
+
+Event = PyTree[Shaped[Array, "..."]]
+"""One example: an array of any shape, or a pytree of arrays."""
+
+Time = Shaped[ArrayLike, ""]
+"""A time: a scalar, t = 0 noise, t = 1 data."""
+
+PRNGKey = Key[Array, ""]
+"""One typed key, as `jax.random.key` makes it."""
+
+
+class Function(Protocol):
+    """Anything evaluated along time: network, velocity, score, drift, diffusion."""
+
+    def __call__(self, t: Any, x: Any, args: Any) -> Any: ...
+
+
+class Solution(eqx.Module):
+    """What a solve returns. What was not asked for is `None`.
+
+    - `x`: the final state, of the event's shape.
+    - `log_prob`, `log_prob_se`: log-density in nats and its standard error.
+    - `nfe`: one-example network evaluations this sample would have needed alone: a guided step counts 2,
+      rejected steps count, JVPs do not; `None` for implicit solvers.
+    - `status`: 0 ok, 1 diverged (a non-finite state), 2 out of steps.
+    - `t`: the time reached.
+    - `ts`, `xs`: saved times and states, the leading axis running over the saves.
+    """
+
+    x: Any
+    log_prob: Float[Array, "*batch"] | None = None
+    log_prob_se: Float[Array, "*batch"] | None = None
+    nfe: Int[Array, "*batch"] | None = None
+    status: Int[Array, "*batch"] | None = None
+    t: Float[Array, "*batch"] | None = None
+    ts: Float[Array, "*batch n"] | None = None
+    xs: Any = None
