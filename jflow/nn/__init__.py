@@ -1,0 +1,25 @@
+"""Networks in flax NNX, one example at a time: `net(t, x, args)`.
+
+`t` is a scalar time, `x` one event, `args` its condition: `None`, a class label or a vector, as the constructor
+says; a batch goes through `jax.vmap`. A network is a pytree whose inexact-array leaves are its trainable
+parameters, all float32; `dtype=` is the type it computes and answers in. No network keeps running statistics.
+"""
+
+from ._attention import SelfAttention
+from ._dit import DiT, DiTBlock, depatchify, patchify
+from ._embed import Condition, FourierFeatures, fourier_features
+from ._mlp import MLP
+from ._unet import UNet
+
+__all__ = [
+    "MLP",
+    "Condition",
+    "DiT",
+    "DiTBlock",
+    "FourierFeatures",
+    "SelfAttention",
+    "UNet",
+    "depatchify",
+    "fourier_features",
+    "patchify",
+]

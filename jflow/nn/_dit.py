@@ -1,0 +1,150 @@
+"""A transformer over patches, modulated by the time and the condition."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Shaped
+
+from ._attention import SelfAttention
+from ._embed import Condition, FourierFeatures
+from ._events import as_event, image_shape, positive
+
+_PIXEL_FEATURES = 10  # what the head gives every pixel before the last convolution
+
+
+def patchify(x: Shaped[Array, "h w c"], patch: int) -> Shaped[Array, "n p"]:
+    """An image as its `(H/p) (W/p)` patches, row by row, each flattened to `p * p * C` numbers.
+
+    Raises `ValueError` where `patch` does not divide both sides.
+    """
+    height, width, channels = image_shape("patchify", x.shape, positive("patch", patch), "the side of a patch")
+    grid = x.reshape(height // patch, patch, width // patch, patch, channels)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(-1, patch * patch * channels)
+
+
+def depatchify(tokens: Shaped[Array, "n p"], patch: int, shape: Sequence[int]) -> Shaped[Array, "h w c"]:
+    """The image of `shape` whose patches are `tokens`: the inverse of `patchify`.
+
+    Raises `ValueError` where the tokens are not those of an image of that shape.
+    """
+    height, width, channels = image_shape("depatchify", shape, positive("patch", patch), "the side of a patch")
+    rows, columns = height // patch, width // patch
+    if tokens.shape != (rows * columns, patch * patch * channels):
+        raise ValueError(
+            f"An image of shape {tuple(shape)} has {rows * columns} patches of {patch * patch * channels} numbers. "
+            f"Got tokens of shape {tokens.shape}."
+        )
+    grid = tokens.reshape(rows, columns, patch, patch, channels)
+    return grid.transpose(0, 2, 1, 3, 4).reshape(height, width, channels)
+
+
+class _FeedForward(nnx.Module):
+    """Linear, GELU, linear; four times as wide inside."""
+
+    def __init__(self, dim, out, *, dtype, rngs):
+        self.hidden = nnx.Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(4 * dim, out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(jax.nn.gelu(self.hidden(x)))
+
+
+class DiTBlock(nnx.Module):
+    """Attention and feed-forward over the tokens, both modulated by the condition; the identity at the start.
+
+    `x + g1 attention((1 + s1) norm(x) + b1)`, then the same with the feed-forward layer and `(s2, b2, g2)`: six
+    linear maps of `silu(c)`, zero at the start (adaLN-Zero). The norm is the root mean square, without parameters.
+
+    Source: Peebles and Xie 2022, arXiv:2212.09748, section 3.2.
+    """
+
+    def __init__(self, dim: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
+        """`dim` numbers a token, `heads` dividing it; raises `ValueError` where they do not."""
+        self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
+        self.feed_forward = _FeedForward(dim, dim, dtype=dtype, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        self.modulation = nnx.Linear(dim, 6 * dim, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n dim"], c: Float[Array, " dim"]) -> Float[Array, "n dim"]:
+        s1, b1, g1, s2, b2, g2 = jnp.split(self.modulation(jax.nn.silu(c))[None], 6, axis=-1)
+        x = x + g1 * self.attention((1 + s1) * self.norm(x) + b1)
+        return x + g2 * self.feed_forward((1 + s2) * self.norm(x) + b2)
+
+
+class DiT(nnx.Module):
+    """`net(t, x, args)` for images `(H, W, C)`: a transformer over patches.
+
+    Tokens are a linear map of the patches (a convolution of stride `patch`) plus a trained position each;
+    `layers` blocks follow (`DiTBlock`), modulated by the sum of the Fourier features of the time and the embedded
+    condition; then norm, a feed-forward layer to 10 features a pixel, `depatchify` and a 3 x 3 convolution.
+
+    Source: Peebles and Xie 2022, arXiv:2212.09748, with the widths, features and head of the third lab of
+    MIT 6.S184 (2026).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        patch: int = 4,
+        dim: int = 256,
+        layers: int = 8,
+        heads: int = 8,
+        num_classes: int | None = None,
+        condition_size: int | None = None,
+        null: int | None = None,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """A network for images of `shape`.
+
+        - `shape`: `(H, W, C)`, both sides multiples of `patch`.
+        - `dim`: the numbers of a token, even; `layers`: the blocks; `heads`: of their attention, dividing `dim`.
+        - `num_classes`, `condition_size`, `null`: the condition, see `Condition`.
+        - `dtype`: the type of compute; parameters are float32.
+
+        Raises `ValueError` for sides that the patch does not divide, heads that do not divide `dim`, an odd `dim`,
+        and an impossible condition.
+        """
+        patch = positive("patch", patch)
+        self.shape = image_shape("DiT", shape, patch, "the side of a patch")
+        self.patch, self.dtype = patch, dtype
+        height, width, channels = self.shape
+        tokens = (height // patch) * (width // patch)
+        self.time = FourierFeatures(dim, rngs=rngs)
+        self.condition = Condition(dim, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs)
+        self.project = None if condition_size is None else nnx.Linear(condition_size, dim, dtype=dtype, rngs=rngs)
+        self.tokens = nnx.Linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, dim)))
+        self.blocks = nnx.List(
+            DiTBlock(dim, heads, dtype=dtype, rngs=rngs) for _ in range(positive("layers", layers))
+        )
+        self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
+        self.pixels = _FeedForward(dim, _PIXEL_FEATURES * patch * patch, dtype=dtype, rngs=rngs)
+        self.head = nnx.Conv(_PIXEL_FEATURES, channels, (3, 3), dtype=dtype, rngs=rngs)
+
+    @property
+    def null(self) -> int | None:
+        """The label that stands for none; `None` for a network without labels."""
+        return self.condition.null
+
+    def __call__(self, t: ArrayLike, x: Float[Array, "h w c"], args: Any = None) -> Float[Array, "h w c"]:
+        """The output at the time `t`, for one image `x` under the condition `args`, in the type of compute.
+
+        Raises `ValueError` for a batched `t`, an image of another shape, or a condition of another kind.
+        """
+        time = self.time(t)
+        x = as_event("DiT", x, self.shape, self.dtype)
+        c, condition = time.astype(x.dtype), self.condition(args)
+        if condition is not None:
+            c = c + (condition if self.project is None else self.project(condition)).astype(x.dtype)
+        h = self.tokens(patchify(x, self.patch)) + self.positions[...].astype(x.dtype)
+        for block in self.blocks:
+            h = block(h, c)
+        features = (*self.shape[:2], _PIXEL_FEATURES)
+        return self.head(depatchify(self.pixels(self.norm(h)), self.patch, features))

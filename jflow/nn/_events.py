@@ -1,0 +1,45 @@
+"""Checks shared by the networks: sizes given to constructors, events given to calls."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float
+
+
+def positive(name: str, value: Any) -> int:
+    """`value` as a Python integer; raises `ValueError` where it is no positive integer."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} is a positive integer. Got {value!r}.")
+    return number
+
+
+def image_shape(network: str, shape: Sequence[int], divisor: int, reason: str) -> tuple[int, int, int]:
+    """`shape` as `(H, W, C)`; raises `ValueError` where it is not one, or `divisor` does not divide both sides."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"A {network} takes images of shape (H, W, C), C = 1 for grey ones. Got the event shape {tuple(shape)}."
+        )
+    height, width, channels = (positive(f"Each side of a {network}'s event", side) for side in shape)
+    if height % divisor or width % divisor:
+        sides = tuple(-(-side // divisor) * divisor for side in (height, width))
+        raise ValueError(
+            f"Both sides of a {network}'s image are multiples of {divisor} ({reason}). Got {height} x {width}; "
+            f"pad or resize to {sides[0]} x {sides[1]}, or use fewer levels or a smaller patch."
+        )
+    return height, width, channels
+
+
+def as_event(network: str, x: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike | None) -> Float[Array, "..."]:
+    """`x` in the type of compute: `dtype`, or else its own, at least float32; raises `ValueError` for a wrong shape."""
+    x = jnp.asarray(x)
+    if x.shape != shape:
+        hint = "; a batch goes through jax.vmap, over t, x and args together" if x.shape[1:] == shape else ""
+        raise ValueError(f"This {network} takes one event of shape {shape}. Got {x.shape}{hint}.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype)

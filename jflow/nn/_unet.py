@@ -1,0 +1,187 @@
+"""A convolutional U-Net with the time and the condition in every layer."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from ._attention import SelfAttention
+from ._embed import Condition, FourierFeatures
+from ._events import as_event, image_shape, positive
+
+
+def _conv(a, b, *, stride=1, init=None, dtype, rngs):
+    """A 3 x 3 convolution; the output's side is the input's over `stride`."""
+    init = nnx.initializers.lecun_normal() if init is None else init
+    padding = ((1, 1), (1, 1))
+    return nnx.Conv(a, b, (3, 3), stride, padding=padding, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+class _GroupNorm(nnx.Module):
+    """GroupNorm of one image: up to 8 groups, of at least 4 channels where there are as many."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        groups = max(n for n in range(1, 9) if channels % n == 0 and (n == 1 or channels >= 4 * n))
+        self.norm = nnx.GroupNorm(channels, groups, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(x[None])[0]
+
+
+class _Block(nnx.Module):
+    """SiLU, norm, convolution. In this order a bias per channel, as the time's, is not normalised away."""
+
+    def __init__(self, channels, *, dtype, rngs):
+        self.norm = _GroupNorm(channels, dtype=dtype, rngs=rngs)
+        self.conv = _conv(channels, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.conv(self.norm(jax.nn.silu(x)))
+
+
+class _Adapter(nnx.Module):
+    """Features of the time, or of the condition, to a bias per channel: linear, SiLU, linear."""
+
+    def __init__(self, size, embedding, channels, *, dtype, rngs):
+        self.hidden = nnx.Linear(size, embedding, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(embedding, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, features):
+        return self.out(jax.nn.silu(self.hidden(features)))
+
+
+class _ResidualLayer(nnx.Module):
+    """`x + block(block(x) + time + condition)`, then attention where it is asked for."""
+
+    def __init__(self, channels, embedding, condition_size, heads, *, dtype, rngs):
+        self.first = _Block(channels, dtype=dtype, rngs=rngs)
+        self.time = _Adapter(embedding, embedding, channels, dtype=dtype, rngs=rngs)
+        self.condition = (
+            _Adapter(condition_size, embedding, channels, dtype=dtype, rngs=rngs) if condition_size else None
+        )
+        self.second = _Block(channels, dtype=dtype, rngs=rngs)
+        self.norm = _GroupNorm(channels, dtype=dtype, rngs=rngs) if heads else None
+        self.attention = SelfAttention(channels, heads, zero=True, dtype=dtype, rngs=rngs) if heads else None
+
+    def __call__(self, x, time, condition):
+        h = self.first(x) + self.time(time)[None, None]
+        if self.condition is not None:
+            h = h + self.condition(condition)[None, None]
+        x = x + self.second(h)
+        if self.norm is not None and self.attention is not None:
+            x = x + self.attention(self.norm(x).reshape(-1, x.shape[-1])).reshape(x.shape)
+        return x
+
+
+def _double(x):
+    """Bilinear interpolation to twice the sides."""
+    height, width, channels = x.shape
+    return jax.image.resize(x, (2 * height, 2 * width, channels), "bilinear")
+
+
+class UNet(nnx.Module):
+    """`net(t, x, args)` for images `(H, W, C)`: residual layers at falling, then rising resolution.
+
+    Level i has `channels[i]` channels and sides `H / 2^i`, `W / 2^i`. Going down, `layers` residual layers and a
+    convolution of stride 2 a level; `layers` at the lowest; going up, bilinear interpolation, a convolution and
+    `layers` residual layers. What a level's layers give on the way down is added on the way up. A residual layer is
+    `x + block(block(x) + b(t) + b(args))` with blocks of SiLU, GroupNorm and convolution and biases per channel.
+    The last convolution starts at zero, and so does the network.
+
+    Source: Ronneberger et al. 2015, arXiv:1505.04597, in the residual form of Ho et al. 2020, arXiv:2006.11239,
+    appendix B, with the widths and features of the third lab of MIT 6.S184 (2025) and GroupNorm for BatchNorm.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        channels: Sequence[int] = (32, 64, 128),
+        layers: int = 2,
+        embedding: int = 40,
+        num_classes: int | None = None,
+        condition_size: int | None = None,
+        null: int | None = None,
+        attention: Sequence[int] = (),
+        heads: int = 4,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """A network for images of `shape`.
+
+        - `shape`: `(H, W, C)`, both sides multiples of `2^(len(channels) - 1)`.
+        - `channels`: the channels of every level; `layers`: the residual layers of each.
+        - `embedding`: the features of the time (even), of a label, and of the hidden layer of their biases.
+        - `num_classes`, `condition_size`, `null`: the condition, see `Condition`.
+        - `attention`: the levels, 0 the full resolution, whose residual layers end in self-attention of `heads`
+          heads.
+        - `dtype`: the type of compute; parameters are float32.
+
+        Raises `ValueError` for sides that the levels do not divide, levels that do not exist, heads that do not
+        divide the channels, and an impossible condition.
+        """
+        channels = tuple(positive("Each of channels", c) for c in channels)
+        if not channels:
+            raise ValueError("A UNet has one level at least: channels is not empty. Got ().")
+        if not set(attention) <= set(range(len(channels))):
+            raise ValueError(
+                f"Attention is at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
+            )
+        divisor = 2 ** (len(channels) - 1)
+        self.shape = image_shape("UNet", shape, divisor, f"{len(channels)} levels halve them {len(channels) - 1} times")
+        self.dtype = dtype
+        layers = positive("layers", layers)
+        self.time = FourierFeatures(embedding, rngs=rngs)
+        self.condition = Condition(
+            embedding, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs
+        )
+
+        def level(i):
+            size, with_heads = self.condition.size, heads if i in attention else 0
+            return nnx.List(
+                _ResidualLayer(channels[i], embedding, size, with_heads, dtype=dtype, rngs=rngs) for _ in range(layers)
+            )
+
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.stem = _conv(self.shape[-1], channels[0], dtype=dtype, rngs=rngs)
+        self.stem_norm = _GroupNorm(channels[0], dtype=dtype, rngs=rngs)
+        self.down = nnx.List(level(i) for i in range(len(pairs)))
+        self.shrink = nnx.List(_conv(a, b, stride=2, dtype=dtype, rngs=rngs) for a, b in pairs)
+        self.middle = level(len(pairs))
+        self.grow = nnx.List(_conv(b, a, dtype=dtype, rngs=rngs) for a, b in pairs)
+        self.up = nnx.List(level(i) for i in range(len(pairs)))
+        self.head = _conv(channels[0], self.shape[-1], init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+
+    @property
+    def null(self) -> int | None:
+        """The label that stands for none; `None` for a network without labels."""
+        return self.condition.null
+
+    def __call__(self, t: ArrayLike, x: Float[Array, "h w c"], args: Any = None) -> Float[Array, "h w c"]:
+        """The output at the time `t`, for one image `x` under the condition `args`, in the type of compute.
+
+        Raises `ValueError` for a batched `t`, an image of another shape, or a condition of another kind.
+        """
+        time = self.time(t)
+        x = as_event("UNet", x, self.shape, self.dtype)
+        time, condition = time.astype(x.dtype), self.condition(args)
+        condition = None if condition is None else condition.astype(x.dtype)
+        h = jax.nn.silu(self.stem_norm(self.stem(x)))
+        skips = []
+        for level, shrink in zip(self.down, self.shrink, strict=True):
+            for layer in level:
+                h = layer(h, time, condition)
+            skips.append(h)
+            h = shrink(h)
+        for layer in self.middle:
+            h = layer(h, time, condition)
+        for level, grow, skip in reversed(list(zip(self.up, self.grow, skips, strict=True))):
+            h = grow(_double(h)) + skip
+            for layer in level:
+                h = layer(h, time, condition)
+        return self.head(h)
