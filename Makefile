@@ -1,0 +1,61 @@
+# make demo | make test: all that a fresh clone needs. The rest is for development.
+
+# the first Python >= 3.11 that can make a virtual environment; `make setup PYTHON=...` overrides
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS ?= 2
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: setup demo test test-default lint format typecheck notebooks clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || { test -n "$(PYTHON)" || \
+		{ echo "make: no Python >= 3.11 with venv found; pass one as PYTHON=/path/to/python" >&2; exit 1; }; \
+		echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing into $(VENV) (some minutes the first time)"
+	@$(PIP) install --quiet --constraint constraints.txt --upgrade pip
+	@$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable '.[test,notebooks]'
+	@touch $@
+
+# train on handwritten digits, sample, evaluate, draw pictures
+demo: $(STAMP)
+	@$(BIN)/jflow demo
+
+# both tiers; the summary says how long each took
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow"
+
+test-default: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP)
+	$(BIN)/pyright
+
+# runs each from the top; the executed copies, with their pictures, go to .cache/notebooks
+notebooks: $(STAMP)
+ifeq ($(NOTEBOOKS),)
+	@echo "no notebooks"
+else
+	$(BIN)/python -m jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=600 \
+		--output-dir .cache/notebooks $(NOTEBOOKS)
+endif
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .cache .pytest_cache .ruff_cache
+	find jflow tests benchmarks -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
