@@ -47,7 +47,7 @@ format: $(STAMP)
 typecheck: $(STAMP)
 	$(BIN)/pyright
 
-# runs each from the top; the executed copies, with their pictures, go to .cache/notebooks
+# the executed copies, with their pictures, go to .cache/notebooks
 notebooks: $(STAMP)
 ifeq ($(NOTEBOOKS),)
 	@echo "no notebooks"
