@@ -1,0 +1,62 @@
+"""Batches: of arrays in memory by seed and step, of anything larger through grain."""
+
+import functools as ft
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ._dataset import Dataset
+
+
+def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, np.ndarray]:
+    """Batch number `step`, a pure function of the arguments: nothing to save, nothing to restore.
+
+    The data set is read epoch after epoch, each in a fresh order drawn by `(seed, epoch)`, and this endless
+    sequence is cut into batches: within an epoch no example is seen twice, and the batch that meets its end
+    is filled from the next.
+
+    Returns `{"x": (batch_size, *event), "label": (batch_size,)}`, without `"label"` where there is none.
+    Raises `ValueError` for a batch size below 1 or a negative step or seed.
+    """
+    # Not grain: its shuffle adds the epoch to the seed, so that seeds 0 and 1 see the same orders one epoch
+    # apart, and an example costs it 34 microseconds where this gather costs 0.4 (digits, batches of 128).
+    _check_size(batch_size)
+    if step < 0 or seed < 0:
+        raise ValueError(f"Steps and seeds count from 0. Got step={step}, seed={seed}.")
+    n, start = len(dataset), int(step) * batch_size
+    stop = start + batch_size
+    epochs = range(start // n, (stop - 1) // n + 1)
+    index = [_order(n, int(seed), e)[max(start - e * n, 0) : stop - e * n] for e in epochs]
+    return dataset[np.concatenate(index)]
+
+
+@ft.lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    """The order of one epoch; kept while its batches are drawn."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(n)
+
+
+def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, Any]]:
+    """Endless shuffled batches of a set too large for memory, as a `grain.IterDataset`.
+
+    `source` has `len(source)` and `source[i]`, one record as a dictionary of arrays: grain's own sources, or
+    any object that reads record `i` from disk (a `Dataset` is one too). Records are read ahead in threads.
+    The iterator's position is a few numbers, by `get_state()` and `set_state(state)`, which
+    `grain.checkpoint.CheckpointSave` hands to orbax. Needs grain. For arrays in memory prefer `batch`.
+
+    Raises `ValueError` for an empty source or a batch size below 1.
+    """
+    import grain
+
+    _check_size(batch_size)
+    if len(source) == 0:
+        raise ValueError("A data set has at least one example. Got an empty source.")
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])  # see `batch` on grain's seeds
+    return grain.MapDataset.source(source).seed(spread).shuffle().repeat().batch(batch_size).to_iter_dataset()
+
+
+def _check_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"A batch has at least one example. Got batch_size={batch_size}.")

@@ -1,0 +1,175 @@
+"""A data set held in memory, and the ways to make one of your own arrays."""
+
+import dataclasses
+import os
+import zipfile
+import zlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Examples and, where there are any, their classes; immutable, checked once.
+
+    - `x`: float32, shape `(n, *event)`, finite; images are `(n, H, W, C)` in [-1, 1].
+    - `label`: int32, shape `(n,)`, values `0 .. num_classes - 1`; `None` without classes.
+    - `name`: what reports call it.
+    - `num_classes`: `None` without classes.
+
+    `dataset[i]` is `{"x": x[i], "label": label[i]}` (no `"label"` without classes) for an index, a slice or
+    an array of indices: one record, or a batch of them.
+
+    Raises `ValueError` where one of these rules is broken.
+    """
+
+    x: Float[np.ndarray, "n *event"]
+    label: Int[np.ndarray, "n"] | None
+    name: str
+    num_classes: int | None
+
+    def __post_init__(self):
+        _check_examples(self.x, self.name)
+        if (self.label is None) != (self.num_classes is None):
+            raise ValueError(
+                "label and num_classes come together or not at all. "
+                f"Got label {'missing' if self.label is None else 'given'}, num_classes {self.num_classes}."
+            )
+        object.__setattr__(self, "x", _frozen(self.x))
+        if self.label is not None:
+            _check_labels(self.label, len(self.x), self.num_classes, self.name)
+            object.__setattr__(self, "label", _frozen(self.label.astype(np.int32)))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        if self.label is None:
+            return {"x": self.x[index]}
+        return {"x": self.x[index], "label": self.label[index]}
+
+    def __repr__(self) -> str:
+        classes = "" if self.num_classes is None else f", {self.num_classes} classes"
+        return f"Dataset({self.name}: {len(self)} x {self.x.shape[1:]}{classes})"
+
+
+def from_array(
+    x: Shaped[np.ndarray | Array, "..."],
+    label: Shaped[np.ndarray | Array, "..."] | None = None,
+    *,
+    name: str = "array",
+    num_classes: int | None = None,
+) -> Dataset:
+    """A data set of your own arrays, copied.
+
+    - `x`, shape `(n, *event)` with at least one axis after the first: uint8 is read as images, 0..255 going
+      to [-1, 1] as `x / 127.5 - 1`; floats of any width become float32 and are not rescaled.
+    - `label`, shape `(n,)`, integers from 0; `num_classes` is their largest plus one unless given.
+
+    Raises `ValueError` for any other type, a wrong rank or length, an empty set, a value that is not finite
+    in float32, a label out of range.
+    """
+    x = np.asarray(x)
+    if x.dtype == np.uint8:
+        x = x.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    elif jnp.issubdtype(x.dtype, jnp.floating):
+        with np.errstate(over="ignore"):  # what overflows is reported as non-finite
+            x = x.astype(np.float32)
+    else:
+        raise ValueError(
+            f"x is uint8 (images, 0..255) or floating point. Got {x.dtype}; convert it with "
+            "x.astype(np.uint8) or x.astype(np.float32), whichever it means."
+        )
+    if label is None:
+        return Dataset(x, None, name, None)
+    label = np.asarray(label)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"Labels are integers. Got {label.dtype}; use label.astype(np.int32).")
+    if num_classes is None:
+        num_classes = int(label.max(initial=0)) + 1
+    return Dataset(x, label, name, num_classes)
+
+
+def from_npz(path: str | os.PathLike[str]) -> Dataset:
+    """A data set of the arrays `x` and, if there, `label` of an `.npz` file, as `from_array` reads them.
+
+    Nothing is unpickled. Raises `FileNotFoundError` where there is no such file, and `ValueError` for a file
+    that is not an `.npz`, is truncated or damaged, holds Python objects or lacks `x`.
+    """
+    hint = "write it with np.savez(path, x=x, label=label)"
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with file:
+            arrays = {key: file[key] for key in ("x", "label") if key in file}
+            found = list(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"A data set is read from an .npz file. There is no file {path}.") from None
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"An .npz file of plain arrays is needed; {path} is damaged or something else ({error}); {hint}."
+        ) from error
+    if "x" not in arrays:
+        raise ValueError(f"The .npz file holds the examples under the name x. {path} holds {found}; {hint}.")
+    return from_array(arrays["x"], arrays.get("label"), name=os.path.splitext(os.path.basename(path))[0])
+
+
+def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Dataset:
+    """The `split` of a labelled data set: `num_test` test examples, stratified by class and drawn by `seed`.
+
+    The order within a split is that of the data set.
+    """
+    from sklearn.model_selection import train_test_split
+
+    check_split(split)
+    if split == "all":
+        return dataset
+    index = np.arange(len(dataset))
+    train, test = train_test_split(index, test_size=num_test, stratify=dataset.label, random_state=seed)
+    kept = np.sort(train if split == "train" else test)
+    return Dataset(**dataset[kept], name=dataset.name, num_classes=dataset.num_classes)
+
+
+def check_split(split: str) -> None:
+    """Raises `ValueError` where there is no such split."""
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"A split is 'train', 'test' or 'all'. Got {split!r}.")
+
+
+def _frozen(x: np.ndarray) -> np.ndarray:
+    view = x.view()
+    view.setflags(write=False)
+    return view
+
+
+def _check_examples(x: np.ndarray, name: str) -> None:
+    if x.ndim < 2:
+        raise ValueError(
+            f"x has shape (n, *event) with at least one axis after the first. Got {x.shape} for {name}; "
+            "n numbers are x[:, None], one example is x[None]."
+        )
+    if x.size == 0:
+        raise ValueError(f"A data set has at least one example, each of at least one number. Got {x.shape}.")
+    if not np.isfinite(x).all():
+        bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        raise ValueError(
+            f"Data are finite in float32. {bad.sum()} of the {len(x)} examples of {name} are not, the first "
+            f"at index {bad.argmax()}; keep x[np.isfinite(x).reshape(len(x), -1).all(1)], or rescale."
+        )
+
+
+def _check_labels(label: np.ndarray, n: int, num_classes: int | None, name: str) -> None:
+    if label.shape != (n,):
+        raise ValueError(
+            f"There is one label for each example: shape ({n},). Got {label.shape} for {name}; "
+            "one-hot rows become labels by label.argmax(1)."
+        )
+    if num_classes is None or label.min() < 0 or label.max() >= num_classes:
+        raise ValueError(
+            f"Labels are 0 .. num_classes - 1, here 0 .. {(num_classes or 0) - 1}. Got {label.min()} .. "
+            f"{label.max()} for {name}; np.unique(label, return_inverse=True)[1] numbers classes from 0."
+        )

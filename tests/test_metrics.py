@@ -1,0 +1,243 @@
+"""Metrics against exact values, invariances, and bad input."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from jflow import metrics
+
+KEY = jr.key(0)
+CLOUD = np.random.default_rng(0).standard_normal((300, 5))
+OTHER = np.random.default_rng(1).standard_normal((200, 5)) @ np.diag([1, 2, 3, 0.5, 1]) + 0.5
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2)
+
+
+# every distance between two samples, as a function of the samples alone
+DISTANCES = {
+    "energy_distance": metrics.energy_distance,
+    "mmd": lambda x, y: metrics.mmd(x, y, bandwidth=2.0),
+    "sliced_wasserstein": lambda x, y: metrics.sliced_wasserstein(KEY, x, y, 64),
+    "frechet_distance": metrics.frechet_distance,
+    "wasserstein_1d": lambda x, y: metrics.wasserstein_1d(x[:, :1], y[:, :1]),
+}
+each = pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES)
+
+
+@each
+def test_M2_zero_for_identical_and_positive_for_shifted(distance, rng):
+    assert abs(distance(CLOUD, CLOUD)) < 1e-12
+    assert abs(distance(CLOUD, rng.permutation(CLOUD))) < 1e-12
+    assert distance(CLOUD, CLOUD + 0.1) > 1e-4
+
+
+@each
+def test_symmetry_and_invariance_under_translation(distance):
+    value = distance(CLOUD, OTHER)
+    assert distance(OTHER, CLOUD) == pytest.approx(value, rel=1e-12)
+    assert distance(CLOUD + 100, OTHER + 100) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["energy_distance", "mmd", "sliced_wasserstein", "wasserstein_1d"])
+def test_only_the_weights_of_points_count(name):
+    distance = DISTANCES[name]
+    value = distance(CLOUD, OTHER)
+    assert distance(np.tile(CLOUD, (2, 1)), np.tile(OTHER, (3, 1))) == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "degree"), [("energy_distance", 1), ("sliced_wasserstein", 1), ("frechet_distance", 2)]
+)
+def test_units(name, degree):
+    distance = DISTANCES[name]
+    assert distance(3 * CLOUD, 3 * OTHER) == pytest.approx(3**degree * distance(CLOUD, OTHER), rel=1e-10)
+
+
+def test_events_of_any_shape_and_type(rng):
+    images = CLOUD.astype(np.float32)[:, :4].reshape(-1, 2, 2, 1)
+    value = metrics.energy_distance(images, images + 1)
+    assert metrics.energy_distance(jnp.asarray(images), jnp.asarray(images + 1)) == value
+    assert metrics.energy_distance(images.reshape(-1, 4), (images + 1).reshape(-1, 4)) == value
+    bytes_ = rng.integers(0, 255, (50, 3, 3, 1)).astype(np.uint8)
+    assert metrics.energy_distance(bytes_, bytes_) == pytest.approx(0, abs=1e-12)
+
+
+def test_M1_exact_W2_of_two_gaussians(rng):
+    # x = N(0, 1), y = N(1, 0.25): W2^2 = (0 - 1)^2 + (1 - 0.5)^2
+    n, exact = 20_000, np.sqrt(1.25)
+    x, y = rng.standard_normal(n), 1 + 0.5 * rng.standard_normal(n)
+    # the potentials of W2^2 are z^2/2 - 2z and z - z^2/4 in standard normals z, of variances 4.5 and 1.125
+    se = np.sqrt((4.5 + 1.125) / n) / (2 * exact)
+    assert metrics.wasserstein_1d(x, y) == pytest.approx(exact, abs=4 * se)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5])
+def test_wasserstein_1d_by_hand(p):
+    # quantile functions 0 | 1 on halves, and 0 | 2 | 5 on thirds: gaps 0, 2, 1, 4 on 1/3, 1/6, 1/6, 1/3
+    value = metrics.wasserstein_1d(np.array([1.0, 0.0]), np.array([5.0, 0.0, 2.0]), p)
+    assert value == pytest.approx((2**p / 6 + 1 / 6 + 4**p / 3) ** (1 / p), rel=1e-12)
+
+
+def test_wasserstein_1d_against_scipy(rng):
+    from scipy.stats import wasserstein_distance
+
+    x, y = rng.standard_normal(101), rng.standard_normal(77) ** 2
+    assert metrics.wasserstein_1d(x, y, 1) == pytest.approx(wasserstein_distance(x, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 64])
+def test_M3_sliced_W2_of_a_shift(dim, rng):
+    x, shift = rng.standard_normal((500, dim)), rng.standard_normal(dim)
+    value = metrics.sliced_wasserstein(KEY, x, x + shift, 4096)
+    assert value == pytest.approx(np.linalg.norm(shift) / np.sqrt(dim), rel=0.05)
+
+
+def test_sliced_wasserstein_is_a_function_of_its_key():
+    first = metrics.sliced_wasserstein(KEY, CLOUD, OTHER, 16)
+    assert metrics.sliced_wasserstein(KEY, CLOUD, OTHER, 16) == first
+    assert metrics.sliced_wasserstein(jr.key(1), CLOUD, OTHER, 16) != first
+
+
+def test_energy_distance_against_the_double_sum():
+    from scipy.spatial.distance import cdist
+
+    value = 2 * cdist(CLOUD, OTHER).mean() - cdist(CLOUD, CLOUD).mean() - cdist(OTHER, OTHER).mean()
+    assert metrics.energy_distance(CLOUD, OTHER) == pytest.approx(value, abs=1e-9)
+
+
+def test_energy_distance_of_two_points():
+    # x always 0, y always 3: 2 * 3 - 0 - 0
+    assert metrics.energy_distance(np.zeros(4), np.full(7, 3.0)) == pytest.approx(6, rel=1e-12)
+
+
+def test_mmd_of_two_points_and_its_default_bandwidth():
+    # k(0, 3) = exp(-9 / 8) at bandwidth 2
+    assert metrics.mmd(np.zeros(4), np.full(7, 3.0), 2.0) == pytest.approx(2 - 2 * np.exp(-9 / 8), rel=1e-12)
+    from scipy.spatial.distance import pdist
+
+    median = float(np.median(pdist(np.concatenate([CLOUD, OTHER]))))
+    assert metrics.mmd(CLOUD, OTHER) == pytest.approx(metrics.mmd(CLOUD, OTHER, median), rel=1e-9)
+
+
+def test_blocks_do_not_change_a_value(monkeypatch):
+    values = [DISTANCES[name](CLOUD, OTHER) for name in ("energy_distance", "mmd", "sliced_wasserstein")]
+    near = metrics.nearest_distance(CLOUD, OTHER)
+    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    again = [DISTANCES[name](CLOUD, OTHER) for name in ("energy_distance", "mmd", "sliced_wasserstein")]
+    np.testing.assert_allclose(again, values, rtol=1e-10)
+    np.testing.assert_allclose(metrics.nearest_distance(CLOUD, OTHER), near, rtol=1e-12)
+
+
+def gaussian_sample(rng, mean, cov, n):
+    """`n` points whose sample mean and covariance are exactly those given."""
+    z = rng.standard_normal((n, len(mean)))
+    z = (z - z.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T))).T
+    return z @ np.linalg.cholesky(cov).T + mean
+
+
+def test_frechet_distance_is_exact_for_given_moments(rng):
+    from scipy.linalg import sqrtm
+
+    factors = rng.standard_normal((2, 6, 6))
+    covs = factors @ factors.transpose(0, 2, 1)
+    means = rng.standard_normal((2, 6))
+    root = sqrtm(covs[0] @ covs[1]).real
+    exact = np.sum((means[0] - means[1]) ** 2) + np.trace(covs[0] + covs[1] - 2 * root)
+    x, y = (gaussian_sample(rng, m, c, n) for m, c, n in zip(means, covs, (50, 80), strict=True))
+    assert metrics.frechet_distance(x, y) == pytest.approx(exact, rel=1e-9)
+
+
+def test_frechet_distance_with_fewer_points_than_components():
+    # both covariances have rank 4 and commute: (1 - 2)^2 on each axis they share
+    x = np.concatenate([np.eye(5), np.zeros((5, 20))], axis=1)
+    variance = np.var(x, axis=0, ddof=1).sum()
+    assert metrics.frechet_distance(x, 2 * x) == pytest.approx(variance + 5 * (1 / 5) ** 2, rel=1e-12)
+
+
+def test_frechet_distance_over_features():
+    def features(x):
+        return np.stack([x.sum(axis=1), (x**2).sum(axis=1)], axis=1)
+
+    value = metrics.frechet_distance(features(CLOUD), features(OTHER))
+    assert metrics.frechet_distance(CLOUD, OTHER, features) == value
+
+
+def test_nearest_distance():
+    from scipy.spatial.distance import cdist
+
+    far = metrics.nearest_distance(CLOUD, OTHER)
+    np.testing.assert_allclose(far, cdist(CLOUD, OTHER).min(axis=1), rtol=1e-12)
+    assert (metrics.nearest_distance(OTHER[:50] + 1e6, OTHER + 1e6) == 0).all()
+
+
+def test_c2st_separates_and_does_not(rng):
+    x, y = rng.standard_normal((2, 300, 4))
+    se = np.sqrt(1 / (8 * 300))
+    assert metrics.c2st(KEY, x, y) == pytest.approx(0.5, abs=4 * se)
+    assert metrics.c2st(KEY, x, y[:200] + 6) > 0.99
+    # the Bayes classifier of N(0, 1) and N(2, 1) is right with probability Phi(1)
+    value = metrics.c2st(KEY, x[:, 0], y[:, 0] + 2)
+    assert value == pytest.approx(0.8413, abs=4 * se)
+    assert metrics.c2st(KEY, x[:, 0], y[:, 0] + 2) == value
+
+
+def test_c2st_with_another_classifier(rng):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x = rng.standard_normal((60, 2))
+    # a point and its copy: the nearest neighbour always has the other label, or the fold lacks it
+    assert metrics.c2st(KEY, x, x, classifier=KNeighborsClassifier(1)) < 0.3
+
+
+def test_class_accuracy():
+    x, label = np.array([[0.1], [0.9], [0.4], [0.6]]), np.array([0, 1, 1, 1])
+    assert metrics.class_accuracy(x, label, lambda x: (x[:, 0] > 0.5).astype(int)) == 0.75
+    with pytest.raises(ValueError, match=r"one label and one prediction .* \(4, 1\)"):
+        metrics.class_accuracy(x, label, lambda x: (x > 0.5).astype(int))
+    with pytest.raises(ValueError, match="one label and one prediction"):
+        metrics.class_accuracy(x, label[:3], lambda x: (x[:, 0] > 0.5).astype(int))
+
+
+PAIRS = {**DISTANCES, "c2st": lambda x, y: metrics.c2st(KEY, x, y), "nearest": metrics.nearest_distance}
+
+
+@pytest.mark.parametrize("function", PAIRS.values(), ids=PAIRS)
+def test_bad_samples(function):
+    bad = CLOUD.copy()
+    bad[7] = np.nan
+    with pytest.raises(ValueError, match=r"1 of the 300 points of the second sample .* index 7"):
+        function(CLOUD, bad)
+    with pytest.raises(ValueError, match="at least one point"):
+        function(CLOUD[:0], CLOUD)
+    if function is not DISTANCES["wasserstein_1d"]:
+        with pytest.raises(ValueError, match="Got 5 and 4 components"):
+            function(CLOUD, CLOUD[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.wasserstein_1d(CLOUD, OTHER), "5 components; use sliced_wasserstein"),
+        (lambda: metrics.wasserstein_1d(CLOUD[:, 0], OTHER[:, 0], 0.5), "at least 1 and finite. Got p=0.5"),
+        (lambda: metrics.sliced_wasserstein(KEY, CLOUD, OTHER, 0), "num_projections=0"),
+        (lambda: metrics.mmd(CLOUD, OTHER, 0.0), "bandwidth is positive"),
+        (lambda: metrics.mmd(np.zeros(9), np.zeros(9)), "most points coincide"),
+        (lambda: metrics.frechet_distance(CLOUD[:1], OTHER), "at least two points"),
+        (lambda: metrics.c2st(KEY, CLOUD, OTHER, folds=1), "at least two folds"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_on_the_host_in_float64():
+    assert not jax.config.jax_enable_x64
+    x = 1e4 + np.linspace(0, 1, 500)  # float32 would not tell neighbours apart
+    # 2 int (F - G)^2, where F - G is 1/500 on 500 intervals of length 1e-3
+    assert metrics.energy_distance(x, x + 1e-3) == pytest.approx(4e-6, rel=1e-6)
