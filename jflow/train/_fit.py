@@ -1,0 +1,187 @@
+"""The training loop: progress, metrics, checkpoints, resume."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key, PyTree
+from tqdm import tqdm
+
+from ._checkpoint import Checkpoints, open_checkpoints, writable
+from ._metrics import Metrics, open_metrics
+from ._state import State
+from ._step import Info, Loss, step
+
+_IN_FLIGHT = 8  # steps dispatched ahead of the device
+_fold_in = jax.jit(jr.fold_in)
+
+
+def fit(
+    state: State,
+    loss: Loss,
+    batches: Callable[[int], PyTree],
+    *,
+    steps: int,
+    key: Key[Array, ""],
+    run_dir: str | Path | None = None,
+    save_every: int = 1000,
+    log_every: int = 50,
+    keep: int = 3,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> tuple[State, Float[np.ndarray, " n"]]:
+    """Trains until `state.step == steps`; returns the state and the loss of every step taken here.
+
+    Step `i`, counted from 0, is `step(state, loss, fold_in(key, i), batches(i))`, one dispatch each (XLA's
+    CPU backend runs the gradient of a convolution inside a loop many times slower). The run is so a function
+    of the first state, `batches` and `key`: stopped at any moment, even by `kill -9`, and called again with
+    the same arguments, it goes on from the last checkpoint in `run_dir` and ends bit for bit where it would
+    have.
+
+    - `batches`: the batch of step `i`, for `i` in `range(steps)`; see `step`.
+    - `run_dir`: folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
+    - `save_every`, `keep`: steps between checkpoints, and how many of the newest stay. The last step has
+      one.
+    - `log_every`: steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of
+      steps taken and the loss that of the last one. Losses reach the host only then.
+    - `mesh`: data parallel, as in `step`.
+    - `progress`: shows a progress bar.
+
+    Ctrl-C ends the current step, writes a checkpoint and raises `KeyboardInterrupt`; a second one does not
+    wait. The state given is donated. Raises `ValueError` where a loss or gradient is not finite (nothing is
+    saved from that step on, the last checkpoint stays), the folder is not writable or not this run's, or a
+    checkpoint in it is of another shape or key.
+    """
+    for name, value in {
+        "steps": steps,
+        "save_every": save_every,
+        "log_every": log_every,
+        "keep": keep,
+    }.items():
+        if value < 1:
+            raise ValueError(f"{name} is a number of at least 1. Got {value}.")
+    with contextlib.ExitStack() as stack:
+        checkpoints, metrics = None, None
+        if run_dir is not None:
+            folder = writable(run_dir)
+            checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", keep))
+            if checkpoints.latest() is not None:
+                state = checkpoints.restore(state, key)
+            metrics = stack.enter_context(open_metrics(folder / "metrics.jsonl", int(state.step)))
+        start = int(state.step)
+        bar = stack.enter_context(
+            tqdm(total=max(steps, start), initial=start, disable=not progress, unit="step")
+        )
+        interrupted = stack.enter_context(_deferred_interrupt())
+        recorder = _Recorder(start, bar, metrics, checkpoints, batches)
+        for i in range(start, steps):
+            state, info = step(state, loss, _fold_in(key, np.uint32(i)), batches(i), mesh=mesh)
+            recorder.add(info)
+            last, stop = i + 1 == steps, interrupted()
+            if last or (i + 1) % log_every == 0:
+                recorder.fetch(log=True)
+            if last or stop or (i + 1) % save_every == 0:
+                recorder.save(state, key)
+            if stop:
+                raise KeyboardInterrupt
+    return state, np.asarray(recorder.losses, np.float32)
+
+
+class _Recorder:
+    """What the host knows of a run: losses, log, checkpoints. It looks at the device as rarely as it may."""
+
+    def __init__(
+        self,
+        start: int,
+        bar: tqdm,
+        metrics: Metrics | None,
+        checkpoints: Checkpoints | None,
+        batches: Callable,
+    ):
+        self.losses: list[float] = []
+        self._start, self._bar, self._batches = start, bar, batches
+        self._metrics, self._checkpoints = metrics, checkpoints
+        self._pending: list[Info] = []
+
+    def add(self, info: Info) -> None:
+        self._pending.append(info)
+        self._bar.update()
+        if len(self._pending) > _IN_FLIGHT:
+            self._pending[-_IN_FLIGHT].loss.block_until_ready()
+
+    def fetch(self, *, log: bool) -> None:
+        """Brings the losses of the steps since the last call to the host, and checks them."""
+        infos, self._pending = jax.device_get(self._pending), []
+        for info in infos:
+            if not info.finite:
+                self._fail(f"a loss of {info.loss} and a gradient of norm {info.grad_norm}")
+            self.losses.append(float(info.loss))
+        if log:
+            loss, norm = self.losses[-1], float(infos[-1].grad_norm)
+            self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            if self._metrics is not None:
+                self._metrics.write(self._start + len(self.losses), loss=loss, grad_norm=norm)
+
+    def save(self, state: State, key: Key[Array, ""]) -> None:
+        if self._checkpoints is None or self._metrics is None:
+            return
+        if self._pending:
+            self.fetch(log=False)
+        if not all(np.isfinite(np.asarray(p)).all() for p in state.params):
+            self._fail("parameters that are not finite, from a finite gradient")
+        self._metrics.sync()
+        self._checkpoints.save(state, key)
+
+    def _fail(self, what: str) -> None:
+        i = self._start + len(self.losses)
+        bad = _not_finite(self._batches(i))
+        if bad:
+            fix = f"The batch of that step is not finite in {', '.join(bad)}: mend the data."
+        else:
+            fix = (
+                "The batch of that step is finite: try a smaller learning rate, "
+                "optax.chain(optax.clip_by_global_norm(1.0), ...), or a law of training times that keeps "
+                "away from where the loss is singular."
+            )
+        saved = None if self._checkpoints is None else self._checkpoints.latest()
+        kept = "" if saved is None else f" The checkpoint of step {saved} is kept."
+        raise ValueError(f"Training needs finite numbers. Step {i} (counted from 0) gave {what}. {fix}{kept}")
+
+
+def _not_finite(batch: PyTree) -> list[str]:
+    """Names of the leaves of a batch that hold a NaN or an infinity."""
+
+    def bad(leaf):
+        return eqx.is_inexact_array_like(leaf) and not bool(jnp.all(jnp.isfinite(leaf)))
+
+    return ["batch" + jtu.keystr(path) for path, leaf in jtu.tree_flatten_with_path(batch)[0] if bad(leaf)]
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag and spares the step in progress, whose state is donated; a second one goes through."""
+    seen = []
+
+    def handler(signum: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if previous is None else previous)

@@ -1,0 +1,178 @@
+"""The state of a training run: a field, its optimiser and its running average, as flat tuples of arrays."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from .._field import trainable
+
+
+@dataclasses.dataclass(frozen=True)
+class _Skeleton:
+    """A pytree without its arrays: `fill` puts them back, in the order of its leaves.
+
+    In `leaves`, `None`, which is never a leaf, stands for an array.
+    """
+
+    treedef: Any = dataclasses.field(hash=False)
+    leaves: tuple[Any, ...] = dataclasses.field(hash=False)
+
+    @classmethod
+    def of(cls, tree: PyTree) -> Self:
+        leaves, treedef = jtu.tree_flatten(tree)
+        return cls(treedef, tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves))
+
+    def pick(self, tree: PyTree) -> tuple[Any, ...]:
+        """The leaves of a tree like this one that stand where the arrays do."""
+        leaves = jtu.tree_leaves(tree)
+        return tuple(leaf for leaf, static in zip(leaves, self.leaves, strict=True) if static is None)
+
+    def fill(self, arrays: Iterable[Any]) -> PyTree:
+        arrays = iter(arrays)
+        return self.treedef.unflatten([next(arrays) if leaf is None else leaf for leaf in self.leaves])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """All of a state that is not an array."""
+
+    skeleton: _Skeleton
+    trained: tuple[bool, ...]  # one flag for each array of the field
+    slots: _Skeleton
+    optimizer: Any
+    decay: float | None
+
+    def field(self, params: Iterable[Array], frozen: Iterable[Array]) -> PyTree:
+        """The field with these arrays."""
+        params, frozen = iter(params), iter(frozen)
+        return self.skeleton.fill(next(params) if flag else next(frozen) for flag in self.trained)
+
+    def tree(self, params: Iterable[Array]) -> PyTree:
+        """The trained arrays in the structure of the field: what the optimiser sees."""
+        return _trained_tree(self.skeleton, self.trained, params)
+
+
+def _trained_tree(skeleton, trained, params):
+    params, flags = iter(params), iter(trained)
+    leaves = [next(params) if leaf is None and next(flags) else None for leaf in skeleton.leaves]
+    return skeleton.treedef.unflatten(leaves)
+
+
+class State(eqx.Module):
+    """A training run at one moment: what `init` makes, and `step` takes and returns.
+
+    Its arrays are flat tuples and everything else sits in one static object: taking apart and rebuilding a
+    tree of flax modules at every step costs more than a small network's step does.
+
+    `step` donates the state it is given, so `state.field` and `state.ema` live until the next step; copy
+    what is to outlive it, as `jax.tree.map(jax.numpy.copy, eqx.filter(state.ema, eqx.is_array))`.
+
+    - `field`: the field with its current parameters.
+    - `ema`: the field with the bias-corrected running average of its parameters.
+    - `opt_state`: the state of the optimiser.
+    - `step`: batches taken so far, a scalar int32.
+    """
+
+    params: tuple[Array, ...]
+    frozen: tuple[Array, ...]
+    slots: tuple[Array, ...]
+    average: tuple[Array, ...] | None
+    moves: Int[Array, ""]
+    step: Int[Array, ""]
+    layout: _Layout = eqx.field(static=True, repr=False)
+
+    @property
+    def field(self) -> PyTree:
+        """The field with its current parameters."""
+        return self.layout.field(self.params, self.frozen)
+
+    @property
+    def ema(self) -> PyTree:
+        """The field with the averaged parameters, in the parameters' types; before the first move, `field`.
+
+        Raises `ValueError` where the run keeps no average.
+        """
+        if self.average is None:
+            raise ValueError(
+                "state.ema is the running average of the parameters. Got a state made with ema=None; "
+                "use state.field, or jflow.train.init(..., ema=0.999)."
+            )
+        params = [a.astype(p.dtype) for a, p in zip(self.average, self.params, strict=True)]
+        return self.layout.field(params, self.frozen)
+
+    @property
+    def opt_state(self) -> PyTree:
+        """The state of the optimiser, as its `init` and `update` know it."""
+        return self.layout.slots.fill(self.slots)
+
+
+def init(
+    field: PyTree, optimizer: optax.GradientTransformation | optax.MultiSteps, *, ema: float | None = 0.999
+) -> State:
+    """The state at step 0, with copies of all arrays: donation never takes the caller's.
+
+    - `field`: a jflow field, or any pytree that the loss takes; the leaves that `trainable` names are
+      trained.
+    - `optimizer`: any optax transformation, clipping by `optax.chain` and accumulation by `optax.MultiSteps`
+      included. It is static: two calls share one compiled step if they are given the same optimiser object.
+    - `ema`: decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the
+      optimiser through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
+
+    Raises `ValueError` where nothing is trainable, or for a decay outside [0, 1).
+
+    Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
+    """
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema is a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
+    field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
+    skeleton = _Skeleton.of(field)
+    arrays, trained = skeleton.pick(field), skeleton.pick(trainable(field))
+    if not any(trained):
+        raise ValueError(
+            "Training moves the floating-point arrays of a field's networks. Got a field without any; where "
+            "the network is a plain function, bind its parameters by jax.tree_util.Partial(function, params)."
+        )
+    params = _copies(leaf for leaf, flag in zip(arrays, trained, strict=True) if flag)
+    opt_state = jtu.tree_map(_as_array, optimizer.init(_trained_tree(skeleton, trained, params)))
+    slots = _Skeleton.of(opt_state)
+    return State(
+        params=params,
+        frozen=_copies(leaf for leaf, flag in zip(arrays, trained, strict=True) if not flag),
+        slots=_copies(slots.pick(opt_state)),
+        average=None if ema is None else _copies(p.astype(average_dtype(p)) for p in params),
+        moves=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+        layout=_Layout(skeleton, trained, slots, optimizer, ema),
+    )
+
+
+def average_dtype(p: Array) -> Any:
+    """float32, or the parameter's own type where that is wider."""
+    return jnp.promote_types(p.dtype, jnp.float32)
+
+
+def _as_array(leaf):
+    """Numbers as arrays: an optimiser's state changes, and what is static cannot."""
+    return (
+        jnp.asarray(leaf)
+        if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic)
+        else leaf
+    )
+
+
+def _copies(arrays: Iterable[Array]) -> tuple[Array, ...]:
+    """Fresh buffers of strong types: a weak one turns strong in the first step and retraces the second."""
+    return tuple(
+        leaf.copy()
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.array(leaf, leaf.dtype, copy=True)
+        for leaf in arrays
+    )

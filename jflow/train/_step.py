@@ -1,0 +1,209 @@
+"""One training step: gradient of the mean loss over a batch, optimiser, running average."""
+
+import functools as ft
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from ._state import State, average_dtype
+
+Loss = Callable[[Any, Any, Any], Any]
+"""`loss(field, key, example) -> scalar`, of one example."""
+
+
+class Info(NamedTuple):
+    """What a step reports.
+
+    - `loss`: mean over the batch, before the step.
+    - `grad_norm`: Euclidean norm of the gradient over all parameters, before any clipping.
+    - `finite`: whether both are finite; where not, the step left the parameters, the optimiser and the
+      average as they were.
+    """
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def step(
+    state: State, loss: Loss, key: Key[Array, ""], batch: PyTree, *, mesh: Mesh | None = None
+) -> tuple[State, Info]:
+    """One step of the optimiser on the mean of `loss(field, key_i, example_i)` over the batch.
+
+    Jitted once for a loss, an optimiser and the shapes of a batch: new keys, data and parameters do not
+    retrace (a `lambda` written inside a loop is a new loss every time, and does). The state given is
+    donated: use the one returned.
+
+    - `loss`: `loss(field, key, example)`, a scalar; `example` is the batch without its leading axis. A loss
+      may hold arrays, as an equinox module or a `jax.tree_util.Partial`.
+    - `key`: the key of this step, split into one for each example.
+    - `batch`: a pytree of arrays that share their leading axis.
+    - `mesh`: devices along an axis `"data"`: the batch is split over it, the state repeated on every device.
+
+    Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
+    loss that is not a scalar.
+    """
+    _check_key(key)
+    size = _batch_size(batch)
+    arrays, static = _split(loss)
+    if mesh is not None:
+        mesh = _automatic(mesh)
+        state, arrays, key, batch = _place(mesh, size, state, arrays, key, batch)
+    return _step(state, arrays, key, batch, static, mesh)
+
+
+@ft.partial(jax.jit, static_argnames=("static", "mesh"), donate_argnums=0)
+def _step(state, arrays, key, batch, static, mesh):
+    loss, layout = _join(arrays, static), state.layout
+    keys = jr.split(key, _batch_size(batch))
+    if mesh is not None:
+        keys = jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, PartitionSpec("data")))
+
+    def objective(params):
+        def one(key, example):
+            return _scalar(loss(layout.field(params, state.frozen), key, example))
+
+        return jnp.mean(jax.vmap(one)(keys, batch))
+
+    value, grads = jax.value_and_grad(objective)(state.params)
+    norm = _norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    new = _update(state, grads, finite)
+    if mesh is not None:
+        new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
+    return new, Info(value, norm, finite)
+
+
+def _update(state: State, grads: tuple[Array, ...], finite: Array) -> State:
+    """The state after the optimiser saw the gradients; where they are not finite, only `step` counts on."""
+    layout, opt_state = state.layout, state.opt_state
+    tree = layout.tree(state.params)
+    updates, opt_state_new = layout.optimizer.update(layout.tree(grads), opt_state, tree)
+    params = tuple(jtu.tree_leaves(optax.apply_updates(tree, updates)))
+    slots = layout.slots.pick(opt_state_new)
+    moved = _moved(opt_state, opt_state_new)
+    moves, average = state.moves + moved, None
+    if state.average is not None and layout.decay is not None:
+        weight = jnp.where(moved, _average_weight(layout.decay, moves), 0.0)
+        average = tuple(_towards(a, p, weight) for a, p in zip(state.average, params, strict=True))
+    old = (state.params, state.slots, state.average, state.moves)
+    new = jtu.tree_map(lambda a, b: jnp.where(finite, a, b), (params, slots, average, moves), old)
+    return State(new[0], state.frozen, new[1], new[2], new[3], state.step + 1, layout)
+
+
+def _moved(old: PyTree, new: PyTree) -> Bool[Array, ""]:
+    """Whether the optimiser moved: always, but while an `optax.MultiSteps` inside it still accumulates."""
+
+    def counts(opt_state):
+        found = optax.tree.get_all_with_path(
+            opt_state,
+            "gradient_step",
+            lambda path, _: getattr(path[-1], "tuple_name", "") == "MultiStepsState",
+        )
+        return [count for _, count in found]
+
+    pairs = list(zip(counts(old), counts(new), strict=True))
+    return ft.reduce(jnp.logical_or, [a != b for a, b in pairs]) if pairs else jnp.array(True)
+
+
+def _average_weight(decay: float, n: Array) -> Array:
+    """The weight of the `n`-th point in the bias-corrected average, `(1 - d) / (1 - d^n)`.
+
+    With it `m_n = m_(n-1) + w_n (p_n - m_(n-1))` is `sum_i d^(n-i) p_i / sum_i d^(n-i)` at every `n`, and the
+    average of a constant is that constant bit for bit; an uncorrected sum that is divided at the end stalls
+    short of it by up to 2^-24 / (1 - d).
+    """
+    if decay == 0:
+        return jnp.ones(())
+    return (1 - decay) / -jnp.expm1(n * math.log(decay))
+
+
+def _towards(average, p, weight):
+    return average + weight.astype(average.dtype) * (p.astype(average_dtype(p)) - average)
+
+
+def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
+    """The Euclidean norm over all arrays, summed in float32 or wider."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(g.astype(average_dtype(g))))) for g in grads))
+
+
+def _scalar(value: Any) -> Array:
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"A loss is the scalar of one example. Got an array of shape {jnp.shape(value)}; take the mean "
+            "over the event, and leave the batch to jflow.train.step, which vmaps the loss."
+        )
+    value = jnp.asarray(value)
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _split(loss: Loss) -> tuple[list[Any], Any]:
+    """A loss as its arrays and the rest, which is hashable: a plain function is all rest."""
+    leaves, treedef = jtu.tree_flatten(loss)
+    flags = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
+    static = tuple(None if flag else leaf for flag, leaf in zip(flags, leaves, strict=True))
+    return [leaf for flag, leaf in zip(flags, leaves, strict=True) if flag], (static, treedef)
+
+
+def _join(arrays: list[Any], static: Any) -> Loss:
+    (leaves, treedef), rest = static, iter(arrays)
+    return treedef.unflatten([next(rest) if leaf is None else leaf for leaf in leaves])
+
+
+def _batch_size(batch: PyTree) -> int:
+    """The common leading axis of the leaves."""
+    shapes = [np.shape(leaf) for leaf in jtu.tree_leaves(batch)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"The arrays of a batch share a leading axis of at least one example. Got shapes {shapes}; a "
+            "single example wants x[None], and what is the same for all examples belongs into the loss."
+        )
+    return sizes.pop()
+
+
+def _check_key(key: Any) -> None:
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+        raise ValueError(
+            "A step takes one typed key, as jax.random.key(seed) or jax.random.fold_in(key, i) make it. "
+            f"Got {type(key).__name__} of shape {np.shape(key)}."
+        )
+
+
+@ft.lru_cache
+def _automatic(mesh: Mesh) -> Mesh:
+    """The mesh with shardings left to the compiler, whatever its axis types."""
+    if "data" not in mesh.axis_names:
+        raise ValueError(
+            f"Training splits the batch over the mesh's axis 'data'. Got axes {mesh.axis_names}; "
+            "make one as jax.make_mesh((jax.device_count(),), ('data',))."
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def _place(mesh, size, state, arrays, key, batch):
+    """State, loss and key repeated over the mesh, the batch split along its axis `"data"`."""
+    count = mesh.shape["data"]
+    if size % count:
+        raise ValueError(
+            f"A batch is split evenly over the mesh's axis 'data'. Got {size} examples for {count} devices; "
+            f"take a multiple of {count}."
+        )
+    repeated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    if state.step.sharding != repeated:
+        state = jax.device_put(state, repeated)
+    return (
+        state,
+        jax.device_put(arrays, repeated),
+        jax.device_put(key, repeated),
+        jax.device_put(batch, split),
+    )
