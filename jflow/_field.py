@@ -12,14 +12,7 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 from ._misc import cast_like, combine, parameter, scalar_time
 from ._path import AbstractPath
-from ._prediction import (
-    Prediction,
-    Row,
-    check_prediction,
-    coefficients,
-    convert,
-    prediction_row,
-)
+from ._prediction import Prediction, Row, check_prediction, convert, prediction_row
 from ._types import Event, Time
 
 
@@ -142,7 +135,8 @@ class Preconditioned(AbstractNetwork):
         c_noise: Callable[[Any], Any] | None = None,
     ):
         """`net` the network; `path` its path; `sigma_data` the standard deviation of the data;
-        `c_noise` a function of the time in place of the default."""
+        `c_noise` a function of the time in place of the default.
+        """
         self.net, self.path, self.c_noise = net, path, c_noise
         self.sigma_data = parameter(sigma_data, "sigma_data")
 
@@ -238,7 +232,9 @@ def trainable(tree: PyTree) -> PyTree:
         leaves, treedef = jtu.tree_flatten(tree, is_leaf=lambda node: node is not tree)
         names = _child_names(tree)
         flags = [
-            trainable(leaf) if name == "net" or isinstance(leaf, AbstractField) else jtu.tree_map(lambda _: False, leaf)
+            trainable(leaf)
+            if name == "net" or isinstance(leaf, AbstractField)
+            else jtu.tree_map(lambda _: False, leaf)
             for name, leaf in zip(names, leaves, strict=True)
         ]
         return jtu.tree_unflatten(treedef, flags)
@@ -260,6 +256,3 @@ def _check_path(path):
         raise TypeError(
             f"A field's path is a jflow path, as jflow.CondOT() or jflow.Path(alpha, sigma). Got {path!r}."
         )
-
-
-__all__ = ["AbstractField", "AbstractNetwork", "Field", "Preconditioned", "change_path", "trainable", "coefficients"]

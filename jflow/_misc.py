@@ -5,12 +5,11 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
-
-from ._types import PRNGKey
+from jaxtyping import Array, Key, PyTree, Shaped
 
 
 def scalar_time(t: Any) -> Array:
@@ -101,12 +100,20 @@ def as_state(x: PyTree, dtype: Any = None) -> PyTree:
     return jtu.tree_map(leaf, x)
 
 
+def safe_sqrt(x: Array) -> Array:
+    """The square root, with derivative zero at zero: a noise that is absent has no derivative."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x == 0, 0, jnp.nan)).astype(
+        x.dtype
+    )
+
+
 def all_finite(x: PyTree) -> Shaped[Array, ""]:
     """Whether every component of the event is finite."""
     return ft.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jtu.tree_leaves(x)])
 
 
-def check_key(key: PRNGKey | None, why: str) -> None:
+def check_key(key: Any, why: str) -> None:
     """Raises `ValueError` where `key` is not one typed key of an implementation that vmaps lane by lane."""
     if key is None:
         raise ValueError(f"{why} takes randomness: pass key=jax.random.key(seed).")
@@ -121,7 +128,7 @@ def check_key(key: PRNGKey | None, why: str) -> None:
         )
 
 
-def normal_like(key: PRNGKey, x: PyTree) -> PyTree:
+def normal_like(key: Key[Array, ""], x: PyTree) -> PyTree:
     """Standard normals of the shapes and types of `x`, one key a leaf."""
     leaves, treedef = jtu.tree_flatten(x)
     keys = [key] if len(leaves) == 1 else list(jax.random.split(key, len(leaves)))

@@ -2,9 +2,11 @@
 
 import abc
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -22,6 +24,13 @@ class AbstractPath(eqx.Module):
 
     Source: Lipman et al. 2023, arXiv:2210.02747, section 4; Albergo et al. 2023, arXiv:2303.08797.
     """
+
+    finite_sigma_dot: eqx.AbstractVar[bool]
+    """Whether `sigma'` is finite at t = 1."""
+    ends_at_data: eqx.AbstractVar[bool]
+    """Whether `sigma(1) = 0`, so that the path ends at the data itself."""
+    starts_at_noise: eqx.AbstractVar[bool]
+    """Whether `alpha(0) = 0`, so that the path starts at pure noise."""
 
     @abc.abstractmethod
     def alpha(self, t: Time) -> Float[Array, ""]:
@@ -42,26 +51,12 @@ class AbstractPath(eqx.Module):
     @abc.abstractmethod
     def velocity_row(self, t: Time) -> tuple[Array, Array, Array]:
         """`(s, a, b)`, all finite, with `s velocity = a data + b noise`: `(1, alpha', sigma')`, times sigma
-        where `sigma'` is infinite at t = 1."""
+        where `sigma'` is infinite at t = 1.
+        """
 
     @abc.abstractmethod
     def log_snr_inverse(self, log_snr: Time) -> Float[Array, ""]:
         """The time at which `log_snr` takes the given value; plus or minus infinity give the ends."""
-
-    @property
-    @abc.abstractmethod
-    def finite_sigma_dot(self) -> bool:
-        """Whether `sigma'` is finite at t = 1."""
-
-    @property
-    @abc.abstractmethod
-    def ends_at_data(self) -> bool:
-        """Whether `sigma(1) = 0`, so that the path ends at the data itself."""
-
-    @property
-    @abc.abstractmethod
-    def starts_at_noise(self) -> bool:
-        """Whether `alpha(0) = 0`, so that the path starts at pure noise."""
 
     def sigma_dot(self, t: Time) -> Float[Array, ""]:
         """`sigma'(t)`, minus infinity at t = 1 where it is infinite."""
@@ -120,9 +115,9 @@ class CondOT(AbstractPath):
     def log_snr_inverse(self, log_snr):
         return jax.nn.sigmoid(scalar_time(log_snr) / 2)
 
-    finite_sigma_dot = True
-    ends_at_data = True
-    starts_at_noise = True
+    finite_sigma_dot: ClassVar[bool] = True
+    ends_at_data: ClassVar[bool] = True
+    starts_at_noise: ClassVar[bool] = True
 
 
 class Cosine(AbstractPath):
@@ -151,9 +146,9 @@ class Cosine(AbstractPath):
     def log_snr_inverse(self, log_snr):
         return 2 / jnp.pi * jnp.arctan(jnp.exp(scalar_time(log_snr) / 2))
 
-    finite_sigma_dot = True
-    ends_at_data = True
-    starts_at_noise = True
+    finite_sigma_dot: ClassVar[bool] = True
+    ends_at_data: ClassVar[bool] = True
+    starts_at_noise: ClassVar[bool] = True
 
 
 class LinearVP(AbstractPath):
@@ -179,9 +174,9 @@ class LinearVP(AbstractPath):
     def log_snr_inverse(self, log_snr):
         return jnp.sqrt(jax.nn.sigmoid(scalar_time(log_snr)))
 
-    finite_sigma_dot = False
-    ends_at_data = True
-    starts_at_noise = True
+    finite_sigma_dot: ClassVar[bool] = False
+    ends_at_data: ClassVar[bool] = True
+    starts_at_noise: ClassVar[bool] = True
 
 
 class VP(AbstractPath):
@@ -231,9 +226,9 @@ class VP(AbstractPath):
         twice = jax.nn.softplus(-log_snr)  # -2 log alpha
         return 1 - 2 * twice / (low + jnp.sqrt(low**2 + 2 * (high - low) * twice))
 
-    finite_sigma_dot = False
-    ends_at_data = True
-    starts_at_noise = False
+    finite_sigma_dot: ClassVar[bool] = False
+    ends_at_data: ClassVar[bool] = True
+    starts_at_noise: ClassVar[bool] = False
 
 
 class VE(AbstractPath):
@@ -286,9 +281,9 @@ class VE(AbstractPath):
         log_snr = scalar_time(log_snr)
         return (-log_snr / 2 - jnp.log(self.sigma_max.astype(log_snr.dtype))) / self._log_ratio(log_snr.dtype)
 
-    finite_sigma_dot = True
-    ends_at_data = False
-    starts_at_noise = False
+    finite_sigma_dot: ClassVar[bool] = True
+    ends_at_data: ClassVar[bool] = False
+    starts_at_noise: ClassVar[bool] = False
 
 
 class Path(AbstractPath):

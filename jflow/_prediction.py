@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._misc import combine, scalar_time
-from ._path import AbstractPath
 from ._types import Event, Time
 
 Prediction = Literal["velocity", "data", "noise", "score", "v"]
@@ -33,7 +32,7 @@ def check_prediction(name: str) -> None:
         )
 
 
-def prediction_row(path: AbstractPath, name: Prediction, t: Time) -> Row:
+def prediction_row(path: Any, name: Prediction, t: Time) -> Row:
     """The row of a prediction at time `t`.
 
     velocity `alpha' data + sigma' noise`; score `-noise / sigma`; v `alpha noise - sigma data`.
@@ -52,7 +51,7 @@ def prediction_row(path: AbstractPath, name: Prediction, t: Time) -> Row:
     return Row(one, -path.sigma(t), path.alpha(t))
 
 
-def coefficients(path: AbstractPath, t: Time, source: Row, target: Row) -> tuple[Array, Array]:
+def coefficients(path: Any, t: Time, source: Row, target: Row) -> tuple[Array, Array]:
     """`(k_x, k_p)` with `target = k_x x + k_p source`.
 
     They solve `[alpha sigma; a b] (data, noise) = (x, s source)`, whose determinant is `alpha b - sigma a`
@@ -70,7 +69,7 @@ def coefficients(path: AbstractPath, t: Time, source: Row, target: Row) -> tuple
 
 
 def convert(
-    path: AbstractPath, t: Time, x: PyTree, value: PyTree, source: Prediction, target: Prediction | Row
+    path: Any, t: Time, x: PyTree, value: PyTree, source: Prediction, target: Prediction | Row
 ) -> Event:
     """A prediction turned into another one, for one example.
 

@@ -8,8 +8,8 @@ from ._dataset import Dataset, check_split, take_split
 def digits(split: str = "train", seed: int = 0) -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels, shape `(n, 8, 8, 1)`, the values 0..16 going to [-1, 1].
 
-    `split` is `"train"` (1,437), `"test"` (360) or `"all"`, stratified by class and drawn by `seed`. Needs
-    scikit-learn, which holds the files: nothing is downloaded.
+    `split` is `"train"` (1,437), `"test"` (360) or `"all"` (the one after the other), stratified by class and
+    drawn, with the order, by `seed`. Needs scikit-learn, which holds the files: nothing is downloaded.
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), the test part.
     """

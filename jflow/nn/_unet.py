@@ -1,6 +1,5 @@
 """A convolutional U-Net with the time and the condition in every layer."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ from ._embed import Condition, FourierFeatures
 from ._events import as_event, image_shape, positive
 
 
-def _conv(a, b, *, stride=1, init=None, dtype, rngs):
-    """A 3 x 3 convolution; the output's side is the input's over `stride`."""
-    init = nnx.initializers.lecun_normal() if init is None else init
+def _conv(a, b, *, stride=1, variance=1.0, dtype, rngs):
+    """A 3 x 3 convolution; the output's side is the input's over `stride`, its variance `variance` at the start."""
+    init = nnx.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
     padding = ((1, 1), (1, 1))
     return nnx.Conv(a, b, (3, 3), stride, padding=padding, kernel_init=init, dtype=dtype, rngs=rngs)
 
@@ -36,9 +35,9 @@ class _GroupNorm(nnx.Module):
 class _Block(nnx.Module):
     """SiLU, norm, convolution. In this order a bias per channel, as the time's, is not normalised away."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels, *, variance=1.0, dtype, rngs):
         self.norm = _GroupNorm(channels, dtype=dtype, rngs=rngs)
-        self.conv = _conv(channels, channels, dtype=dtype, rngs=rngs)
+        self.conv = _conv(channels, channels, variance=variance, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.conv(self.norm(jax.nn.silu(x)))
@@ -64,7 +63,8 @@ class _ResidualLayer(nnx.Module):
         self.condition = (
             _Adapter(condition_size, embedding, channels, dtype=dtype, rngs=rngs) if condition_size else None
         )
-        self.second = _Block(channels, dtype=dtype, rngs=rngs)
+        # Small, not zero: behind a head of zeros the first step would not reach the time and the condition.
+        self.second = _Block(channels, variance=0.01, dtype=dtype, rngs=rngs)
         self.norm = _GroupNorm(channels, dtype=dtype, rngs=rngs) if heads else None
         self.attention = SelfAttention(channels, heads, zero=True, dtype=dtype, rngs=rngs) if heads else None
 
@@ -155,7 +155,7 @@ class UNet(nnx.Module):
         self.middle = level(len(pairs))
         self.grow = nnx.List(_conv(b, a, dtype=dtype, rngs=rngs) for a, b in pairs)
         self.up = nnx.List(level(i) for i in range(len(pairs)))
-        self.head = _conv(channels[0], self.shape[-1], init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.head = _conv(channels[0], self.shape[-1], variance=0.0, dtype=dtype, rngs=rngs)
 
     @property
     def null(self) -> int | None:

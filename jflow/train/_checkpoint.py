@@ -1,6 +1,7 @@
 """Checkpoints: states on disk, written whole or not at all."""
 
 import contextlib
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -70,7 +71,12 @@ class Checkpoints:
                 f"which has step {latest}; restore from it, or choose another folder."
             )
         arrays = {name: _to_host(leaf) for name, leaf in _named(state).items()}
-        manifest = {"format": _FORMAT, "arrays": _describe(arrays), "key": _key_record(key)}
+        manifest = {
+            "format": _FORMAT,
+            "arrays": _describe(arrays),
+            "sha256": _digest(arrays),
+            "key": _key_record(key),
+        }
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(manifest))
         self._manager.save(step, args=items)
 
@@ -94,6 +100,8 @@ class Checkpoints:
         with _readable(self.folder / str(chosen)):
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(hosts))
             arrays = self._manager.restore(chosen, args=items)["arrays"]
+            if _digest({name: arrays[name] for name in leaves}) != manifest["sha256"]:
+                raise ValueError("the arrays are not those that were saved")
         restored = [_from_host(arrays[name], leaf) for name, leaf in leaves.items()]
         return jtu.tree_unflatten(jtu.tree_structure(state), restored)
 
@@ -185,7 +193,7 @@ def _readable(where: Path) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f"A checkpoint is read as jflow.train wrote it. Got {where}, which is damaged or not one of its "
-            f"own ({type(error).__name__}); restore an earlier step, or choose another folder."
+            f"own ({type(error).__name__}: {str(error)[:200]}); restore an earlier step, or choose another folder."
         ) from error
 
 
@@ -209,6 +217,15 @@ def _paths(tree):
 
 def _describe(arrays: dict[str, Any]) -> dict[str, str]:
     return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in arrays.items()}
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """The files carry no checksum of their own: a flipped bit would come back as another parameter."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _data(leaf: Array) -> Array:

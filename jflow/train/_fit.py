@@ -169,7 +169,7 @@ def _not_finite(batch: PyTree) -> list[str]:
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag and spares the step in progress, whose state is donated; a second one goes through."""
+    """Ctrl-C sets a flag and spares the running step, whose state is donated; a second one goes through."""
     seen = []
 
     def handler(signum: int, frame: Any) -> None:

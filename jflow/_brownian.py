@@ -1,0 +1,94 @@
+"""Noise on a fixed grid: increments keyed by the index of the step."""
+
+import math
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree, Shaped
+
+from ._misc import safe_sqrt, scale, size
+from ._types import PRNGKey
+
+
+class Recorded(eqx.Module):
+    """Noise given beforehand: one standard normal event for each step of a fixed grid.
+
+    `normals` has the steps as its leading axis; step `i` takes `sqrt(length of the step) normals[i]`.
+    """
+
+    normals: PyTree[Shaped[Array, "n ..."]]
+
+
+class StepBrownianPath(dfx.AbstractBrownianPath):
+    """A Brownian path known over one step `[t0, t1]` only, through its increment and Lévy areas."""
+
+    t0: Any
+    t1: Any
+    increment: Any
+    levy_area: Any = eqx.field(static=True)
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        """The increment over the step; raises `ValueError` for any other interval."""
+        if t0 is not self.t0 or t1 is not self.t1:
+            raise ValueError(
+                "On a fixed grid the noise is one increment a step, and this solver asks for it inside a step. "
+                "Pass brownian=diffrax.VirtualBrownianTree(...), which knows the path at every time."
+            )
+        return self.increment if use_levy else self.increment.W
+
+
+def step_path(t0: Any, t1: Any, variance: Any, normals: tuple[PyTree, ...]) -> StepBrownianPath:
+    """The path of one step from its normals: the increment, then, where given, the space-time and the
+    space-time-time Lévy areas, of variances `variance`, `variance/12` and `variance/720`.
+
+    Source: Foster, dos Reis & Strange 2023, arXiv:2210.17543, section 1.
+    """
+    std = safe_sqrt(variance)
+    names, factors = ("W", "H", "K")[: len(normals)], (1.0, 1 / math.sqrt(12), 1 / math.sqrt(720))
+    values = {k: scale(f * std, z) for k, f, z in zip(names, factors, normals, strict=False)}
+    kind = (dfx.BrownianIncrement, dfx.SpaceTimeLevyArea, dfx.SpaceTimeTimeLevyArea)[len(normals) - 1]
+    return StepBrownianPath(t0, t1, kind(dt=t1 - t0, **values), kind)
+
+
+def block_length(x: PyTree) -> int:
+    """Steps whose normals come from one key: a fixed function of the event's size.
+
+    Deriving a key costs more than the numbers it gives where the event is small; where it is large, large blocks
+    leave the cache.
+    """
+    return max(1, min(20, 64 // max(size(x), 1)))
+
+
+def block_normals(key: PRNGKey, block: Any, x: PyTree, kinds: int) -> tuple[PyTree, ...]:
+    """`kinds` standard normals for each step of a block, stacked along a leading axis of `block_length(x)`."""
+    leaves, treedef = jtu.tree_flatten(x)
+    keys = jr.split(jr.fold_in(key, block), (kinds, len(leaves))) if kinds * len(leaves) > 1 else None
+    rows = []
+    for kind in range(kinds):
+        draws = [
+            jr.normal(
+                jr.fold_in(key, block) if keys is None else keys[kind, i],
+                (block_length(x), *leaf.shape),
+                leaf.dtype,
+            )
+            for i, leaf in enumerate(leaves)
+        ]
+        rows.append(jtu.tree_unflatten(treedef, draws))
+    return tuple(rows)
+
+
+def levy_kinds(solver: dfx.AbstractSolver) -> int:
+    """How many normals a step of the solver takes: the increment, and the Lévy areas it asks for."""
+    area = getattr(solver, "minimal_levy_area", dfx.AbstractBrownianIncrement)
+    if issubclass(area, dfx.AbstractSpaceTimeTimeLevyArea):
+        return 3
+    return 2 if issubclass(area, dfx.AbstractSpaceTimeLevyArea) else 1
+
+
+def shape_of(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and types of an event."""
+    return jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)

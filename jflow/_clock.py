@@ -1,0 +1,217 @@
+"""Clocks: in which time, and for which rescaled state, the equation of a field is integrated."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._misc import safe_sqrt, scalar_time
+from ._path import AbstractPath
+from ._prediction import Row
+from ._types import Time
+
+
+class AbstractClock(eqx.Module):
+    """An increasing time `tau`, a state `u = scale x`, and the right-hand side `du/dtau` along a path.
+
+    The equation is the SDE of level `eta`, whose marginals are those of the ODE (`eta = 0`) for every `eta`:
+    with the half log-SNR `lambda = log(alpha / sigma)`,
+
+        dx = (velocity + eta sigma^2 lambda' score) dt + sqrt(2 eta sigma^2 lambda') dW .
+
+    In a clock it reads `du = rhs dtau + diffusion dB(noise_time)`, with `B(s)` a Brownian motion in the time `s`.
+
+    Source: Song et al. 2021, arXiv:2011.13456, section 4; Zhang & Chen 2023, arXiv:2204.13902, proposition 1
+    (both in reversed time).
+    """
+
+    finite_end: eqx.AbstractClassVar[bool]
+    """Whether the clock's time is finite where sigma = 0."""
+
+    @abc.abstractmethod
+    def time(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
+        """`tau(t)`."""
+
+    @abc.abstractmethod
+    def path_time(self, path: AbstractPath, tau: Time, eta: Time = 0.0) -> Float[Array, ""]:
+        """`t(tau)`."""
+
+    @abc.abstractmethod
+    def scale(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""] | None:
+        """`u / x`; `None` where it is one."""
+
+    @abc.abstractmethod
+    def rhs(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Row:
+        """The right-hand side as a row of weights of data and noise."""
+
+    @abc.abstractmethod
+    def diffusion(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
+        """The diffusion coefficient of `u`."""
+
+    @abc.abstractmethod
+    def noise_time(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
+        """The time in which the Brownian motion runs."""
+
+
+class PathClock(AbstractClock):
+    """The path's own time: `du/dt` is the velocity. Singular at t = 0 for `eta > 0` where `alpha(0) = 0`."""
+
+    finite_end: ClassVar[bool] = True
+
+    def time(self, path, t, eta=0.0):
+        return scalar_time(t)
+
+    def path_time(self, path, tau, eta=0.0):
+        return scalar_time(tau)
+
+    def scale(self, path, t, eta=0.0):
+        return None
+
+    def rhs(self, path, t, eta=0.0):
+        s, a, b = path.velocity_row(t)
+        return Row(s, a, b - _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t)))
+
+    def diffusion(self, path, t, eta=0.0):
+        s, a, b = path.velocity_row(t)
+        return safe_sqrt(
+            2 * path.sigma(t) / s * _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t))
+        )
+
+    def noise_time(self, path, t, eta=0.0):
+        return scalar_time(t)
+
+
+class SigmaClock(AbstractClock):
+    """`tau = -sigma/alpha`, `u = x/alpha`, `du/dtau = -noise`: Euler is DDIM, Heun is EDM's. Infinite where alpha = 0.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, algorithm 1, with `sigma(t) = t`.
+    """
+
+    finite_end: ClassVar[bool] = True
+
+    def time(self, path, t, eta=0.0):
+        return -path.sigma(t) / path.alpha(t)
+
+    def path_time(self, path, tau, eta=0.0):
+        return path.log_snr_inverse(-2 * jnp.log(-scalar_time(tau)))
+
+    def scale(self, path, t, eta=0.0):
+        return 1 / path.alpha(t)
+
+    def rhs(self, path, t, eta=0.0):
+        one = jnp.ones_like(path.alpha(t))
+        return Row(one, 0.0, -(1 + eta) * one)
+
+    def diffusion(self, path, t, eta=0.0):
+        return safe_sqrt(2 * _level(eta, path.sigma(t), path.alpha(t)))
+
+    def noise_time(self, path, t, eta=0.0):
+        return self.time(path, t)
+
+
+class ThetaClock(AbstractClock):
+    """`tau = (alpha/sigma)^(1 + eta)`, `u = tau x / alpha`, `du = data dtau + dB(tau^(2 eta / (1 + eta)))`.
+
+    One clock for every `eta`: noise is additive, the right-hand side is the data prediction, and Euler is the
+    exact solution for a frozen data prediction, `x' = (sigma'/sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h))
+    data + sigma' sqrt(1 - e^(-2 eta h)) z` with `h` the step in `lambda`: DDIM at 0, DDPM's ancestral step at 1.
+    Finite at the noise end, infinite where sigma = 0.
+    """
+
+    finite_end: ClassVar[bool] = False
+
+    def time(self, path, t, eta=0.0):
+        return _power(path.alpha(t) / path.sigma(t), 1 + eta)
+
+    def path_time(self, path, tau, eta=0.0):
+        return path.log_snr_inverse(2 * jnp.log(scalar_time(tau)) / (1 + eta))
+
+    def scale(self, path, t, eta=0.0):
+        return _power(path.alpha(t) / path.sigma(t), eta) / path.sigma(t)
+
+    def rhs(self, path, t, eta=0.0):
+        one = jnp.ones_like(path.alpha(t))
+        return Row(one, one, 0.0)
+
+    def diffusion(self, path, t, eta=0.0):
+        return jnp.ones_like(path.alpha(t))
+
+    def noise_time(self, path, t, eta=0.0):
+        return _power(path.alpha(t) / path.sigma(t), 2 * jnp.asarray(eta))
+
+
+class RatioClock(AbstractClock):
+    """`tau = 1 - r` with `r = sigma/(alpha + sigma)`, `u = x/(alpha + sigma)`, `du/dtau = data - noise`.
+
+    Finite at both ends: the linear path of any field. Euler is DDIM.
+    """
+
+    finite_end: ClassVar[bool] = True
+
+    def time(self, path, t, eta=0.0):
+        return path.alpha(t) / (path.alpha(t) + path.sigma(t))
+
+    def path_time(self, path, tau, eta=0.0):
+        tau = scalar_time(tau)
+        return path.log_snr_inverse(2 * (jnp.log(tau) - jnp.log1p(-tau)))
+
+    def scale(self, path, t, eta=0.0):
+        return 1 / (path.alpha(t) + path.sigma(t))
+
+    def rhs(self, path, t, eta=0.0):
+        one = jnp.ones_like(path.alpha(t))
+        return Row(one, one, -one - _level(eta, path.alpha(t) + path.sigma(t), path.alpha(t)))
+
+    def diffusion(self, path, t, eta=0.0):
+        return safe_sqrt(2 * _level(eta, path.sigma(t), path.alpha(t)))
+
+    def noise_time(self, path, t, eta=0.0):
+        return self.time(path, t)
+
+
+class AngleClock(AbstractClock):
+    """`tau = atan(alpha/sigma)`, `u = x/n`, `du/dtau = (sigma data - alpha noise)/n`, `n = sqrt(alpha^2 + sigma^2)`:
+    minus the v-prediction of the variance-preserving path. Finite at both ends.
+
+    Source: Salimans & Ho 2022, arXiv:2202.00512, appendix D.
+    """
+
+    finite_end: ClassVar[bool] = True
+
+    def time(self, path, t, eta=0.0):
+        return jnp.arctan2(path.alpha(t), path.sigma(t))
+
+    def path_time(self, path, tau, eta=0.0):
+        tau = scalar_time(tau)
+        return path.log_snr_inverse(2 * (jnp.log(jnp.sin(tau)) - jnp.log(jnp.cos(tau))))
+
+    def scale(self, path, t, eta=0.0):
+        return 1 / jnp.hypot(path.alpha(t), path.sigma(t))
+
+    def rhs(self, path, t, eta=0.0):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        norm = jnp.hypot(alpha, sigma)
+        return Row(norm, sigma, -alpha - _level(eta, norm**2, alpha))
+
+    def diffusion(self, path, t, eta=0.0):
+        return safe_sqrt(2 * _level(eta, path.sigma(t), path.alpha(t)))
+
+    def noise_time(self, path, t, eta=0.0):
+        return self.time(path, t)
+
+
+def _level(eta: Any, numerator: Any, denominator: Any) -> Any:
+    """`eta numerator / denominator`, zero for `eta = 0` where the denominator vanishes too."""
+    absent = jnp.asarray(eta) == 0
+    return jnp.where(absent, 0, eta * numerator / jnp.where(absent, 1, denominator)).astype(
+        jnp.result_type(numerator)
+    )
+
+
+def _power(x, p):
+    """`x^p` for `x >= 0`, with finite derivatives at `x = 0`."""
+    positive = x > 0
+    inner = jnp.where(positive, x, 1) ** p
+    return jnp.where(positive, inner, jnp.where(p == 0, 1, 0)).astype(x.dtype)

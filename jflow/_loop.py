@@ -1,0 +1,279 @@
+"""The loop of a fixed grid: a scan that takes a diffrax solver's own steps."""
+
+import abc
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_path
+from ._misc import all_finite, scale
+from ._types import PRNGKey
+
+
+class Interval(eqx.Module):
+    """One step of a grid. In a table of steps every field has a leading axis."""
+
+    t0: Any
+    t1: Any
+    tau0: Any
+    tau1: Any
+    variance: Any  # of the noise of the step
+    enter: Any  # u = enter x at its start, None for one
+    leave: Any  # x = leave u at its end, None for one
+    eta: Any
+
+
+class AbstractProblem(eqx.Module):
+    """An equation for a state `u` in a time `tau`, and how these belong to the path's `x` and `t`."""
+
+    @abc.abstractmethod
+    def intervals(self, times: Float[Array, "..."]) -> Interval:
+        """The table of steps of a grid of path times."""
+
+    @abc.abstractmethod
+    def locate(self, tau: Any, u: PyTree, eta: Any) -> tuple[Any, PyTree]:
+        """`(t, x)` of `(tau, u)`."""
+
+    @abc.abstractmethod
+    def drift(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
+        """`du/dtau`."""
+
+    @abc.abstractmethod
+    def diffusion(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
+        """The diffusion coefficient of `u`."""
+
+    @property
+    @abc.abstractmethod
+    def noisy(self) -> bool:
+        """Whether there is a diffusion term at all."""
+
+
+class NoiseTerm(dfx.AbstractTerm):
+    """`diffusion dW` for a coefficient that is a number, diagonal (of the state's shape) or a matrix."""
+
+    coefficient: Any
+    control: Any
+
+    def vf(self, t, y, args):
+        return self.coefficient(t, y, args)
+
+    def contr(self, t0, t1, **kwargs):
+        return self.control.evaluate(t0, t1, **kwargs)
+
+    def prod(self, vf, control):
+        if not isinstance(vf, (dict, list, tuple)) and jnp.ndim(vf) == 0:
+            return scale(vf, control)
+        return jtu.tree_map(_leaf_product, vf, control)
+
+
+def _leaf_product(g, w):
+    product = g @ w if jnp.ndim(g) == w.ndim + 1 else g * w
+    return product.astype(w.dtype)
+
+
+class Steps(NamedTuple):
+    """What the loop returns."""
+
+    x: PyTree
+    t: Array
+    status: Array
+    calls: int | None  # right-hand sides for the whole grid
+    saved: Any
+
+
+def scan_steps(
+    problem: AbstractProblem,
+    x0: PyTree,
+    args: Any,
+    times: Float[Array, "..."],
+    *,
+    solver: dfx.AbstractSolver,
+    key: PRNGKey | None,
+    brownian: Any,
+    noise_like: PyTree,
+    save: Any,
+) -> Steps:
+    """Carries `x0` along the grid, one step of the solver an interval.
+
+    `key` draws the increments, by the index of the step; `brownian` (`Recorded`, or a diffrax path) replaces them.
+    `save(t, x)` is stacked over the steps where it is not `None`.
+    """
+    table, calls = problem.intervals(times), [0]
+    step = _Step(problem, solver, args, brownian, calls)
+    carry = x0, step.start(x0, table), jnp.zeros((), jnp.int32), jnp.ones((), bool)
+
+    def body(carry, slices):
+        x, state, count, alive = carry
+        interval, normals = slices
+        calls[0] = 0
+        x, state, okay = step(interval, x, state, normals)
+        alive = alive & all_finite(x) & okay
+        return (x, state, count + alive, alive), None if save is None else save(interval.t1, x)
+
+    body = jax.checkpoint(body, prevent_cse=False)
+    if isinstance(brownian, Recorded):
+        carry, saved = lax.scan(body, carry, (table, (brownian.normals,)))
+    elif problem.noisy and brownian is None:
+        carry, saved = _scan_blocks(
+            body, carry, table, times.shape[0] - 1, key, noise_like, levy_kinds(solver)
+        )
+    else:
+        carry, saved = lax.scan(body, carry, (table, None))
+    x, _, count, alive = carry
+    per_step = _calls(solver, calls[0])
+    total = None if per_step is None else per_step * (times.shape[0] - 1)
+    return Steps(x, times[count], jnp.where(alive, 0, 1).astype(jnp.int32), total, saved)
+
+
+def _scan_blocks(body, carry, table, n, key, noise_like, kinds):
+    """The scan with its normals drawn a block of steps a key; memory does not grow with the number of steps."""
+    block = block_length(noise_like)
+    full, rest = divmod(n, block)
+
+    @jax.checkpoint
+    def outer(carry, slices):
+        index, steps = slices
+        normals = block_normals(key, index, noise_like, kinds)
+        if block == 1:
+            carry, saved = body(carry, (_row(steps, 0), _row(normals, 0)))
+            return carry, jtu.tree_map(lambda leaf: leaf[None], saved)
+        return lax.scan(body, carry, (steps, normals))
+
+    parts = []
+    if full:
+        head = jtu.tree_map(lambda leaf: leaf[: full * block].reshape(full, block, *leaf.shape[1:]), table)
+        carry, saved = lax.scan(outer, carry, (jnp.arange(full), head))
+        parts.append(jtu.tree_map(lambda leaf: leaf.reshape(full * block, *leaf.shape[2:]), saved))
+    if rest:
+        normals = jtu.tree_map(lambda leaf: leaf[:rest], block_normals(key, full, noise_like, kinds))
+        carry, saved = lax.scan(
+            body, carry, (jtu.tree_map(lambda leaf: leaf[full * block :], table), normals)
+        )
+        parts.append(saved)
+    return carry, jtu.tree_map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _row(tree, i):
+    return jtu.tree_map(lambda leaf: leaf[i], tree)
+
+
+class _Step:
+    """One step of a solver over an interval, in the clock of the problem."""
+
+    def __init__(self, problem, solver, args, brownian, calls):
+        self.problem, self.solver, self.args, self.brownian, self.calls = (
+            problem,
+            solver,
+            args,
+            brownian,
+            calls,
+        )
+        tableau = getattr(solver, "tableau", None)
+        explicit = isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)
+        self.tableau = tableau if explicit else None
+
+    def start(self, x0, table):
+        """The solver's state before the first step."""
+        if self.tableau is not None:
+            return None
+        interval = _row(table, 0)
+        u0, terms = self._terms(interval, x0, None)
+        return self.solver.init(terms, interval.tau0, interval.tau1, u0, self.args)
+
+    def __call__(self, interval, x, state, normals):
+        u0, terms = self._terms(interval, x, normals)
+        tau0, tau1 = interval.tau0, interval.tau1
+        okay = True
+        if self.tableau is not None:
+            u1 = unrolled_step(self.tableau, terms, tau0, tau1, u0, self.args)
+        else:
+            made_jump = jnp.zeros((), bool)
+            u1, _, _, state, result = self.solver.step(terms, tau0, tau1, u0, self.args, state, made_jump)
+            okay = result == dfx.RESULTS.successful
+        return u1 if interval.leave is None else scale(interval.leave, u1), state, okay
+
+    def _terms(self, interval, x, normals):
+        """The state in the clock, and the terms of the step. At the ends of the step `t` and `x` are the grid's."""
+        problem, eta = self.problem, interval.eta
+        u0 = x if interval.enter is None else scale(interval.enter, x)
+
+        def locate(tau, u):
+            if tau is interval.tau0 and u is u0:
+                return interval.t0, x
+            if tau is interval.tau1:
+                return interval.t1, u if interval.leave is None else scale(interval.leave, u)
+            t, y = problem.locate(tau, u, eta)
+            t = jnp.where(tau == interval.tau0, interval.t0, jnp.where(tau == interval.tau1, interval.t1, t))
+            return t, y
+
+        def drift(tau, u, args):
+            self.calls[0] += 1
+            return problem.drift(*locate(tau, u), args, eta)
+
+        def diffusion(tau, u, args):
+            return problem.diffusion(*locate(tau, u), args, eta)
+
+        ode = dfx.ODETerm(drift)
+        if not problem.noisy:
+            return u0, ode
+        control = self.brownian
+        if normals is not None:
+            control = step_path(interval.tau0, interval.tau1, interval.variance, normals)
+        return u0, dfx.MultiTerm(ode, NoiseTerm(diffusion, control))
+
+
+def unrolled_step(
+    tableau: dfx.ButcherTableau, terms: dfx.AbstractTerm, t0: Any, t1: Any, y0: PyTree, args: Any
+) -> PyTree:
+    """One explicit Runge-Kutta step with the stages of the tableau written out: weights are Python numbers, zeros
+    are skipped, and stages that only an error estimate would read are not evaluated.
+    """
+    control = terms.contr(t0, t1)
+    slopes: list[Any] = []
+    for stage in range(tableau.num_stages):
+        if stage not in needed_stages(tableau):
+            slopes.append(None)
+            continue
+        c = 0.0 if stage == 0 else float(tableau.c[stage - 1])
+        y = y0 if stage == 0 else _advance(y0, tableau.a_lower[stage - 1], slopes)
+        t = t0 if c == 0 else t1 if c == 1 else t0 + c * (t1 - t0)
+        slopes.append(terms.vf_prod(t, y, args, control))
+    return _advance(y0, tableau.b_sol, slopes)
+
+
+def _advance(y0, weights, slopes):
+    terms = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
+
+    def leaf(y, *ks):
+        increment = None
+        for (w, _), k in zip(terms, ks, strict=True):
+            part = k if w == 1 else w * k
+            increment = part if increment is None else increment + part
+        return y if increment is None else (y + increment).astype(y.dtype)
+
+    return jtu.tree_map(leaf, y0, *(k for _, k in terms))
+
+
+def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
+    """The stages that the solution of a step depends on."""
+    needed = {i for i, b in enumerate(tableau.b_sol) if b != 0}
+    for stage in range(tableau.num_stages - 1, 0, -1):
+        if stage in needed:
+            needed |= {i for i, a in enumerate(tableau.a_lower[stage - 1]) if a != 0}
+    return needed
+
+
+def _calls(solver, counted):
+    """Right-hand sides a step: from the solver's own table where its stages run in a loop, else as counted."""
+    if isinstance(solver, dfx.AbstractImplicitSolver):
+        return None
+    if isinstance(solver, dfx.AbstractSRK):
+        skipped = solver.tableau.ignore_stage_f
+        return len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped)))
+    return counted

@@ -1,0 +1,397 @@
+"""One sample of a field: from noise to data and back."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from ._clock import AbstractClock, PathClock, ThetaClock
+from ._field import AbstractField, AbstractNetwork
+from ._loop import AbstractProblem, Interval, needed_stages
+from ._misc import all_finite, as_state, check_key, concrete, normal_like, scale, state_dtype
+from ._prediction import Row, coefficients, prediction_row
+from ._solve import adaptive, check_mode, check_times, fixed
+from ._types import PRNGKey, Solution, Time
+
+End = Literal["denoise", "stop"] | dfx.AbstractSolver
+
+
+class FieldEquation(AbstractProblem):
+    """The ODE or SDE of a field, in a clock."""
+
+    field: AbstractField
+    clock: AbstractClock
+    eta: Any  # None, a number, or a function of t
+    coefficient: Callable[..., Any] | None  # an absolute diffusion coefficient, in the path's own time
+
+    @property
+    def noisy(self):
+        return self.eta is not None or self.coefficient is not None
+
+    def intervals(self, times):
+        path, clock = self.field.path, self.clock
+
+        def one(t0, t1):
+            eta = self.eta(t0) if callable(self.eta) else 0.0 if self.eta is None else self.eta
+            eta = jnp.asarray(eta).astype(times.dtype)
+            enter, leave = clock.scale(path, t0, eta), clock.scale(path, t1, eta)
+            span = clock.noise_time(path, t1, eta) - clock.noise_time(path, t0, eta)
+            return Interval(
+                t0=t0,
+                t1=t1,
+                tau0=clock.time(path, t0, eta),
+                tau1=clock.time(path, t1, eta),
+                variance=span if self.noisy else None,
+                enter=enter,
+                leave=None if leave is None else 1 / leave,
+                eta=eta,
+            )
+
+        return jax.vmap(one)(times[:-1], times[1:])
+
+    def locate(self, tau, u, eta):
+        t = self.clock.path_time(self.field.path, tau, eta)
+        factor = self.clock.scale(self.field.path, t, eta)
+        return t, u if factor is None else scale(1 / factor, u)
+
+    def drift(self, t, x, args, eta):
+        if isinstance(self.clock, PathClock) and not self.noisy:
+            return self.field.velocity(t, x, args)
+        return self.field.mixed((self.rhs(t, x, args, eta),), t, x, args)[0]
+
+    def rhs(self, t, x, args, eta):
+        """The right-hand side as a row of weights of data and noise."""
+        path = self.field.path
+        if self.coefficient is None:
+            return self.clock.rhs(path, t, eta)
+        s, a, b = path.velocity_row(t)
+        g = jnp.asarray(self.coefficient(t, x, args)).astype(jnp.result_type(t))
+        return Row(s, a, b - g**2 / 2 * (s / path.sigma(t)))
+
+    def diffusion(self, t, x, args, eta):
+        if self.coefficient is not None:
+            return jnp.asarray(self.coefficient(t, x, args))
+        return self.clock.diffusion(self.field.path, t, eta)
+
+
+def sample(
+    field: AbstractField,
+    key: PRNGKey,
+    shape: Any,
+    *,
+    args: Any = None,
+    times: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    clock: AbstractClock | None = None,
+    eta: Any = None,
+    diffusion: Callable[..., Any] | None = None,
+    end: End | None = None,
+    base: Any = None,
+    brownian: Any = None,
+    saveat: dfx.SaveAt | None = None,
+    t0: Time | None = None,
+    t1: Time | None = None,
+    dt0: Time | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    event: dfx.Event | None = None,
+    max_steps: int = 4096,
+    dtype: Any = None,
+) -> Solution:
+    """Draws one sample: the state at `times[0]`, `sigma(times[0]) eps`, carried to data.
+
+    **Arguments:**
+
+    - `field`: what knows its path and predicts along it.
+    - `key`: one typed key; it decides the start and the noise, and nothing else does.
+    - `shape`: the event's shape, or a pytree of `jax.ShapeDtypeStruct`.
+    - `args`: the condition; `(condition, scale)` for a guided field.
+    - `times`: an increasing grid of path times, as `uniform_times(n)`; or `t0`, `t1` for an adaptive solve.
+    - `solver`: any diffrax solver; `diffrax.Euler()` on a grid, `diffrax.Tsit5()` adaptively.
+    - `clock`: in which time it is integrated; the path's own, or `ThetaClock()` where `eta` is given.
+    - `eta`: `None` for the ODE, else the level of the SDE with the same marginals: 1 is the reverse SDE.
+      A number, or on a grid a function of t.
+    - `diffusion`: instead of `eta`, an absolute coefficient `g(t, x, args)`: the drift is `velocity + g^2/2 score`.
+    - `end`: the last step of a grid. `"denoise"`: it is `x = data prediction`, one call; `"stop"`: it is like the
+      others; or a solver for it. By default `"denoise"` for a field that predicts the data, and for a clock that
+      is infinite where sigma = 0; else `"stop"`.
+    - `base`: a distribution to draw the state at `times[0]` from, by `base.sample(key)`.
+    - `brownian`: a source of noise in the clock's time, or `jflow.Recorded` normals.
+    - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`.
+
+    **Returns:** a `Solution`, with the sample in `x`.
+
+    Raises `ValueError` where the arguments do not belong together, or the grid touches a time at which the field
+    does not determine the right-hand side.
+    """
+    check_key(key, "A sample")
+    key_start, key_noise = jr.split(key)
+    start = times if times is not None else t0
+    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    if base is None:
+        like = _event(shape, dtype)
+        first = jnp.asarray(start)[0] if times is not None else jnp.asarray(start)
+        x0 = scale(field.path.sigma(first), normal_like(key_start, like))
+    else:
+        x0 = base.sample(key_start)
+    return decode(
+        field, x0, key=key_noise, args=args, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion,
+        end=end, brownian=brownian, saveat=saveat, t0=t0, t1=t1, dt0=dt0, stepsize_controller=stepsize_controller,
+        adjoint=adjoint, event=event, max_steps=max_steps, dtype=dtype,
+    )  # fmt: skip
+
+
+def _event(shape, dtype):
+    """Zeros of the event's shape."""
+    if isinstance(shape, tuple) and all(isinstance(n, (int, np.integer)) for n in shape):
+        return jnp.zeros(shape, jnp.float32 if dtype is None else dtype)
+    if any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jtu.tree_leaves(shape)):
+        raise ValueError(
+            "shape is the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
+            f"jax.ShapeDtypeStruct. Got {shape!r}."
+        )
+    return as_state(jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape), dtype)
+
+
+def decode(
+    field: AbstractField,
+    x: PyTree,
+    *,
+    key: PRNGKey | None = None,
+    args: Any = None,
+    times: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    clock: AbstractClock | None = None,
+    eta: Any = None,
+    diffusion: Callable[..., Any] | None = None,
+    end: End | None = None,
+    brownian: Any = None,
+    saveat: dfx.SaveAt | None = None,
+    t0: Time | None = None,
+    t1: Time | None = None,
+    dt0: Time | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    event: dfx.Event | None = None,
+    max_steps: int = 4096,
+    dtype: Any = None,
+) -> Solution:
+    """Carries a given state at `times[0]` to data: `sample` without its draw.
+
+    With `times=ts[k:]` a partly noised state is carried on. The arguments are those of `sample`; `key` is needed
+    where the equation is an SDE. Returns a `Solution`.
+    """
+    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    x = as_state(x, dtype)
+    problem = _problem(field, clock, eta, diffusion)
+    if times is None:
+        if callable(eta):
+            raise ValueError(
+                "eta as a function of t is for a fixed grid, where each step has its own. Pass times=."
+            )
+        check_singular(problem, args, (t0, t1))
+        return _count(field, args, adaptive(
+            problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
+            brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
+        ))  # fmt: skip
+    end = _resolve_end(problem, end)
+    check_times(times, backward=False, repeat_last=end == "denoise")
+    solver = dfx.Euler() if solver is None else solver
+    return _on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
+
+
+def _problem(field, clock, eta, diffusion):
+    """The equation to solve, its arguments checked."""
+    if not isinstance(field, AbstractField):
+        raise TypeError(
+            f"A sampler takes a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}."
+        )
+    if diffusion is not None and not (eta is None and (clock is None or isinstance(clock, PathClock))):
+        raise ValueError(
+            "diffusion= is an absolute coefficient in the path's own time; it goes without eta= and without another "
+            "clock. For a level of noise in any clock use eta=."
+        )
+    if eta is not None and not callable(eta):
+        number = concrete(eta)
+        if number is not None and (number.ndim != 0 or not np.isfinite(number) or number < 0):
+            raise ValueError(
+                f"eta is a number of at least 0 (0 the ODE, 1 the reverse SDE), or a function. Got {eta}."
+            )
+        eta = jnp.asarray(eta)
+    if clock is None:
+        clock = PathClock() if eta is None else ThetaClock()
+    return FieldEquation(field, clock, eta, diffusion)
+
+
+def _resolve_end(problem, end):
+    """The end policy, by default one that never evaluates an undefined right-hand side."""
+    if end is None:
+        return "denoise" if problem.field.predicts == "data" or not problem.clock.finite_end else "stop"
+    if end not in ("denoise", "stop") and not isinstance(end, dfx.AbstractSolver):
+        raise ValueError(f"end is 'denoise', 'stop', or a diffrax solver for the last step. Got {end!r}.")
+    return end
+
+
+def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
+    """The grid but for its last step where that is another's, then the last step."""
+    check_singular(problem, args, _stage_times(times, solver, end))
+    if end == "stop":
+        return _count(problem.field, args, fixed(
+            problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat
+        ))  # fmt: skip
+    key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
+    if times.shape[0] == 2:
+        head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
+    else:
+        head = fixed(
+            problem, x, args, times[:-1], solver=solver, key=key, brownian=_drop(brownian), saveat=saveat
+        )
+    if end == "denoise":
+        last = Solution(
+            x=problem.field.data(times[-2].astype(state_dtype(x)), head.x, args), nfe=jnp.int32(1)
+        )
+    else:
+        last = fixed(
+            problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=brownian, saveat=None
+        )
+    return _count(problem.field, args, _join(x, head, last, times, args, saveat))
+
+
+def _drop(brownian):
+    """Recorded normals but the last, which a denoising step does not take."""
+    normals = getattr(brownian, "normals", None)
+    if normals is None:
+        return brownian
+    return eqx.tree_at(lambda b: b.normals, brownian, jtu.tree_map(lambda leaf: leaf[:-1], normals))
+
+
+def _join(x0, head, last, times, args, saveat):
+    """The solution of the whole grid from that of its head and of its last step."""
+    okay = (head.status == 0) & all_finite(last.x)
+    end_time = times[-1].astype(head.t.dtype)
+    ts, xs = head.ts, head.xs
+    if saveat is not None and saveat.subs.steps:
+        fn = saveat.subs.fn
+        tail = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(end_time, last.x, args))
+        if ts is None:
+            first = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(times[0], x0, args))
+            ts, xs = (
+                (times[:1], first)
+                if saveat.subs.t0
+                else (times[:0], jtu.tree_map(lambda leaf: leaf[:0], first))
+            )
+        ts = jnp.append(ts, end_time)
+        xs = jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), xs, tail)
+    nfe = None if head.nfe is None or last.nfe is None else head.nfe + last.nfe
+    status = jnp.where(okay, 0, 1).astype(jnp.int32)
+    t = jnp.where(okay, end_time, jnp.where(head.status == 0, times[-2].astype(head.t.dtype), head.t))
+    return Solution(x=last.x, nfe=nfe, status=status, t=t, ts=ts, xs=xs)
+
+
+def _count(field, args, solution):
+    """`nfe` in network evaluations: a guided step counts 2."""
+    if solution.nfe is None:
+        return solution
+    return eqx.tree_at(lambda s: s.nfe, solution, solution.nfe * field.evaluations(args))
+
+
+def _stage_times(times, solver, end):
+    """The ends of the range of times at which the right-hand side is evaluated."""
+    last_solver = solver if end == "stop" else end
+    if end == "denoise" and times.shape[0] == 2:
+        return ()
+    tableau = getattr(last_solver, "tableau", None)
+    explicit = isinstance(last_solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)
+    reaches = explicit and any(tableau.c[i - 1] == 1 for i in needed_stages(tableau) if i)
+    return times[0], times[-1] if reaches and end != "denoise" else times[-2]
+
+
+def check_singular(problem: FieldEquation, args: Any, times: tuple[Any, ...]) -> None:
+    """Raises `ValueError` where, at concrete times, the prediction does not determine the right-hand side."""
+    field, path = problem.field, problem.field.path
+    for t in times:
+        if concrete(t) is None or isinstance(jnp.asarray(path.alpha(t)), jax.core.Tracer):
+            continue
+        with jax.ensure_compile_time_eval():
+            t = jnp.asarray(t)
+            eta = problem.eta(t) if callable(problem.eta) else 0.0 if problem.eta is None else problem.eta
+            if isinstance(eta, jax.core.Tracer):
+                continue
+            values = [problem.clock.time(path, t, eta)]
+            if (factor := problem.clock.scale(path, t, eta)) is not None:
+                values.append(factor)
+            if isinstance(field, AbstractNetwork) and problem.coefficient is None:
+                plain = isinstance(problem.clock, PathClock) and not problem.noisy
+                target = prediction_row(path, "velocity", t) if plain else problem.clock.rhs(path, t, eta)
+                if not (plain and field.predicts == "velocity"):
+                    values.extend(coefficients(path, t, prediction_row(path, field.predicts, t), target))
+            finite = all(bool(jnp.all(jnp.isfinite(v))) for v in values)
+        if not finite:
+            raise ValueError(_singular_message(problem, float(t)))
+
+
+def _singular_message(problem, t):
+    name, clock = type(problem.field.path).__name__, type(problem.clock).__name__
+    if t < 0.5:
+        fix = (
+            "start a little later, as times=jnp.linspace(1e-3, 1.0, n + 1) (the start is then sigma(t) eps, and the "
+            "neglected alpha(t) x1 is the cost), or take RatioClock(), AngleClock() or, for an SDE, ThetaClock()"
+        )
+    else:
+        fix = (
+            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or let the "
+            "last step be the data prediction, end='denoise'"
+        )
+    return (
+        f"The equation is finite at every time of the grid. Got t = {t:g}, where a field that predicts "
+        f"{problem.field.predicts!r} along {name} does not determine the right-hand side of {clock}: {fix}."
+    )
+
+
+def encode(
+    field: AbstractField,
+    x: PyTree,
+    *,
+    args: Any = None,
+    times: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    clock: AbstractClock | None = None,
+    saveat: dfx.SaveAt | None = None,
+    t0: Time | None = None,
+    t1: Time | None = None,
+    dt0: Time | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    event: dfx.Event | None = None,
+    max_steps: int = 4096,
+    dtype: Any = None,
+) -> Solution:
+    """Carries data to noise: `x` at `times[-1]` (or `t1`) along the ODE back to `times[0]` (or `t0`).
+
+    The grid is the one of `sample`, increasing; the arguments are those of `sample`. Returns a `Solution`, with the
+    encoded state in `x`. Raises `ValueError` where the velocity is undefined at the start: stop the grid short of
+    t = 1, which treats the data as a state of that earlier time.
+    """
+    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    x = as_state(x, dtype)
+    problem = _problem(field, clock, None, None)
+    if times is None:
+        check_singular(problem, args, (t1, t0))
+        return _count(field, args, adaptive(
+            problem, x, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
+            brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
+        ))  # fmt: skip
+    check_times(times, backward=False)
+    times = jnp.asarray(times)
+    solver = dfx.Euler() if solver is None else solver
+    check_singular(problem, args, (times[-1], _stage_times(times[::-1], solver, "stop")[1]))
+    return _count(field, args, fixed(
+        problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat
+    ))  # fmt: skip

@@ -1,0 +1,333 @@
+"""The lecture's ODE and SDE: any drift, any deterministic diffusion coefficient, any grid."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from ._brownian import Recorded, shape_of
+from ._loop import AbstractProblem, Interval, NoiseTerm, scan_steps
+from ._misc import all_finite, as_state, cast_like, check_key, concrete, scalar_time, state_dtype
+from ._types import PRNGKey, Solution, Time
+
+
+class Equation(AbstractProblem):
+    """`dx = drift(t, x, args) dt + diffusion(t, x, args) dW`, in its own time."""
+
+    rate: Callable[..., Any]
+    coefficient: Callable[..., Any] | None
+
+    @property
+    def noisy(self):
+        return self.coefficient is not None
+
+    def intervals(self, times):
+        t0, t1 = times[:-1], times[1:]
+        return Interval(t0, t1, t0, t1, t1 - t0 if self.noisy else None, None, None, None)
+
+    def locate(self, tau, u, eta):
+        return tau, u
+
+    def drift(self, t, x, args, eta):
+        return cast_like(self.rate(t, x, args), x, "A drift")
+
+    def diffusion(self, t, x, args, eta):
+        return self.coefficient(t, x, args)
+
+
+def solve(
+    drift: Callable[..., Any],
+    x0: PyTree,
+    *,
+    args: Any = None,
+    diffusion: Callable[..., Any] | None = None,
+    key: PRNGKey | None = None,
+    brownian: Any = None,
+    times: Any = None,
+    t0: Time | None = None,
+    t1: Time | None = None,
+    dt0: Time | None = None,
+    solver: dfx.AbstractSolver | None = None,
+    stepsize_controller: dfx.AbstractStepSizeController | None = None,
+    saveat: dfx.SaveAt | None = None,
+    adjoint: dfx.AbstractAdjoint | None = None,
+    event: dfx.Event | None = None,
+    max_steps: int = 4096,
+    dtype: Any = None,
+) -> Solution:
+    """Solves `dx = drift(t, x, args) dt + diffusion(t, x, args) dW` from `x0`, for one example.
+
+    Either on a fixed grid, `times` (`n + 1` points, `n` steps), or adaptively from `t0` to `t1`.
+
+    **Arguments:**
+
+    - `drift`, `diffusion`: functions `(t, x, args)`. A diffusion coefficient is a number, of the shape of `x`
+      (diagonal), or a matrix; without one the equation is an ODE. With Euler (Euler-Maruyama) the SDE is Itô's;
+      with `diffrax.Heun` and others that diffrax calls Stratonovich solvers it is Stratonovich's.
+    - `x0`: the start, an array of any shape or a pytree of arrays; `dtype` its type, float32 by default.
+    - `key`: the noise; on a fixed grid its increments are keyed by the index of the step.
+    - `brownian`: another source of noise: any diffrax Brownian path, or on a fixed grid `jflow.Recorded`.
+    - `times`: an increasing grid; for an ODE it may decrease.
+    - `solver`: any diffrax solver; `diffrax.Euler()` on a fixed grid, `diffrax.Tsit5()` adaptively.
+    - `t0`, `t1`, `dt0`, `stepsize_controller`, `saveat`, `adjoint`, `event`, `max_steps`: as in
+      `diffrax.diffeqsolve`; the controller is `PIDController(1e-5, 1e-5)` by default. On a fixed grid `saveat`
+      may ask for `steps` and `t0`.
+
+    **Returns:** a `Solution`; `nfe` counts evaluations of the drift. A failed solve is a status, not an exception.
+
+    Raises `ValueError` where the arguments do not belong together.
+
+    Source: Kloeden & Platen 1992, sections 10.2 and 14.1 for Euler-Maruyama.
+    """
+    problem = Equation(drift, diffusion)
+    x0 = as_state(x0, dtype)
+    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    if times is not None:
+        return fixed(problem, x0, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat)
+    return adaptive(
+        problem, x0, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
+        brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
+    )  # fmt: skip
+
+
+def check_mode(times: Any, t0: Any, t1: Any, controller: Any, adjoint: Any, event: Any) -> None:
+    """Raises `ValueError` unless the call is either a fixed grid or an adaptive solve."""
+    if times is None:
+        if t0 is None or t1 is None:
+            raise ValueError(
+                "A solve takes either a grid, times=jflow.uniform_times(n), or both ends, t0= and t1=. Got neither."
+            )
+        return
+    extra = {"t0": t0, "t1": t1, "stepsize_controller": controller, "adjoint": adjoint, "event": event}
+    given = [name for name, value in extra.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"A fixed grid (times=) takes the steps it is given; {', '.join(given)} belongs to an adaptive solve "
+            "(t0= and t1=). Drop one of the two."
+        )
+
+
+def check_times(times: Any, *, backward: bool, repeat_last: bool = False) -> None:
+    """Raises `ValueError` where the grid is too short, non-finite, or not monotone, as far as it is concrete."""
+    if jnp.ndim(times) != 1 or jnp.shape(times)[0] < 2:
+        raise ValueError(
+            f"A grid is a vector of at least two times (one step). Got shape {jnp.shape(times)}; "
+            "n steps are jflow.uniform_times(n)."
+        )
+    if (grid := concrete(times)) is None:
+        return
+    if not np.isfinite(grid).all():
+        raise ValueError("The times of a grid are finite. Got a non-finite one.")
+    steps = np.diff(grid)
+    forward = (steps[:-1] > 0).all() and (steps[-1] > 0 or (repeat_last and steps[-1] == 0))
+    if not (forward or (backward and (steps < 0).all())):
+        raise ValueError(
+            f"The times of a grid increase{', or for an ODE decrease,' if backward else ''} strictly: t = 0 is noise, "
+            f"t = 1 is data. Got steps between {steps.min():.4g} and {steps.max():.4g}."
+        )
+
+
+def noise_shape(problem: AbstractProblem, x0: PyTree, args: Any, t: Any) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of the Brownian motion: those of the state, or the columns of a matrix coefficient."""
+    if not problem.noisy:
+        return shape_of(x0)
+
+    def coefficient(t, x, a):
+        return jtu.tree_map(jnp.asarray, problem.diffusion(t, x, a, jnp.ones(())))
+
+    g = eqx.filter_eval_shape(coefficient, t, x0, args)
+    if isinstance(g, jax.ShapeDtypeStruct) and g.ndim == 0:
+        return shape_of(x0)
+    if jtu.tree_structure(g) != jtu.tree_structure(x0):
+        raise ValueError(
+            "A diffusion coefficient is a number, or a pytree like the state. Got another structure."
+        )
+
+    def leaf(x, coefficient):
+        if coefficient.shape == x.shape:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype)
+        if coefficient.ndim == x.ndim + 1 == 2 and coefficient.shape[0] == x.shape[0]:
+            return jax.ShapeDtypeStruct(coefficient.shape[1:], x.dtype)
+        raise ValueError(
+            f"A diffusion coefficient is a number, of the state's shape {x.shape}, or a matrix whose rows are the "
+            f"components of a vector state. Got shape {coefficient.shape}."
+        )
+
+    return jtu.tree_map(leaf, x0, g)
+
+
+def _saves(saveat):
+    """What a fixed grid keeps: `(every k steps or 0, the start too, a function)`."""
+    if saveat is None:
+        return 0, False, None
+    subs = saveat.subs
+    if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None:
+        raise ValueError(
+            "On a fixed grid saveat asks for the steps, diffrax.SaveAt(t0=True, steps=True). For other times or dense "
+            "output solve adaptively, with t0= and t1=; or put the times into the grid."
+        )
+    return int(subs.steps), bool(subs.t0), subs.fn
+
+
+def fixed(
+    problem: AbstractProblem,
+    x0: PyTree,
+    args: Any,
+    times: Any,
+    *,
+    solver: dfx.AbstractSolver | None,
+    key: PRNGKey | None,
+    brownian: Any,
+    saveat: dfx.SaveAt | None,
+) -> Solution:
+    """The solve of a problem on a grid of path times."""
+    check_times(times, backward=not problem.noisy)
+    solver = dfx.Euler() if solver is None else solver
+    times = jnp.asarray(times).astype(state_dtype(x0))
+    if problem.noisy and brownian is None:
+        check_key(key, "An SDE")
+    every, with_start, fn = _saves(saveat)
+    if isinstance(brownian, Recorded):
+        _check_recorded(brownian, times.shape[0] - 1)
+    out = scan_steps(
+        problem, x0, args, times, solver=solver, key=key, brownian=brownian,
+        noise_like=noise_shape(problem, x0, args, times[0]) if problem.noisy else None,
+        save=(lambda t, x: fn(t, x, args)) if every else None,
+    )  # fmt: skip
+    ts = xs = None
+    if every or with_start:
+        keep = slice(every - 1, None, every) if every else slice(0, 0)
+        ts = times[1:][keep]
+        xs = jtu.tree_map(lambda leaf: leaf[keep], out.saved) if every else None
+        if with_start:
+            first = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(times[0], x0, args))
+            ts = jnp.concatenate([times[:1], ts])
+            xs = first if xs is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), first, xs)
+    nfe = None if out.calls is None else jnp.asarray(out.calls, jnp.int32)
+    return Solution(x=out.x, nfe=nfe, status=out.status, t=out.t, ts=ts, xs=xs)
+
+
+def _check_recorded(brownian, n):
+    lengths = {leaf.shape[0] for leaf in jtu.tree_leaves(brownian.normals)}
+    if lengths != {n}:
+        raise ValueError(
+            f"Recorded noise has one normal event a step: {n} for this grid. Got {sorted(lengths)}."
+        )
+
+
+def adaptive(
+    problem: AbstractProblem,
+    x0: PyTree,
+    args: Any,
+    t0: Any,
+    t1: Any,
+    *,
+    dt0: Any,
+    solver: dfx.AbstractSolver | None,
+    stepsize_controller: dfx.AbstractStepSizeController | None,
+    key: PRNGKey | None,
+    brownian: Any,
+    saveat: dfx.SaveAt | None,
+    adjoint: dfx.AbstractAdjoint | None,
+    event: dfx.Event | None,
+    max_steps: int,
+) -> Solution:
+    """The solve of a problem by `diffeqsolve(throw=False)`, stopped where the state is not finite."""
+    solver = dfx.Tsit5() if solver is None else solver
+    controller = dfx.PIDController(1e-5, 1e-5) if stepsize_controller is None else stepsize_controller
+    dtype = state_dtype(x0)
+    t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
+    interval = jtu.tree_map(lambda leaf: leaf[0], problem.intervals(jnp.stack([t0, t1])))
+    eta, tau0, tau1 = interval.eta, interval.tau0, interval.tau1
+    if isinstance(controller, dfx.PIDController) and controller.dtmin is None:
+        smallest = 32 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(tau0), jnp.abs(tau1))
+        controller = eqx.tree_at(
+            lambda c: (c.dtmin, c.force_dtmin),
+            controller,
+            (smallest, False),
+            is_leaf=lambda leaf: leaf is None,
+        )
+    terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
+    if problem.noisy:
+        terms = dfx.MultiTerm(terms, NoiseTerm(_coefficient(problem, eta), _path(problem, brownian, key)))
+    u0 = (
+        x0
+        if interval.enter is None
+        else jtu.tree_map(lambda leaf: (interval.enter * leaf).astype(leaf.dtype), x0)
+    )
+    stop = {"diverged": lambda t, y, a, **kwargs: ~all_finite(y)} | (
+        {} if event is None else {"user": event.cond_fn}
+    )
+    fixed_event = dfx.Event(stop) if event is None else dfx.Event(stop, event.root_find)
+    saved = dfx.SaveAt(t1=True) if saveat is None else saveat
+    sol = dfx.diffeqsolve(
+        terms, solver, tau0, tau1, dt0, u0, args,
+        saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": saved.subs}, dense=saved.dense,
+                          solver_state=False, controller_state=False, made_jump=False),
+        stepsize_controller=controller, event=fixed_event, max_steps=max_steps, throw=False,
+        **({} if adjoint is None else {"adjoint": adjoint}),
+    )  # fmt: skip
+    return _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0)
+
+
+def _coefficient(problem, eta):
+    return lambda tau, u, a: problem.diffusion(*problem.locate(tau, u, eta), a, eta)
+
+
+def _path(problem, brownian, key):
+    if brownian is None:
+        raise ValueError(
+            "An adaptive SDE needs a Brownian path known at every time: pass brownian=diffrax.VirtualBrownianTree(...) "
+            "with the interval, tolerance, shape and key; or give a grid, times=, and a key."
+        )
+    return brownian
+
+
+def _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0):
+    """The result of `diffeqsolve` in the path's time and state."""
+    tau, u = sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"])
+    t, x = problem.locate(tau, u, eta)
+    diverged = sol.event_mask["diverged"] | ~all_finite(x)
+    fine = (sol.result == dfx.RESULTS.successful) | (sol.result == dfx.RESULTS.event_occurred)
+    out_of_steps = sol.result == dfx.RESULTS.max_steps_reached
+    status = jnp.where(diverged, 1, jnp.where(fine, 0, jnp.where(out_of_steps, 2, 1))).astype(jnp.int32)
+    ts = xs = None
+    if saveat is not None:
+        ts = jax.vmap(lambda s, y: problem.locate(s, y, eta)[0])(sol.ts["user"], sol.ys["user"])
+        xs = jax.vmap(lambda s, y: problem.locate(s, y, eta)[1])(sol.ts["user"], sol.ys["user"])
+    calls = _adaptive_calls(solver, controller, sol.stats["num_steps"], dt0)
+    return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs)
+
+
+def _adaptive_calls(solver, controller, steps, dt0):
+    """Evaluations that `diffeqsolve` made: two to choose the first step, and the stages of every step, rejected
+    ones too; a first-same-as-last method evaluates its first stage once.
+    """
+    if not isinstance(solver, dfx.AbstractERK):
+        return None
+    first = 2 if dt0 is None and isinstance(controller, dfx.PIDController) else 0
+    tableau = solver.tableau
+    if tableau.fsal:
+        return (first + 1 + (tableau.num_stages - 1) * steps).astype(jnp.int32)
+    return (first + tableau.num_stages * steps).astype(jnp.int32)
+
+
+def flow_map(
+    velocity: Callable[..., Any], t0: Time, t1: Time, *, args: Any = None, **options: Any
+) -> Callable[[PyTree], PyTree]:
+    """The flow `x0 -> psi(x0)` of the ODE `dx/dt = velocity(t, x, args)` from `t0` to `t1`, as a function.
+
+    It is differentiable in `x0`, in what `velocity` and `args` hold, and in both times; `flow_map(u, t1, t0)` is its
+    inverse. `options` are those of `solve`; by default adaptive at `rtol = atol = 1e-5`. `t0 == t1` is the identity.
+    """
+
+    def flow(x0):
+        return solve(velocity, x0, args=args, t0=t0, t1=t1, **options).x
+
+    return flow

@@ -1,0 +1,189 @@
+"""Grids of path times, and laws of training times."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float
+
+from ._misc import check_key, concrete, parameter
+from ._path import AbstractPath
+from ._types import PRNGKey, Time
+
+
+def uniform_times(n: int) -> Float[Array, "{n}+1"]:
+    """`n` equal steps from t = 0 to t = 1: `n + 1` points. Raises `ValueError` for `n < 1`."""
+    _check_steps(n)
+    return jnp.linspace(0.0, 1.0, n + 1)
+
+
+def karras_times(
+    n: int,
+    path: AbstractPath,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Float[Array, "{n}+1"]:
+    """`n` steps along the grid of EDM: `n` noise levels, then the data.
+
+    The levels are `sigma/alpha = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho` for
+    `i = 0, ..., n-1`, and the last point is t = 1. On VE, whose own last level is `sigma_min`, the last two points
+    coincide: the last step is the denoising one.
+
+    **Arguments:** `sigma_min`, `sigma_max`: bounds of `sigma/alpha`; may be left out where the path's are finite.
+
+    Raises `ValueError` for `n < 1`, a bound that is missing, or bounds out of order.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
+    """
+    _check_steps(n)
+    low = _bound(path, 1.0, None if sigma_min is None else -2 * np.log(sigma_min), "sigma_min")
+    high = _bound(path, 0.0, None if sigma_max is None else -2 * np.log(sigma_max), "sigma_max")
+    low, high = jnp.exp(-low / 2), jnp.exp(-high / 2)
+    _check_order(high, low, "sigma_max above sigma_min")
+    ramp = jnp.linspace(0.0, 1.0, n) if n > 1 else jnp.zeros(1)
+    levels = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    times = jax.vmap(lambda level: path.log_snr_inverse(-2 * jnp.log(level)))(levels)
+    return _monotone(jnp.concatenate([times, jnp.ones(1, times.dtype)]))
+
+
+def log_snr_times(
+    n: int, path: AbstractPath, lo: float | None = None, hi: float | None = None
+) -> Float[Array, "{n}+1"]:
+    """`n` steps equal in log-SNR, from `lo` to `hi` (`log(alpha^2/sigma^2)`, whole, not half): `n + 1` points.
+
+    **Arguments:** `lo`, `hi`: bounds; may be left out where the path's log-SNR is finite at that end.
+
+    Raises `ValueError` for `n < 1`, a bound that is missing, or `lo >= hi`.
+
+    Source: Lu et al. 2022, arXiv:2206.00927, section 3 (half log-SNR there).
+    """
+    _check_steps(n)
+    lo, hi = _bound(path, 0.0, lo, "lo"), _bound(path, 1.0, hi, "hi")
+    _check_order(hi, lo, "hi above lo")
+    return _monotone(jax.vmap(path.log_snr_inverse)(jnp.linspace(lo, hi, n + 1)))
+
+
+def _bound(path, t, value, name):
+    """A bound of the log-SNR: the one given, or the path's own where it is finite."""
+    if value is not None:
+        return jnp.asarray(value, jnp.result_type(float))
+    own = path.log_snr(jnp.asarray(t))
+    if (number := concrete(own)) is not None and not np.isfinite(number):
+        raise ValueError(
+            f"The log-SNR of {type(path).__name__} is infinite at t = {t:g}, so {name} has no default. "
+            f"Pass {name}=, as 0.002 or 80 for a sigma, -8 or 8 for a log-SNR."
+        )
+    return own
+
+
+def _check_order(high, low, what):
+    if concrete(high) is not None and concrete(low) is not None and not concrete(high) > concrete(low):
+        raise ValueError(f"A grid has {what}. Got {float(high):.4g} and {float(low):.4g}.")
+
+
+def _check_steps(n: Any):
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"A grid has at least one step: n is an integer of at least 1. Got {n!r}.")
+
+
+def _monotone(times):
+    """Rounding of the inverse must not turn a grid around at its ends."""
+    return jax.lax.cummax(times)
+
+
+class AbstractLaw(eqx.Module):
+    """A law of training times, given by its quantile function along a path."""
+
+    reaches_data: eqx.AbstractVar[bool]
+    """Whether its density does not vanish at t = 1, so that `E[1/(1 - t)]` is infinite."""
+
+    @abc.abstractmethod
+    def quantile(self, u: Time, path: AbstractPath) -> Float[Array, ""]:
+        """The time below which a share `u` of the law lies."""
+
+    def sample(self, key: PRNGKey, path: AbstractPath) -> Float[Array, ""]:
+        """One time."""
+        return self.quantile(jr.uniform(key, minval=jnp.finfo(jnp.float32).tiny), path)
+
+
+class Uniform(AbstractLaw):
+    """Uniform times in `[lo, hi)`."""
+
+    lo: Array
+    hi: Array
+    reaches_data: bool = eqx.field(static=True)
+
+    def __init__(self, lo: Time = 0.0, hi: Time = 1.0):
+        """Raises `ValueError` unless `0 <= lo < hi <= 1`."""
+        self.lo, self.hi = parameter(lo, "lo", positive=False), parameter(hi, "hi")
+        low, high = concrete(self.lo), concrete(self.hi)
+        if low is not None and high is not None and not 0 <= low < high <= 1:
+            raise ValueError(f"Uniform(lo, hi) asks for 0 <= lo < hi <= 1. Got lo = {low}, hi = {high}.")
+        self.reaches_data = bool(high is None or high >= 1)
+
+    def quantile(self, u, path):
+        lo, hi = self.lo.astype(jnp.result_type(u)), self.hi.astype(jnp.result_type(u))
+        return lo + (hi - lo) * u
+
+
+class LogitNormal(AbstractLaw):
+    """`t = sigmoid(mean + std n)` with `n ~ N(0, 1)`.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, equation 19; its t is our 1 - t, so its mean is minus ours.
+    """
+
+    mean: Array
+    std: Array
+    reaches_data: ClassVar[bool] = False
+
+    def __init__(self, mean: Time = 0.0, std: Time = 1.0):
+        """Raises `ValueError` for a `std` that is not positive."""
+        self.mean, self.std = parameter(mean, "mean", positive=False), parameter(std, "std")
+
+    def quantile(self, u, path):
+        u = jnp.asarray(u)
+        return jax.nn.sigmoid(self.mean.astype(u.dtype) + self.std.astype(u.dtype) * ndtri(u))
+
+
+class LogNormalSigma(AbstractLaw):
+    """`log(sigma/alpha) ~ N(mean, std^2)`: EDM's law of noise levels, along any path.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, table 1 (`P_mean = -1.2`, `P_std = 1.2`).
+    """
+
+    mean: Array
+    std: Array
+    reaches_data: ClassVar[bool] = False
+
+    def __init__(self, mean: Time = -1.2, std: Time = 1.2):
+        """Raises `ValueError` for a `std` that is not positive."""
+        self.mean, self.std = parameter(mean, "mean", positive=False), parameter(std, "std")
+
+    def quantile(self, u, path):
+        u = jnp.asarray(u)
+        log_level = self.mean.astype(u.dtype) - self.std.astype(u.dtype) * ndtri(u)
+        return path.log_snr_inverse(-2 * log_level)
+
+
+def stratified_times(
+    key: PRNGKey, n: int, law: AbstractLaw | None = None, path: AbstractPath | None = None
+) -> Float[Array, "{n}"]:
+    """`n` training times, one in each n-th of the law: `quantile((i + U_i)/n)`; a batch, passed as `t=`.
+
+    Each time alone has the law, up to the order of the batch; their mean has a smaller variance.
+
+    **Arguments:** `law`, by default `Uniform(0, 1)`; `path`, needed by laws of the noise level.
+
+    Source: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (one shared offset there).
+    """
+    _check_steps(n)
+    check_key(key, "stratified_times")
+    law = Uniform() if law is None else law
+    u = jnp.maximum(jr.uniform(key, (n,)), jnp.finfo(jnp.float32).tiny)
+    return jax.vmap(lambda share: law.quantile(share, path))((jnp.arange(n) + u) / n)
