@@ -13,6 +13,7 @@ from ._clock import PathClock as PathClock
 from ._clock import RatioClock as RatioClock
 from ._clock import SigmaClock as SigmaClock
 from ._clock import ThetaClock as ThetaClock
+from ._custom_path import Path as Path
 from ._field import AbstractField as AbstractField
 from ._field import Field as Field
 from ._field import Preconditioned as Preconditioned
@@ -32,7 +33,6 @@ from ._path import AbstractPath as AbstractPath
 from ._path import CondOT as CondOT
 from ._path import Cosine as Cosine
 from ._path import LinearVP as LinearVP
-from ._path import Path as Path
 from ._prediction import convert as convert
 from ._sample import decode as decode
 from ._sample import encode as encode

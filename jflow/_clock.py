@@ -75,9 +75,7 @@ class PathClock(AbstractClock):
 
     def diffusion(self, path, t, eta=0.0):
         s, a, b = path.velocity_row(t)
-        return safe_sqrt(
-            2 * path.sigma(t) / s * _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t))
-        )
+        return safe_sqrt(2 * path.sigma(t) / s * _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t)))
 
     def noise_time(self, path, t, eta=0.0):
         return scalar_time(t)
@@ -205,9 +203,7 @@ class AngleClock(AbstractClock):
 def _level(eta: Any, numerator: Any, denominator: Any) -> Any:
     """`eta numerator / denominator`, zero for `eta = 0` where the denominator vanishes too."""
     absent = jnp.asarray(eta) == 0
-    return jnp.where(absent, 0, eta * numerator / jnp.where(absent, 1, denominator)).astype(
-        jnp.result_type(numerator)
-    )
+    return jnp.where(absent, 0, eta * numerator / jnp.where(absent, 1, denominator)).astype(jnp.result_type(numerator))
 
 
 def _power(x, p):

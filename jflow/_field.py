@@ -232,9 +232,7 @@ def trainable(tree: PyTree) -> PyTree:
         leaves, treedef = jtu.tree_flatten(tree, is_leaf=lambda node: node is not tree)
         names = _child_names(tree)
         flags = [
-            trainable(leaf)
-            if name == "net" or isinstance(leaf, AbstractField)
-            else jtu.tree_map(lambda _: False, leaf)
+            trainable(leaf) if name == "net" or isinstance(leaf, AbstractField) else jtu.tree_map(lambda _: False, leaf)
             for name, leaf in zip(names, leaves, strict=True)
         ]
         return jtu.tree_unflatten(treedef, flags)
@@ -253,6 +251,4 @@ def _child_names(tree):
 
 def _check_path(path):
     if not isinstance(path, AbstractPath):
-        raise TypeError(
-            f"A field's path is a jflow path, as jflow.CondOT() or jflow.Path(alpha, sigma). Got {path!r}."
-        )
+        raise TypeError(f"A field's path is a jflow path, as jflow.CondOT() or jflow.Path(alpha, sigma). Got {path!r}.")

@@ -56,18 +56,14 @@ def generate(
     batch_size = min(batch_size, -(-n // devices) * devices)
     check_mesh(mesh, batch_size)
     shared, split = _split_args(args, args_in_axes, n)
-    options = jtu.tree_map(
-        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, np.ndarray)) else leaf, options
-    )
+    options = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, np.ndarray)) else leaf, options)
     shape = tuple(shape) if isinstance(shape, list) else shape
     chunks = []
     with tqdm(total=n, desc="generate", unit="sample", disable=None if progress else True) as bar:
         for start in range(0, n, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), n - 1)
             part = jtu.tree_map(lambda leaf: leaf[index], split)  # noqa: B023
-            out = _chunk(
-                field, key, shared, options, _Static(shape, mesh), jnp.asarray(index, jnp.uint32), part
-            )
+            out = _chunk(field, key, shared, options, _Static(shape, mesh), jnp.asarray(index, jnp.uint32), part)
             kept = min(batch_size, n - start)
             chunks.append(jtu.tree_map(lambda leaf: np.asarray(leaf)[:kept], out))  # noqa: B023
             bar.update(kept)

@@ -118,9 +118,7 @@ def _stack(condition, null):
     def leaf(c, n):
         c, n = jnp.asarray(c), jnp.asarray(n)
         if c.shape != n.shape:
-            raise ValueError(
-                f"The null condition has the shape of the condition. Got {n.shape} for {c.shape}."
-            )
+            raise ValueError(f"The null condition has the shape of the condition. Got {n.shape} for {c.shape}.")
         return jnp.stack([c, n.astype(c.dtype)])
 
     return jtu.tree_map(leaf, condition, null)

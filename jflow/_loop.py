@@ -1,10 +1,8 @@
 """The loop of a fixed grid: a scan that takes a diffrax solver's own steps."""
 
-import abc
 from typing import Any, NamedTuple
 
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
@@ -13,68 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_path
 from ._misc import all_finite, scale
+from ._problem import AbstractProblem, NoiseTerm
 from ._types import PRNGKey
-
-
-class Interval(eqx.Module):
-    """One step of a grid. In a table of steps every field has a leading axis."""
-
-    t0: Any
-    t1: Any
-    tau0: Any
-    tau1: Any
-    variance: Any  # of the noise of the step
-    enter: Any  # u = enter x at its start, None for one
-    leave: Any  # x = leave u at its end, None for one
-    eta: Any
-
-
-class AbstractProblem(eqx.Module):
-    """An equation for a state `u` in a time `tau`, and how these belong to the path's `x` and `t`."""
-
-    @abc.abstractmethod
-    def intervals(self, times: Float[Array, "..."]) -> Interval:
-        """The table of steps of a grid of path times."""
-
-    @abc.abstractmethod
-    def locate(self, tau: Any, u: PyTree, eta: Any) -> tuple[Any, PyTree]:
-        """`(t, x)` of `(tau, u)`."""
-
-    @abc.abstractmethod
-    def drift(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
-        """`du/dtau`."""
-
-    @abc.abstractmethod
-    def diffusion(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
-        """The diffusion coefficient of `u`."""
-
-    @property
-    @abc.abstractmethod
-    def noisy(self) -> bool:
-        """Whether there is a diffusion term at all."""
-
-
-class NoiseTerm(dfx.AbstractTerm):
-    """`diffusion dW` for a coefficient that is a number, diagonal (of the state's shape) or a matrix."""
-
-    coefficient: Any
-    control: Any
-
-    def vf(self, t, y, args):
-        return self.coefficient(t, y, args)
-
-    def contr(self, t0, t1, **kwargs):
-        return self.control.evaluate(t0, t1, **kwargs)
-
-    def prod(self, vf, control):
-        if not isinstance(vf, (dict, list, tuple)) and jnp.ndim(vf) == 0:
-            return scale(vf, control)
-        return jtu.tree_map(_leaf_product, vf, control)
-
-
-def _leaf_product(g, w):
-    product = g @ w if jnp.ndim(g) == w.ndim + 1 else g * w
-    return product.astype(w.dtype)
 
 
 class Steps(NamedTuple):
@@ -120,9 +58,7 @@ def scan_steps(
     if isinstance(brownian, Recorded):
         carry, saved = lax.scan(body, carry, (table, (brownian.normals,)))
     elif problem.noisy and brownian is None:
-        carry, saved = _scan_blocks(
-            body, carry, table, times.shape[0] - 1, key, noise_like, levy_kinds(solver)
-        )
+        carry, saved = _scan_blocks(body, carry, table, times.shape[0] - 1, key, noise_like, levy_kinds(solver))
     else:
         carry, saved = lax.scan(body, carry, (table, None))
     x, _, count, alive = carry
@@ -152,9 +88,7 @@ def _scan_blocks(body, carry, table, n, key, noise_like, kinds):
         parts.append(jtu.tree_map(lambda leaf: leaf.reshape(full * block, *leaf.shape[2:]), saved))
     if rest:
         normals = jtu.tree_map(lambda leaf: leaf[:rest], block_normals(key, full, noise_like, kinds))
-        carry, saved = lax.scan(
-            body, carry, (jtu.tree_map(lambda leaf: leaf[full * block :], table), normals)
-        )
+        carry, saved = lax.scan(body, carry, (jtu.tree_map(lambda leaf: leaf[full * block :], table), normals))
         parts.append(saved)
     return carry, jtu.tree_map(lambda *leaves: jnp.concatenate(leaves), *parts)
 

@@ -114,7 +114,5 @@ def _data_weight(weight, predicts):
             "As a function of log-SNR alone this weight exists for the predictions 'data', 'noise' and 'v'. "
             f"Got {predicts!r}; a velocity's or a score's depends on the path too."
         )
-    factor = {"data": lambda l: 1.0, "noise": lambda l: jnp.exp(-l), "v": lambda l: 1 / (1 + jnp.exp(l))}[
-        predicts
-    ]
+    factor = {"data": lambda l: 1.0, "noise": lambda l: jnp.exp(-l), "v": lambda l: 1 / (1 + jnp.exp(l))}[predicts]
     return lambda log_snr: weight(log_snr) * factor(log_snr)

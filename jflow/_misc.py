@@ -103,9 +103,7 @@ def as_state(x: PyTree, dtype: Any = None) -> PyTree:
 def safe_sqrt(x: Array) -> Array:
     """The square root, with derivative zero at zero: a noise that is absent has no derivative."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x == 0, 0, jnp.nan)).astype(
-        x.dtype
-    )
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x == 0, 0, jnp.nan)).astype(x.dtype)
 
 
 def all_finite(x: PyTree) -> Shaped[Array, ""]:

@@ -26,9 +26,7 @@ def check_mesh(mesh: Mesh | None, batch_size: int) -> None:
     if mesh is None:
         return
     if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"mesh is a jax mesh, as jax.make_mesh((jax.device_count(),), ('data',)). Got {mesh!r}."
-        )
+        raise TypeError(f"mesh is a jax mesh, as jax.make_mesh((jax.device_count(),), ('data',)). Got {mesh!r}.")
     devices = mesh.shape[mesh.axis_names[0]]
     if batch_size % devices:
         raise ValueError(

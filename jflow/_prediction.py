@@ -68,9 +68,7 @@ def coefficients(path: Any, t: Time, source: Row, target: Row) -> tuple[Array, A
     return k_x, k_p
 
 
-def convert(
-    path: Any, t: Time, x: PyTree, value: PyTree, source: Prediction, target: Prediction | Row
-) -> Event:
+def convert(path: Any, t: Time, x: PyTree, value: PyTree, source: Prediction, target: Prediction | Row) -> Event:
     """A prediction turned into another one, for one example.
 
     **Arguments:** `t` the time, a scalar; `x` the state at `t`; `value` the prediction `source` at `(t, x)`, of the

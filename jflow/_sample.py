@@ -12,73 +12,16 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from ._clock import AbstractClock, PathClock, ThetaClock
-from ._field import AbstractField, AbstractNetwork
-from ._loop import AbstractProblem, Interval, needed_stages
-from ._misc import all_finite, as_state, check_key, concrete, normal_like, scale, state_dtype
-from ._prediction import Row, coefficients, prediction_row
-from ._solve import adaptive, check_mode, check_times, fixed
+from ._adaptive import adaptive
+from ._clock import AbstractClock
+from ._equation import check_singular, field_equation
+from ._field import AbstractField
+from ._loop import needed_stages
+from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
+from ._solve import check_mode, check_times, fixed
 from ._types import PRNGKey, Solution, Time
 
 End = Literal["denoise", "stop"] | dfx.AbstractSolver
-
-
-class FieldEquation(AbstractProblem):
-    """The ODE or SDE of a field, in a clock."""
-
-    field: AbstractField
-    clock: AbstractClock
-    eta: Any  # None, a number, or a function of t
-    coefficient: Callable[..., Any] | None  # an absolute diffusion coefficient, in the path's own time
-
-    @property
-    def noisy(self):
-        return self.eta is not None or self.coefficient is not None
-
-    def intervals(self, times):
-        path, clock = self.field.path, self.clock
-
-        def one(t0, t1):
-            eta = self.eta(t0) if callable(self.eta) else 0.0 if self.eta is None else self.eta
-            eta = jnp.asarray(eta).astype(times.dtype)
-            enter, leave = clock.scale(path, t0, eta), clock.scale(path, t1, eta)
-            span = clock.noise_time(path, t1, eta) - clock.noise_time(path, t0, eta)
-            return Interval(
-                t0=t0,
-                t1=t1,
-                tau0=clock.time(path, t0, eta),
-                tau1=clock.time(path, t1, eta),
-                variance=span if self.noisy else None,
-                enter=enter,
-                leave=None if leave is None else 1 / leave,
-                eta=eta,
-            )
-
-        return jax.vmap(one)(times[:-1], times[1:])
-
-    def locate(self, tau, u, eta):
-        t = self.clock.path_time(self.field.path, tau, eta)
-        factor = self.clock.scale(self.field.path, t, eta)
-        return t, u if factor is None else scale(1 / factor, u)
-
-    def drift(self, t, x, args, eta):
-        if isinstance(self.clock, PathClock) and not self.noisy:
-            return self.field.velocity(t, x, args)
-        return self.field.mixed((self.rhs(t, x, args, eta),), t, x, args)[0]
-
-    def rhs(self, t, x, args, eta):
-        """The right-hand side as a row of weights of data and noise."""
-        path = self.field.path
-        if self.coefficient is None:
-            return self.clock.rhs(path, t, eta)
-        s, a, b = path.velocity_row(t)
-        g = jnp.asarray(self.coefficient(t, x, args)).astype(jnp.result_type(t))
-        return Row(s, a, b - g**2 / 2 * (s / path.sigma(t)))
-
-    def diffusion(self, t, x, args, eta):
-        if self.coefficient is not None:
-            return jnp.asarray(self.coefficient(t, x, args))
-        return self.clock.diffusion(self.field.path, t, eta)
 
 
 def sample(
@@ -190,12 +133,10 @@ def decode(
     """
     check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
-    problem = _problem(field, clock, eta, diffusion)
+    problem = field_equation(field, clock, eta, diffusion)
     if times is None:
         if callable(eta):
-            raise ValueError(
-                "eta as a function of t is for a fixed grid, where each step has its own. Pass times=."
-            )
+            raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
         check_singular(problem, args, (t0, t1))
         return _count(field, args, adaptive(
             problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
@@ -205,29 +146,6 @@ def decode(
     check_times(times, backward=False, repeat_last=end == "denoise")
     solver = dfx.Euler() if solver is None else solver
     return _on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
-
-
-def _problem(field, clock, eta, diffusion):
-    """The equation to solve, its arguments checked."""
-    if not isinstance(field, AbstractField):
-        raise TypeError(
-            f"A sampler takes a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}."
-        )
-    if diffusion is not None and not (eta is None and (clock is None or isinstance(clock, PathClock))):
-        raise ValueError(
-            "diffusion= is an absolute coefficient in the path's own time; it goes without eta= and without another "
-            "clock. For a level of noise in any clock use eta=."
-        )
-    if eta is not None and not callable(eta):
-        number = concrete(eta)
-        if number is not None and (number.ndim != 0 or not np.isfinite(number) or number < 0):
-            raise ValueError(
-                f"eta is a number of at least 0 (0 the ODE, 1 the reverse SDE), or a function. Got {eta}."
-            )
-        eta = jnp.asarray(eta)
-    if clock is None:
-        clock = PathClock() if eta is None else ThetaClock()
-    return FieldEquation(field, clock, eta, diffusion)
 
 
 def _resolve_end(problem, end):
@@ -250,17 +168,11 @@ def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
     if times.shape[0] == 2:
         head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
     else:
-        head = fixed(
-            problem, x, args, times[:-1], solver=solver, key=key, brownian=_drop(brownian), saveat=saveat
-        )
+        head = fixed(problem, x, args, times[:-1], solver=solver, key=key, brownian=_drop(brownian), saveat=saveat)
     if end == "denoise":
-        last = Solution(
-            x=problem.field.data(times[-2].astype(state_dtype(x)), head.x, args), nfe=jnp.int32(1)
-        )
+        last = Solution(x=problem.field.data(times[-2].astype(state_dtype(x)), head.x, args), nfe=jnp.int32(1))
     else:
-        last = fixed(
-            problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=brownian, saveat=None
-        )
+        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=brownian, saveat=None)
     return _count(problem.field, args, _join(x, head, last, times, args, saveat))
 
 
@@ -282,11 +194,7 @@ def _join(x0, head, last, times, args, saveat):
         tail = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(end_time, last.x, args))
         if ts is None:
             first = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(times[0], x0, args))
-            ts, xs = (
-                (times[:1], first)
-                if saveat.subs.t0
-                else (times[:0], jtu.tree_map(lambda leaf: leaf[:0], first))
-            )
+            ts, xs = (times[:1], first) if saveat.subs.t0 else (times[:0], jtu.tree_map(lambda leaf: leaf[:0], first))
         ts = jnp.append(ts, end_time)
         xs = jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), xs, tail)
     nfe = None if head.nfe is None or last.nfe is None else head.nfe + last.nfe
@@ -311,48 +219,6 @@ def _stage_times(times, solver, end):
     explicit = isinstance(last_solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)
     reaches = explicit and any(tableau.c[i - 1] == 1 for i in needed_stages(tableau) if i)
     return times[0], times[-1] if reaches and end != "denoise" else times[-2]
-
-
-def check_singular(problem: FieldEquation, args: Any, times: tuple[Any, ...]) -> None:
-    """Raises `ValueError` where, at concrete times, the prediction does not determine the right-hand side."""
-    field, path = problem.field, problem.field.path
-    for t in times:
-        if concrete(t) is None or isinstance(jnp.asarray(path.alpha(t)), jax.core.Tracer):
-            continue
-        with jax.ensure_compile_time_eval():
-            t = jnp.asarray(t)
-            eta = problem.eta(t) if callable(problem.eta) else 0.0 if problem.eta is None else problem.eta
-            if isinstance(eta, jax.core.Tracer):
-                continue
-            values = [problem.clock.time(path, t, eta)]
-            if (factor := problem.clock.scale(path, t, eta)) is not None:
-                values.append(factor)
-            if isinstance(field, AbstractNetwork) and problem.coefficient is None:
-                plain = isinstance(problem.clock, PathClock) and not problem.noisy
-                target = prediction_row(path, "velocity", t) if plain else problem.clock.rhs(path, t, eta)
-                if not (plain and field.predicts == "velocity"):
-                    values.extend(coefficients(path, t, prediction_row(path, field.predicts, t), target))
-            finite = all(bool(jnp.all(jnp.isfinite(v))) for v in values)
-        if not finite:
-            raise ValueError(_singular_message(problem, float(t)))
-
-
-def _singular_message(problem, t):
-    name, clock = type(problem.field.path).__name__, type(problem.clock).__name__
-    if t < 0.5:
-        fix = (
-            "start a little later, as times=jnp.linspace(1e-3, 1.0, n + 1) (the start is then sigma(t) eps, and the "
-            "neglected alpha(t) x1 is the cost), or take RatioClock(), AngleClock() or, for an SDE, ThetaClock()"
-        )
-    else:
-        fix = (
-            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or let the "
-            "last step be the data prediction, end='denoise'"
-        )
-    return (
-        f"The equation is finite at every time of the grid. Got t = {t:g}, where a field that predicts "
-        f"{problem.field.predicts!r} along {name} does not determine the right-hand side of {clock}: {fix}."
-    )
 
 
 def encode(
@@ -381,7 +247,7 @@ def encode(
     """
     check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
-    problem = _problem(field, clock, None, None)
+    problem = field_equation(field, clock, None, None)
     if times is None:
         check_singular(problem, args, (t1, t0))
         return _count(field, args, adaptive(

@@ -11,9 +11,11 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from ._adaptive import adaptive
 from ._brownian import Recorded, shape_of
-from ._loop import AbstractProblem, Interval, NoiseTerm, scan_steps
-from ._misc import all_finite, as_state, cast_like, check_key, concrete, scalar_time, state_dtype
+from ._loop import scan_steps
+from ._misc import as_state, cast_like, check_key, concrete, state_dtype
+from ._problem import AbstractProblem, Interval
 from ._types import PRNGKey, Solution, Time
 
 
@@ -145,9 +147,7 @@ def noise_shape(problem: AbstractProblem, x0: PyTree, args: Any, t: Any) -> PyTr
     if isinstance(g, jax.ShapeDtypeStruct) and g.ndim == 0:
         return shape_of(x0)
     if jtu.tree_structure(g) != jtu.tree_structure(x0):
-        raise ValueError(
-            "A diffusion coefficient is a number, or a pytree like the state. Got another structure."
-        )
+        raise ValueError("A diffusion coefficient is a number, or a pytree like the state. Got another structure.")
 
     def leaf(x, coefficient):
         if coefficient.shape == x.shape:
@@ -216,106 +216,7 @@ def fixed(
 def _check_recorded(brownian, n):
     lengths = {leaf.shape[0] for leaf in jtu.tree_leaves(brownian.normals)}
     if lengths != {n}:
-        raise ValueError(
-            f"Recorded noise has one normal event a step: {n} for this grid. Got {sorted(lengths)}."
-        )
-
-
-def adaptive(
-    problem: AbstractProblem,
-    x0: PyTree,
-    args: Any,
-    t0: Any,
-    t1: Any,
-    *,
-    dt0: Any,
-    solver: dfx.AbstractSolver | None,
-    stepsize_controller: dfx.AbstractStepSizeController | None,
-    key: PRNGKey | None,
-    brownian: Any,
-    saveat: dfx.SaveAt | None,
-    adjoint: dfx.AbstractAdjoint | None,
-    event: dfx.Event | None,
-    max_steps: int,
-) -> Solution:
-    """The solve of a problem by `diffeqsolve(throw=False)`, stopped where the state is not finite."""
-    solver = dfx.Tsit5() if solver is None else solver
-    controller = dfx.PIDController(1e-5, 1e-5) if stepsize_controller is None else stepsize_controller
-    dtype = state_dtype(x0)
-    t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
-    interval = jtu.tree_map(lambda leaf: leaf[0], problem.intervals(jnp.stack([t0, t1])))
-    eta, tau0, tau1 = interval.eta, interval.tau0, interval.tau1
-    if isinstance(controller, dfx.PIDController) and controller.dtmin is None:
-        smallest = 32 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(tau0), jnp.abs(tau1))
-        controller = eqx.tree_at(
-            lambda c: (c.dtmin, c.force_dtmin),
-            controller,
-            (smallest, False),
-            is_leaf=lambda leaf: leaf is None,
-        )
-    terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
-    if problem.noisy:
-        terms = dfx.MultiTerm(terms, NoiseTerm(_coefficient(problem, eta), _path(problem, brownian, key)))
-    u0 = (
-        x0
-        if interval.enter is None
-        else jtu.tree_map(lambda leaf: (interval.enter * leaf).astype(leaf.dtype), x0)
-    )
-    stop = {"diverged": lambda t, y, a, **kwargs: ~all_finite(y)} | (
-        {} if event is None else {"user": event.cond_fn}
-    )
-    fixed_event = dfx.Event(stop) if event is None else dfx.Event(stop, event.root_find)
-    saved = dfx.SaveAt(t1=True) if saveat is None else saveat
-    sol = dfx.diffeqsolve(
-        terms, solver, tau0, tau1, dt0, u0, args,
-        saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": saved.subs}, dense=saved.dense,
-                          solver_state=False, controller_state=False, made_jump=False),
-        stepsize_controller=controller, event=fixed_event, max_steps=max_steps, throw=False,
-        **({} if adjoint is None else {"adjoint": adjoint}),
-    )  # fmt: skip
-    return _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0)
-
-
-def _coefficient(problem, eta):
-    return lambda tau, u, a: problem.diffusion(*problem.locate(tau, u, eta), a, eta)
-
-
-def _path(problem, brownian, key):
-    if brownian is None:
-        raise ValueError(
-            "An adaptive SDE needs a Brownian path known at every time: pass brownian=diffrax.VirtualBrownianTree(...) "
-            "with the interval, tolerance, shape and key; or give a grid, times=, and a key."
-        )
-    return brownian
-
-
-def _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0):
-    """The result of `diffeqsolve` in the path's time and state."""
-    tau, u = sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"])
-    t, x = problem.locate(tau, u, eta)
-    diverged = sol.event_mask["diverged"] | ~all_finite(x)
-    fine = (sol.result == dfx.RESULTS.successful) | (sol.result == dfx.RESULTS.event_occurred)
-    out_of_steps = sol.result == dfx.RESULTS.max_steps_reached
-    status = jnp.where(diverged, 1, jnp.where(fine, 0, jnp.where(out_of_steps, 2, 1))).astype(jnp.int32)
-    ts = xs = None
-    if saveat is not None:
-        ts = jax.vmap(lambda s, y: problem.locate(s, y, eta)[0])(sol.ts["user"], sol.ys["user"])
-        xs = jax.vmap(lambda s, y: problem.locate(s, y, eta)[1])(sol.ts["user"], sol.ys["user"])
-    calls = _adaptive_calls(solver, controller, sol.stats["num_steps"], dt0)
-    return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs)
-
-
-def _adaptive_calls(solver, controller, steps, dt0):
-    """Evaluations that `diffeqsolve` made: two to choose the first step, and the stages of every step, rejected
-    ones too; a first-same-as-last method evaluates its first stage once.
-    """
-    if not isinstance(solver, dfx.AbstractERK):
-        return None
-    first = 2 if dt0 is None and isinstance(controller, dfx.PIDController) else 0
-    tableau = solver.tableau
-    if tableau.fsal:
-        return (first + 1 + (tableau.num_stages - 1) * steps).astype(jnp.int32)
-    return (first + tableau.num_stages * steps).astype(jnp.int32)
+        raise ValueError(f"Recorded noise has one normal event a step: {n} for this grid. Got {sorted(lengths)}.")
 
 
 def flow_map(

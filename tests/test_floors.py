@@ -15,9 +15,9 @@ PACKAGE = ROOT / "jflow"
 FLOORS: list[set[str]] = [
     {"_types", "_misc"},
     {"_path", "_prediction", "_brownian", "_divergence", "_coupling"},
-    {"_field", "_clock", "_times"},
-    {"_guidance", "_loss", "_loop", "_solver", "distributions"},
-    {"_solve", "processes", "_parallel"},
+    {"_field", "_clock", "_times", "_custom_path", "_problem"},
+    {"_guidance", "_loss", "_loop", "_adaptive", "_solver", "distributions"},
+    {"_solve", "_equation", "processes", "_parallel"},
     {"_sample", "_log_prob"},
     {"_generate", "_search"},
     {"testing"},

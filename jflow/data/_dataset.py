@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -26,8 +26,8 @@ class Dataset:
     Raises `ValueError` where one of these rules is broken.
     """
 
-    x: Float[np.ndarray, "n *event"]
-    label: Int[np.ndarray, "n"] | None
+    x: Float[np.ndarray, "..."]
+    label: Integer[np.ndarray, "..."] | None
     name: str
     num_classes: int | None
 
@@ -38,7 +38,7 @@ class Dataset:
                 "label and num_classes come together or not at all. "
                 f"Got label {'missing' if self.label is None else 'given'}, num_classes {self.num_classes}."
             )
-        object.__setattr__(self, "x", _frozen(self.x))
+        object.__setattr__(self, "x", _frozen(self.x.astype(np.float32, copy=False)))
         if self.label is not None:
             _check_labels(self.label, len(self.x), self.num_classes, self.name)
             object.__setattr__(self, "label", _frozen(self.label.astype(np.int32)))

@@ -44,8 +44,8 @@ def mnist(split: str = "train", dir: str | os.PathLike[str] | None = None, seed:
     `~/.cache/jflow/mnist` where that variable is not set. Where all four are there, `split` is the official
     `"train"` (60,000), `"test"` (10,000), or `"all"`. Where only the two of the 10,000 test images are there,
     these are divided into `"train"` (9,000) and `"test"` (1,000), stratified by class and drawn, with the
-    order, by `seed`, and the name is `mnist-t10k`. Otherwise what is missing is downloaded into that folder, each file moved
-    into place only once it has passed its check.
+    order, by `seed`, and the name is `mnist-t10k`. Otherwise what is missing is downloaded into that folder,
+    each file moved into place only once it has passed its check.
 
     Every file is checked by size and sha256 each time it is read. Raises `ValueError` for one that is
     truncated or altered, `OSError` where a download fails or the folder cannot be written.

@@ -7,9 +7,7 @@ from jaxtyping import Array, Float
 from .._types import PRNGKey
 
 
-def moons(
-    key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int = 5.0
-) -> Float[Array, "n 2"]:
+def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int = 5.0) -> Float[Array, "n 2"]:
     """`n` points of two interleaving half circles.
 
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` on `(cos a, sin a)` or `(1 - cos a, 1/2 - sin a)`, each
@@ -54,9 +52,7 @@ def spirals(
     return scale * (centre + noise * jr.normal(key_noise, (n, 2)))
 
 
-def checkerboard(
-    key: PRNGKey, n: int, *, cells: int = 4, half_width: float | int = 5.0
-) -> Float[Array, "n 2"]:
+def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | int = 5.0) -> Float[Array, "n 2"]:
     """`n` points uniform on the squares of a board on `[-half_width, half_width]^2`, `cells` to a side.
 
     Square `(i, j)` is taken where `i + j` is even. One of these squares is drawn, then a point in it, so no
@@ -70,9 +66,7 @@ def checkerboard(
     return 2 * half_width / cells * (square + jr.uniform(key_point, (n, 2))) - half_width
 
 
-def eight_gaussians(
-    key: PRNGKey, n: int, *, radius: float | int = 5.0, std: float | int = 0.5
-) -> Float[Array, "n 2"]:
+def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: float | int = 0.5) -> Float[Array, "n 2"]:
     """`n` points of eight equal Gaussians `N(c, std^2 I)`, `c` spaced evenly on the circle of `radius`."""
     key_centre, key_noise = jr.split(_checked(key, n))
     angle = jnp.pi / 4 * jr.randint(key_centre, (n,), 0, 8)

@@ -193,7 +193,8 @@ def _readable(where: Path) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f"A checkpoint is read as jflow.train wrote it. Got {where}, which is damaged or not one of its "
-            f"own ({type(error).__name__}: {str(error)[:200]}); restore an earlier step, or choose another folder."
+            f"own ({type(error).__name__}: {str(error)[:200]}); restore an earlier step, or choose another "
+            "folder."
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ class _Skeleton:
     leaves: tuple[Any, ...] = dataclasses.field(hash=False)
 
     @classmethod
-    def of(cls, tree: PyTree) -> Self:
+    def of(cls, tree: PyTree) -> "_Skeleton":
         leaves, treedef = jtu.tree_flatten(tree)
         return cls(treedef, tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves))
 

@@ -1,0 +1,102 @@
+"""A path from two functions of time."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._misc import scalar_time
+from ._path import AbstractPath, check_ends
+
+
+class Path(AbstractPath):
+    """A path from two functions of time, `Path(alpha, sigma)`; derivatives come from automatic differentiation.
+
+    Asked for, and checked once: finite values, `sigma(0) > 0`, `alpha(1) > 0`, an increasing signal-to-noise
+    ratio, `alpha(0)/sigma(0)` and `sigma(1)/alpha(1)` at most 0.05. At the ends derivatives are the limits from
+    inside, taken one float away; `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
+
+    Raises `ValueError` where the functions break a rule.
+    """
+
+    alpha_fn: Callable[[Array], Array]
+    sigma_fn: Callable[[Array], Array]
+    _flags: tuple[bool, bool, bool] = eqx.field(static=True)
+
+    def __init__(self, alpha: Callable[[Array], Array], sigma: Callable[[Array], Array]):
+        """`alpha`, `sigma`: differentiable functions of a scalar time, for t in [0, 1]."""
+        self.alpha_fn, self.sigma_fn = alpha, sigma
+        with jax.ensure_compile_time_eval():
+            end = jax.grad(lambda t: jnp.asarray(sigma(t)).astype(t.dtype))(jnp.asarray(1.0, jnp.float32))
+            sigma_1, alpha_0 = sigma(jnp.asarray(1.0, jnp.float32)), alpha(jnp.asarray(0.0, jnp.float32))
+        self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
+
+    def __check_init__(self):
+        check_ends(self)
+
+    def alpha(self, t):
+        t = scalar_time(t)
+        return jnp.asarray(self.alpha_fn(t)).astype(t.dtype)
+
+    def sigma(self, t):
+        t = scalar_time(t)
+        return jnp.asarray(self.sigma_fn(t)).astype(t.dtype)
+
+    def alpha_dot(self, t):
+        return jax.grad(self.alpha)(_inside(t))
+
+    def sigma_sigma_dot(self, t):
+        sigma, sigma_dot = jax.value_and_grad(self.sigma)(_inside(t))
+        return sigma * sigma_dot
+
+    def velocity_row(self, t):
+        alpha_dot, sigma_dot = self.alpha_dot(t), jax.grad(self.sigma)(_inside(t))
+        return jnp.ones_like(alpha_dot), alpha_dot, sigma_dot
+
+    def log_snr_inverse(self, log_snr):
+        return _bisect(self, scalar_time(log_snr))
+
+    @property
+    def finite_sigma_dot(self):
+        return self._flags[0]
+
+    @property
+    def ends_at_data(self):
+        return self._flags[1]
+
+    @property
+    def starts_at_noise(self):
+        return self._flags[2]
+
+
+def _inside(t):
+    """`t`, or the float beside it where it is an end: derivatives at an end are limits from inside."""
+    t = scalar_time(t)
+    info = jnp.finfo(t.dtype)
+    return jnp.clip(t, info.tiny, 1 - info.epsneg)
+
+
+@jax.custom_jvp
+def _bisect(path, log_snr):
+    """The time at which `path.log_snr` is `log_snr`, to the last bit of its type."""
+
+    def body(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        below = path.log_snr(middle) < log_snr
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    bounds = jnp.zeros_like(log_snr), jnp.ones_like(log_snr)
+    low, high = jax.lax.fori_loop(0, 2 * jnp.finfo(log_snr.dtype).nmant, body, bounds)
+    middle = (low + high) / 2
+    return jnp.where(log_snr == jnp.inf, 1.0, jnp.where(log_snr == -jnp.inf, 0.0, middle))
+
+
+@_bisect.defjvp
+def _bisect_jvp(primals, tangents):
+    path, log_snr = primals
+    t = _bisect(path, log_snr)
+    return t, tangents[1] / jax.grad(path.log_snr)(_inside(t))
