@@ -32,13 +32,14 @@ class Dataset:
     num_classes: int | None
 
     def __post_init__(self):
-        _check_examples(self.x, self.name)
+        x = self.x.astype(np.float32, copy=False)
+        _check_examples(x, self.name)
+        object.__setattr__(self, "x", _frozen(x))
         if (self.label is None) != (self.num_classes is None):
             raise ValueError(
                 "label and num_classes come together or not at all. "
                 f"Got label {'missing' if self.label is None else 'given'}, num_classes {self.num_classes}."
             )
-        object.__setattr__(self, "x", _frozen(self.x.astype(np.float32, copy=False)))
         if self.label is not None:
             _check_labels(self.label, len(self.x), self.num_classes, self.name)
             object.__setattr__(self, "label", _frozen(self.label.astype(np.int32)))
@@ -101,12 +102,12 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
     """
     hint = "write it with np.savez(path, x=x, label=label)"
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with file:
-            arrays = {key: file[key] for key in ("x", "label") if key in file}
-            found = list(file)
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise ValueError("a single array")
+            found = list(content)
+            arrays = {key: content[key] for key in ("x", "label") if key in found}
     except FileNotFoundError:
         raise FileNotFoundError(f"A data set is read from an .npz file. There is no file {path}.") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
