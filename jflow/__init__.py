@@ -14,6 +14,9 @@ from ._clock import RatioClock as RatioClock
 from ._clock import SigmaClock as SigmaClock
 from ._clock import ThetaClock as ThetaClock
 from ._custom_path import Path as Path
+from ._divergence import Exact as Exact
+from ._divergence import Hutchinson as Hutchinson
+from ._divergence import HutchPlusPlus as HutchPlusPlus
 from ._field import AbstractField as AbstractField
 from ._field import Field as Field
 from ._field import Preconditioned as Preconditioned
@@ -22,6 +25,9 @@ from ._field import trainable as trainable
 from ._generate import generate as generate
 from ._guidance import Guided as Guided
 from ._guidance import drop_condition as drop_condition
+from ._log_prob import bits_per_dim as bits_per_dim
+from ._log_prob import dequantize as dequantize
+from ._log_prob import log_prob as log_prob
 from ._loss import edm_weight as edm_weight
 from ._loss import likelihood_weight as likelihood_weight
 from ._loss import matching_loss as matching_loss

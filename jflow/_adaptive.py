@@ -49,7 +49,7 @@ def adaptive(
     terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
     if problem.noisy:
         terms = dfx.MultiTerm(terms, NoiseTerm(_coefficient(problem, eta), _path(problem, brownian, key)))
-    u0 = x0 if interval.enter is None else jtu.tree_map(lambda leaf: (interval.enter * leaf).astype(leaf.dtype), x0)
+    u0 = x0 if interval.enter is None else problem.scaled(interval.enter, x0)
     stop = {"diverged": lambda t, y, a, **kwargs: ~all_finite(y)} | ({} if event is None else {"user": event.cond_fn})
     fixed_event = dfx.Event(stop) if event is None else dfx.Event(stop, event.root_find)
     saved = dfx.SaveAt(t1=True) if saveat is None else saveat

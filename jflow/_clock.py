@@ -183,7 +183,8 @@ class AngleClock(AbstractClock):
 
     def path_time(self, path, tau, eta=0.0):
         tau = scalar_time(tau)
-        return path.log_snr_inverse(2 * (jnp.log(jnp.sin(tau)) - jnp.log(jnp.cos(tau))))
+        right_angle = jnp.asarray(jnp.pi / 2, tau.dtype)  # so that its cosine rounds to zero, not below
+        return path.log_snr_inverse(2 * (jnp.log(jnp.sin(tau)) - jnp.log(jnp.sin(right_angle - tau))))
 
     def scale(self, path, t, eta=0.0):
         return 1 / jnp.hypot(path.alpha(t), path.sigma(t))

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from ._clock import AbstractClock, PathClock, ThetaClock
 from ._field import AbstractField, AbstractNetwork
 from ._misc import concrete, scale
 from ._prediction import Row, coefficients, prediction_row
-from ._problem import AbstractProblem, Interval
+from ._problem import AbstractProblem, Interval, needed_stages
+from ._types import Solution
 
 
 class FieldEquation(AbstractProblem):
@@ -47,6 +50,9 @@ class FieldEquation(AbstractProblem):
             )
 
         return jax.vmap(one)(times[:-1], times[1:])
+
+    def scaled(self, factor, x):
+        return scale(factor, x)
 
     def locate(self, tau, u, eta):
         t = self.clock.path_time(self.field.path, tau, eta)
@@ -134,3 +140,21 @@ def _singular_message(problem, t):
         f"The equation is finite at every time of the grid. Got t = {t:g}, where a field that predicts "
         f"{problem.field.predicts!r} along {name} does not determine the right-hand side of {clock}: {fix}."
     )
+
+
+def stage_times(times: Any, solver: dfx.AbstractSolver, end: Any = "stop") -> tuple[Any, ...]:
+    """The first and the last time of a grid at which the right-hand side is evaluated."""
+    if end == "denoise":
+        return (times[0], times[-3]) if times.shape[0] > 2 else ()
+    tableau = getattr(solver if end == "stop" else end, "tableau", None)
+    if not isinstance(tableau, dfx.ButcherTableau):
+        return times[0], times[-2]
+    reaches = any(tableau.c[i - 1] == 1 for i in needed_stages(tableau) if i)
+    return times[0], times[-1] if reaches else times[-2]
+
+
+def count_network(field: AbstractField, args: Any, solution: Solution) -> Solution:
+    """The solution with `nfe` in network evaluations: a guided call counts 2."""
+    if solution.nfe is None:
+        return solution
+    return eqx.tree_at(lambda s: s.nfe, solution, solution.nfe * field.evaluations(args))

@@ -10,8 +10,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_path
-from ._misc import all_finite, scale
-from ._problem import AbstractProblem, NoiseTerm
+from ._misc import all_finite
+from ._problem import AbstractProblem, NoiseTerm, needed_stages
 from ._types import PRNGKey
 
 
@@ -130,18 +130,18 @@ class _Step:
             made_jump = jnp.zeros((), bool)
             u1, _, _, state, result = self.solver.step(terms, tau0, tau1, u0, self.args, state, made_jump)
             okay = result == dfx.RESULTS.successful
-        return u1 if interval.leave is None else scale(interval.leave, u1), state, okay
+        return u1 if interval.leave is None else self.problem.scaled(interval.leave, u1), state, okay
 
     def _terms(self, interval, x, normals):
         """The state in the clock, and the terms of the step. At the ends of the step `t` and `x` are the grid's."""
         problem, eta = self.problem, interval.eta
-        u0 = x if interval.enter is None else scale(interval.enter, x)
+        u0 = x if interval.enter is None else problem.scaled(interval.enter, x)
 
         def locate(tau, u):
             if tau is interval.tau0 and u is u0:
                 return interval.t0, x
             if tau is interval.tau1:
-                return interval.t1, u if interval.leave is None else scale(interval.leave, u)
+                return interval.t1, u if interval.leave is None else problem.scaled(interval.leave, u)
             t, y = problem.locate(tau, u, eta)
             t = jnp.where(tau == interval.tau0, interval.t0, jnp.where(tau == interval.tau1, interval.t1, t))
             return t, y
@@ -192,15 +192,6 @@ def _advance(y0, weights, slopes):
         return y if increment is None else (y + increment).astype(y.dtype)
 
     return jtu.tree_map(leaf, y0, *(k for _, k in terms))
-
-
-def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
-    """The stages that the solution of a step depends on."""
-    needed = {i for i, b in enumerate(tableau.b_sol) if b != 0}
-    for stage in range(tableau.num_stages - 1, 0, -1):
-        if stage in needed:
-            needed |= {i for i, a in enumerate(tableau.a_lower[stage - 1]) if a != 0}
-    return needed
 
 
 def _calls(solver, counted):

@@ -33,6 +33,10 @@ class AbstractProblem(eqx.Module):
         """The table of steps of a grid of path times."""
 
     @abc.abstractmethod
+    def scaled(self, factor: Any, x: PyTree) -> PyTree:
+        """`u` from `x`, or back, by a factor of the state."""
+
+    @abc.abstractmethod
     def locate(self, tau: Any, u: PyTree, eta: Any) -> tuple[Any, PyTree]:
         """`(t, x)` of `(tau, u)`."""
 
@@ -71,3 +75,12 @@ class NoiseTerm(dfx.AbstractTerm):
 def _leaf_product(g, w):
     product = g @ w if jnp.ndim(g) == w.ndim + 1 else g * w
     return product.astype(w.dtype)
+
+
+def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
+    """The stages that the solution of a step depends on."""
+    needed = {i for i, b in enumerate(tableau.b_sol) if b != 0}
+    for stage in range(tableau.num_stages - 1, 0, -1):
+        if stage in needed:
+            needed |= {i for i, a in enumerate(tableau.a_lower[stage - 1]) if a != 0}
+    return needed

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._adaptive import adaptive
+from ._augmented import augmented, with_density
 from ._clock import AbstractClock
-from ._equation import check_singular, field_equation
+from ._divergence import AbstractDivergence
+from ._equation import check_singular, count_network, field_equation, stage_times
 from ._field import AbstractField
-from ._loop import needed_stages
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
 from ._types import PRNGKey, Solution, Time
@@ -47,6 +48,8 @@ def sample(
     event: dfx.Event | None = None,
     max_steps: int = 4096,
     dtype: Any = None,
+    log_prob: bool = False,
+    divergence: AbstractDivergence | None = None,
 ) -> Solution:
     """Draws one sample: the state at `times[0]`, `sigma(times[0]) eps`, carried to data.
 
@@ -68,6 +71,8 @@ def sample(
     - `base`: a distribution to draw the state at `times[0]` from, by `base.sample(key)`.
     - `brownian`: a source of noise in the clock's time, or `jflow.Recorded` normals.
     - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`.
+    - `log_prob`, `divergence`: the sample's log-density in nats beside it, as `jflow.log_prob` computes it, for
+      an ODE whose every step is a step of the solver (`end="stop"`).
 
     **Returns:** a `Solution`, with the sample in `x`.
 
@@ -84,11 +89,42 @@ def sample(
         x0 = scale(field.path.sigma(first), normal_like(key_start, like))
     else:
         x0 = base.sample(key_start)
+    if log_prob:
+        if eta is not None or diffusion is not None:
+            raise ValueError("A sample of an SDE has no density by a change of variables: log_prob=True takes the ODE.")
+        return _with_log_prob(
+            field, x0, key_noise, args, times, t0, t1, clock, end, divergence, base, solver=solver, saveat=saveat,
+            options={"dt0": dt0, "stepsize_controller": stepsize_controller, "adjoint": adjoint, "event": event,
+                     "max_steps": max_steps},
+        )  # fmt: skip
     return decode(
         field, x0, key=key_noise, args=args, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion,
         end=end, brownian=brownian, saveat=saveat, t0=t0, t1=t1, dt0=dt0, stepsize_controller=stepsize_controller,
         adjoint=adjoint, event=event, max_steps=max_steps, dtype=dtype,
     )  # fmt: skip
+
+
+def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, base, *, solver, saveat, options):
+    """The sample of an ODE with its density; the probes take the key that noise would have taken."""
+    equation = field_equation(field, clock, None, None)
+    problem, state = augmented(equation, as_state(x0), divergence, key)
+    if times is None:
+        check_singular(equation, args, (t0, t1))
+        out = adaptive(
+            problem, state, args, t0, t1, solver=solver, key=None, brownian=None, saveat=saveat, **options
+        )  # fmt: skip
+    else:
+        if _resolve_end(equation, end) != "stop":
+            raise ValueError(
+                "A denoising or foreign last step has no divergence: log_prob=True takes end='stop'. For a field that "
+                "predicts data, stop the grid short of t = 1 too."
+            )
+        check_times(times, backward=False)
+        times, solver = jnp.asarray(times), dfx.Euler() if solver is None else solver
+        t0, t1 = times[0], times[-1]
+        check_singular(equation, args, stage_times(times, solver))
+        out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
+    return with_density(problem, count_network(field, args, out), t0, t1, base, state[0])
 
 
 def _event(shape, dtype):
@@ -138,7 +174,7 @@ def decode(
         if callable(eta):
             raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
         check_singular(problem, args, (t0, t1))
-        return _count(field, args, adaptive(
+        return count_network(field, args, adaptive(
             problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
             brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
         ))  # fmt: skip
@@ -159,9 +195,9 @@ def _resolve_end(problem, end):
 
 def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
     """The grid but for its last step where that is another's, then the last step."""
-    check_singular(problem, args, _stage_times(times, solver, end))
+    check_singular(problem, args, stage_times(times, solver, end))
     if end == "stop":
-        return _count(problem.field, args, fixed(
+        return count_network(problem.field, args, fixed(
             problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat
         ))  # fmt: skip
     key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
@@ -173,7 +209,7 @@ def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
         last = Solution(x=problem.field.data(times[-2].astype(state_dtype(x)), head.x, args), nfe=jnp.int32(1))
     else:
         last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=brownian, saveat=None)
-    return _count(problem.field, args, _join(x, head, last, times, args, saveat))
+    return count_network(problem.field, args, _join(x, head, last, times, args, saveat))
 
 
 def _drop(brownian):
@@ -201,24 +237,6 @@ def _join(x0, head, last, times, args, saveat):
     status = jnp.where(okay, 0, 1).astype(jnp.int32)
     t = jnp.where(okay, end_time, jnp.where(head.status == 0, times[-2].astype(head.t.dtype), head.t))
     return Solution(x=last.x, nfe=nfe, status=status, t=t, ts=ts, xs=xs)
-
-
-def _count(field, args, solution):
-    """`nfe` in network evaluations: a guided step counts 2."""
-    if solution.nfe is None:
-        return solution
-    return eqx.tree_at(lambda s: s.nfe, solution, solution.nfe * field.evaluations(args))
-
-
-def _stage_times(times, solver, end):
-    """The ends of the range of times at which the right-hand side is evaluated."""
-    last_solver = solver if end == "stop" else end
-    if end == "denoise" and times.shape[0] == 2:
-        return ()
-    tableau = getattr(last_solver, "tableau", None)
-    explicit = isinstance(last_solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)
-    reaches = explicit and any(tableau.c[i - 1] == 1 for i in needed_stages(tableau) if i)
-    return times[0], times[-1] if reaches and end != "denoise" else times[-2]
 
 
 def encode(
@@ -250,14 +268,14 @@ def encode(
     problem = field_equation(field, clock, None, None)
     if times is None:
         check_singular(problem, args, (t1, t0))
-        return _count(field, args, adaptive(
+        return count_network(field, args, adaptive(
             problem, x, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
             brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
         ))  # fmt: skip
     check_times(times, backward=False)
     times = jnp.asarray(times)
     solver = dfx.Euler() if solver is None else solver
-    check_singular(problem, args, (times[-1], _stage_times(times[::-1], solver, "stop")[1]))
-    return _count(field, args, fixed(
+    check_singular(problem, args, (times[-1], stage_times(times[::-1], solver)[1]))
+    return count_network(field, args, fixed(
         problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat
     ))  # fmt: skip

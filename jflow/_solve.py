@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ._adaptive import adaptive
 from ._brownian import Recorded, shape_of
 from ._loop import scan_steps
-from ._misc import as_state, cast_like, check_key, concrete, state_dtype
+from ._misc import as_state, cast_like, check_key, concrete, scale, state_dtype
 from ._problem import AbstractProblem, Interval
 from ._types import PRNGKey, Solution, Time
 
@@ -32,6 +32,9 @@ class Equation(AbstractProblem):
     def intervals(self, times):
         t0, t1 = times[:-1], times[1:]
         return Interval(t0, t1, t0, t1, t1 - t0 if self.noisy else None, None, None, None)
+
+    def scaled(self, factor, x):
+        return scale(factor, x)
 
     def locate(self, tau, u, eta):
         return tau, u

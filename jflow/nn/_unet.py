@@ -162,7 +162,7 @@ class UNet(nnx.Module):
         """The label that stands for none; `None` for a network without labels."""
         return self.condition.null
 
-    def __call__(self, t: ArrayLike, x: Float[Array, "h w c"], args: Any = None) -> Float[Array, "h w c"]:
+    def __call__(self, t: ArrayLike, x: Float[Array, "*event"], args: Any = None) -> Float[Array, "*event"]:
         """The output at the time `t`, for one image `x` under the condition `args`, in the type of compute.
 
         Raises `ValueError` for a batched `t`, an image of another shape, or a condition of another kind.

@@ -35,9 +35,7 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
         checkpoints.save(state, key)
 
 
-def restore(
-    folder: str | Path, state: State, *, step: int | None = None, key: Key[Array, ""] | None = None
-) -> State:
+def restore(folder: str | Path, state: State, *, step: int | None = None, key: Key[Array, ""] | None = None) -> State:
     """The state saved at `step` (by default the newest), for a `state` made by `init` as that run made its
     own.
 
@@ -116,8 +114,7 @@ class Checkpoints:
         if saved != wanted:
             names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
             lines = [
-                f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
-                for name in names
+                f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}" for name in names
             ]
             more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
             raise ValueError(
@@ -156,9 +153,7 @@ def writable(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"A run needs a folder it can write into. Got {folder}: {error}. Choose another."
-        ) from error
+        raise ValueError(f"A run needs a folder it can write into. Got {folder}: {error}. Choose another.") from error
     return folder
 
 

@@ -79,9 +79,7 @@ def fit(
                 state = checkpoints.restore(state, key)
             metrics = stack.enter_context(open_metrics(folder / "metrics.jsonl", int(state.step)))
         start = int(state.step)
-        bar = stack.enter_context(
-            tqdm(total=max(steps, start), initial=start, disable=not progress, unit="step")
-        )
+        bar = stack.enter_context(tqdm(total=max(steps, start), initial=start, disable=not progress, unit="step"))
         interrupted = stack.enter_context(_deferred_interrupt())
         recorder = _Recorder(start, bar, metrics, checkpoints, batches)
         for i in range(start, steps):
@@ -124,7 +122,7 @@ class _Recorder:
         infos, self._pending = jax.device_get(self._pending), []
         for info in infos:
             if not info.finite:
-                self._fail(f"a loss of {info.loss} and a gradient of norm {info.grad_norm}")
+                self._fail(self._explain(info))
             self.losses.append(float(info.loss))
         if log:
             loss, norm = self.losses[-1], float(infos[-1].grad_norm)
@@ -138,24 +136,29 @@ class _Recorder:
         if self._pending:
             self.fetch(log=False)
         if not all(np.isfinite(np.asarray(p)).all() for p in state.params):
-            self._fail("parameters that are not finite, from a finite gradient")
+            self._fail(
+                f"The optimiser's update of step {int(state.step) - 1} (counted from 0), or one shortly before, "
+                "took the parameters out of the finite numbers, from a finite gradient. Look at its learning rate."
+            )
         self._metrics.sync()
         self._checkpoints.save(state, key)
 
-    def _fail(self, what: str) -> None:
+    def _explain(self, info: Info) -> str:
         i = self._start + len(self.losses)
+        what = f"Step {i} (counted from 0) gave a loss of {info.loss} and a gradient of norm {info.grad_norm}."
         bad = _not_finite(self._batches(i))
         if bad:
-            fix = f"The batch of that step is not finite in {', '.join(bad)}: mend the data."
-        else:
-            fix = (
-                "The batch of that step is finite: try a smaller learning rate, "
-                "optax.chain(optax.clip_by_global_norm(1.0), ...), or a law of training times that keeps "
-                "away from where the loss is singular."
-            )
+            return f"{what} Its batch is not finite in {', '.join(bad)}: mend the data."
+        return (
+            f"{what} Its batch is finite: try a smaller learning rate, "
+            "optax.chain(optax.clip_by_global_norm(1.0), ...), or a law of training times that keeps away from "
+            "where the loss is singular."
+        )
+
+    def _fail(self, why: str) -> None:
         saved = None if self._checkpoints is None else self._checkpoints.latest()
         kept = "" if saved is None else f" The checkpoint of step {saved} is kept."
-        raise ValueError(f"Training needs finite numbers. Step {i} (counted from 0) gave {what}. {fix}{kept}")
+        raise ValueError(f"Training needs finite numbers. {why}{kept}")
 
 
 def _not_finite(batch: PyTree) -> list[str]:

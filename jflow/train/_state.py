@@ -161,18 +161,12 @@ def average_dtype(p: Array) -> Any:
 
 def _as_array(leaf):
     """Numbers as arrays: an optimiser's state changes, and what is static cannot."""
-    return (
-        jnp.asarray(leaf)
-        if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic)
-        else leaf
-    )
+    return jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic) else leaf
 
 
 def _copies(arrays: Iterable[Array]) -> tuple[Array, ...]:
     """Fresh buffers of strong types: a weak one turns strong in the first step and retraces the second."""
     return tuple(
-        leaf.copy()
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else jnp.array(leaf, leaf.dtype, copy=True)
+        leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, leaf.dtype, copy=True)
         for leaf in arrays
     )

@@ -1,0 +1,134 @@
+"""Divergences of vector fields: exact, and estimated with probes drawn once per solve."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ._misc import check_key, state_dtype
+from ._types import PRNGKey
+
+
+class AbstractDivergence(eqx.Module):
+    """A way to compute `div f(x) = tr(df/dx)` of one example, of any shape."""
+
+    @abc.abstractmethod
+    def probes(self, key: PRNGKey | None, x: PyTree) -> Any:
+        """What is drawn once and held fixed during a solve."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, f: Callable[[PyTree], PyTree], x: PyTree, probes: Any
+    ) -> tuple[PyTree, Float[Array, "*estimates"]]:
+        """`f(x)`, and the divergence: a scalar, or one estimate a probe."""
+
+
+class Exact(AbstractDivergence):
+    """The divergence itself, by forward mode: one Jacobian-vector product a component, `chunk` at a time."""
+
+    chunk: int = eqx.field(static=True, default=64)
+
+    def __check_init__(self):
+        _check_count(self.chunk, "chunk")
+
+    def probes(self, key, x):
+        return None
+
+    def __call__(self, f, x, probes):
+        flat, y, push = _linearized(f, x)
+        d, chunk = flat.shape[0], min(self.chunk, flat.shape[0])
+
+        def some(start):
+            index = start + jnp.arange(chunk)
+            basis = (index[:, None] == jnp.arange(d)).astype(flat.dtype)
+            return jnp.sum(jax.vmap(push)(basis) * basis)
+
+        starts = jnp.arange(0, d, chunk)
+        if d <= chunk:
+            return y, some(0)
+        return y, lax.scan(lambda total, start: (total + some(start), None), jnp.zeros((), flat.dtype), starts)[0]
+
+
+class Hutchinson(AbstractDivergence):
+    """Hutchinson's estimate, `v . (df/dx) v` for each of the probes `v`, unbiased where `E[v v^T] = I`.
+
+    Each probe keeps an accumulator of its own, so that a standard error comes with the value.
+
+    Source: Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367, equation 8.
+    """
+
+    count: int = eqx.field(static=True)
+    law: str = eqx.field(static=True)
+
+    def __init__(self, probes: int = 1, *, law: Literal["rademacher", "gaussian"] = "rademacher"):
+        """Raises `ValueError` for `probes < 1` or an unknown law."""
+        _check_count(probes, "probes")
+        if law not in ("rademacher", "gaussian"):
+            raise ValueError(f"The law of the probes is 'rademacher' or 'gaussian'. Got {law!r}.")
+        self.count, self.law = probes, law
+
+    def probes(self, key, x):
+        check_key(key, "Hutchinson's estimate")
+        shape = (self.count, ravel_pytree(x)[0].shape[0])
+        draw = jr.rademacher if self.law == "rademacher" else jr.normal
+        return draw(key, shape, dtype=state_dtype(x))
+
+    def __call__(self, f, x, probes):
+        _, y, push = _linearized(f, x)
+        return y, jnp.sum(jax.vmap(push)(probes) * probes, axis=1)
+
+
+class HutchPlusPlus(AbstractDivergence):
+    """Hutch++: exact on the range of a random sketch, Hutchinson's estimate on the rest.
+
+    `tr(Q^T J Q) + v . P J P v` with `Q` an orthonormal basis of `J S`, `P = I - Q Q^T`, sketch `S` and probes `v` drawn
+    once; one estimate a probe, all sharing the sketch.
+
+    Source: Meyer, Musco, Musco & Woodruff 2021, arXiv:2010.09649, algorithm 1.
+    """
+
+    sketch: int = eqx.field(static=True)
+    count: int = eqx.field(static=True)
+
+    def __init__(self, sketch: int = 4, probes: int = 4):
+        """`sketch`, `probes`: columns of `S` and number of `v`. Raises `ValueError` for one below 1."""
+        _check_count(sketch, "sketch")
+        _check_count(probes, "probes")
+        self.sketch, self.count = sketch, probes
+
+    def probes(self, key, x):
+        check_key(key, "Hutch++")
+        d = ravel_pytree(x)[0].shape[0]
+        if self.sketch > d:
+            raise ValueError(
+                f"The sketch of Hutch++ has at most as many columns as the event has components, {d}. "
+                f"Got {self.sketch}; from there on Exact() is exact and no dearer."
+            )
+        return jr.rademacher(key, (self.sketch + self.count, d), dtype=state_dtype(x))
+
+    def __call__(self, f, x, probes):
+        _, y, push = _linearized(f, x)
+        basis, _ = jnp.linalg.qr(jax.vmap(push)(probes[: self.sketch]).T)
+        on_range = jnp.sum(jax.vmap(push)(basis.T) * basis.T)
+        rest = probes[self.sketch :]
+        rest = rest - (rest @ basis) @ basis.T
+        return y, on_range + jnp.sum(jax.vmap(push)(rest) * rest, axis=1)
+
+
+def _linearized(f, x):
+    """`x` as a vector, `f(x)`, and the Jacobian-vector product at `x` on vectors."""
+    flat, unravel = ravel_pytree(x)
+    y, push = jax.linearize(f, x)
+    return flat, y, lambda v: ravel_pytree(push(unravel(v)))[0]
+
+
+def _check_count(n, name):
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"{name} is an integer of at least 1. Got {n!r}.")
