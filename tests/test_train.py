@@ -1,0 +1,315 @@
+"""Training: the step, the optimiser, the running average, the loop."""
+
+import re
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+import optax
+import pytest
+
+import jflow as jf
+
+OPTIMIZER = optax.adamw(1e-2, weight_decay=0.1)
+TRACES = []
+
+
+class Net(eqx.Module):
+    mlp: eqx.nn.MLP
+
+    def __init__(self, width=16):
+        self.mlp = eqx.nn.MLP(3, 2, width, 1, key=jr.key(0))
+
+    def __call__(self, t, x, args):
+        return self.mlp(jnp.append(x, t.astype(x.dtype)))
+
+
+def make_field(width=16):
+    return jf.Field(Net(width), jf.CondOT(), predicts="velocity")
+
+
+def loss(field, key, example):
+    TRACES.append(1)
+    return jf.matching_loss(field, key, example["x"])
+
+
+def square(net, key, example):
+    """A loss without randomness."""
+    return jnp.mean((net(example) - 1.0) ** 2)
+
+
+def batches(i, size=8):
+    return {"x": np.random.default_rng(i).normal(size=(size, 2)).astype(np.float32)}
+
+
+def arrays(tree):
+    return [np.asarray(leaf) for leaf in jtu.tree_leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def same(tree, other):
+    return all(np.array_equal(a, b) for a, b in zip(arrays(tree), arrays(other), strict=True))
+
+
+def linear():
+    return eqx.nn.Linear(2, 1, key=jr.key(1))
+
+
+def test_G11_fit_returns_the_losses_is_deterministic_and_traced_once():
+    TRACES.clear()
+    runs = [
+        jf.train.fit(jf.train.init(make_field(), OPTIMIZER), loss, batches, steps=30, key=jr.key(2), progress=False)
+        for _ in range(2)
+    ]
+    (state, losses), (again, losses_again) = runs
+    assert losses.shape == (30,) and losses.dtype == np.float32 and np.all(np.isfinite(losses))
+    assert int(state.step) == 30
+    assert len(TRACES) == 1
+    assert np.array_equal(losses, losses_again)
+    assert same(state, again)
+    other = jf.train.fit(jf.train.init(make_field(), OPTIMIZER), loss, batches, steps=30, key=jr.key(3), progress=False)
+    assert not np.array_equal(losses, other[1])
+    # 30 more steps go on from 30; none are left at the end
+    state, more = jf.train.fit(state, loss, batches, steps=40, key=jr.key(2), progress=False)
+    assert more.shape == (10,) and len(TRACES) == 1
+    assert jf.train.fit(state, loss, batches, steps=40, key=jr.key(2), progress=False)[1].shape == (0,)
+
+
+def test_G12_a_batch_of_one_example():
+    state = jf.train.init(make_field(), OPTIMIZER)
+    before = arrays(state.params)
+    state, info = jf.train.step(state, loss, jr.key(0), {"x": jnp.ones((1, 2))})
+    assert bool(info.finite) and not np.array_equal(before[0], state.params[0])
+
+
+def test_step_is_gradient_descent_on_the_mean_loss():
+    net, x, rate = linear(), jnp.arange(6.0).reshape(3, 2), 0.1
+    state, info = jf.train.step(jf.train.init(net, optax.sgd(rate)), square, jr.key(0), x)
+
+    @eqx.filter_value_and_grad
+    def mean_loss(net):
+        return jnp.mean(jax.vmap(lambda example: square(net, None, example))(x))
+
+    value, grads = mean_loss(net)
+    np.testing.assert_allclose(info.loss, value, rtol=1e-6)
+    np.testing.assert_allclose(info.grad_norm, optax.tree.norm(grads), rtol=1e-6)
+    np.testing.assert_allclose(state.field.weight, net.weight - rate * grads.weight, rtol=1e-5)
+    np.testing.assert_allclose(state.field.bias, net.bias - rate * grads.bias, rtol=1e-5)
+
+
+def test_every_example_has_its_own_key():
+    def noisy(net, key, example):
+        return jnp.sum(net.bias) * jr.normal(key)
+
+    state, _ = jf.train.step(jf.train.init(linear(), optax.sgd(1.0)), noisy, jr.key(3), jnp.zeros((4, 2)))
+    mean = jnp.mean(jax.vmap(jr.normal)(jr.split(jr.key(3), 4)))
+    np.testing.assert_allclose(linear().bias - state.field.bias, mean, rtol=1e-5)
+
+
+def test_only_the_networks_leaves_move_under_weight_decay():
+    net = jtu.Partial(lambda w, t, x, args: w @ x + args, jnp.ones((2, 2)))
+    path = jf.VE(sigma_min=jnp.array(0.01), sigma_max=jnp.array(30.0))
+    field = jf.Guided(jf.Preconditioned(net, path, sigma_data=jnp.array(0.5)), null=jnp.array([0.25, 0.75]))
+
+    def guided_loss(field, key, example):
+        return jf.matching_loss(field, key, example["x"], jnp.zeros(2), law=jf.LogNormalSigma(-1.2, 1.2))
+
+    state, _ = jf.train.fit(
+        jf.train.init(field, OPTIMIZER), guided_loss, batches, steps=100, key=jr.key(0), progress=False
+    )
+    flags = jtu.tree_leaves(jf.trainable(field))
+    assert len(state.params) == 1 and len(state.frozen) >= 3
+    for result in (state.field, state.ema):
+        for flag, old, new in zip(flags, jtu.tree_leaves(field), jtu.tree_leaves(result), strict=True):
+            if eqx.is_array(old):
+                assert np.array_equal(old, new) != flag
+
+
+def test_donation_takes_the_states_arrays_and_never_the_callers():
+    net = linear()
+    state = jf.train.init(net, OPTIMIZER)
+    new, _ = jf.train.step(state, square, jr.key(0), jnp.ones((2, 2)))
+    assert all(leaf.is_deleted() for leaf in state.params)
+    assert not any(leaf.is_deleted() for leaf in jtu.tree_leaves((net, new)) if eqx.is_array(leaf))
+
+
+def test_new_keys_data_and_parameters_do_not_retrace():
+    TRACES.clear()
+    state = jf.train.init(make_field(), optax.inject_hyperparams(optax.adam)(learning_rate=1e-3))
+    for i in range(4):
+        state, _ = jf.train.step(state, loss, jr.key(i), {"x": jnp.full((8, 2), i, jnp.float32)})
+        state, _ = jf.train.step(state, loss, jr.fold_in(jr.key(0), i), batches(i))
+    assert len(TRACES) == 1
+    scaled = jtu.Partial(lambda scale, field, key, example: scale * loss(field, key, example))
+    for i in range(3):
+        state, _ = jf.train.step(state, jtu.Partial(scaled.func, jnp.array(float(i))), jr.key(i), batches(i))
+    assert len(TRACES) == 2
+
+
+def test_accumulation_is_one_step_on_the_whole_batch_and_the_average_waits_for_it():
+    data = jr.normal(jr.key(5), (12, 2))
+    whole, _ = jf.train.step(jf.train.init(linear(), optax.sgd(0.1)), square, jr.key(0), data)
+    optimizers = [
+        optax.MultiSteps(optax.sgd(0.1), 4),
+        optax.chain(optax.clip(1e9), optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation()),
+    ]
+    for optimizer in optimizers:
+        state = jf.train.init(linear(), optimizer, ema=0.9)
+        for i in range(4):
+            assert int(state.moves) == 0 and same(state.ema, linear())
+            state, _ = jf.train.step(state, square, jr.key(0), data[3 * i : 3 * i + 3])
+        assert int(state.moves) == 1 and int(state.step) == 4
+        np.testing.assert_allclose(state.field.weight, whole.field.weight, rtol=1e-5)
+        np.testing.assert_allclose(state.ema.weight, whole.field.weight, rtol=1e-5)
+
+
+def test_clipping_bounds_the_move_and_the_reported_norm_is_before_it():
+    state = jf.train.init(linear(), optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(1.0)))
+    state, info = jf.train.step(state, square, jr.key(0), 10 * jnp.ones((2, 2)))
+    moved = optax.tree.norm(jtu.tree_map(jnp.subtract, eqx.filter(linear(), eqx.is_array), state.field))
+    assert info.grad_norm > 1
+    np.testing.assert_allclose(moved, 0.01, rtol=1e-4)
+
+
+def test_the_optimiser_sees_the_structure_of_the_field():
+    optimizer = optax.adamw(0.0, mask=lambda params: jtu.tree_map(lambda p: p.ndim > 1, params))
+    state = jf.train.init(make_field(), optimizer)
+    assert int(optax.tree.get(state.opt_state, "count")) == 0
+    jf.train.step(state, loss, jr.key(0), batches(0))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.9999])
+def test_the_average_is_the_bias_corrected_sum(decay):
+    state, points = jf.train.init(linear(), optax.sgd(0.1), ema=decay), []
+    for n in range(1, 21):
+        state, _ = jf.train.step(state, square, jr.key(0), jr.normal(jr.key(n), (4, 2)))
+        points.append(np.asarray(state.field.weight, np.float64))
+        weights = decay ** np.arange(n - 1, -1, -1.0)
+        expected = sum(w * p for w, p in zip(weights, points, strict=True)) / weights.sum()
+        np.testing.assert_allclose(state.ema.weight, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_of_a_constant_is_the_constant_at_every_step():
+    state = jf.train.init(linear(), optax.set_to_zero(), ema=0.9999)
+    assert same(state.ema, linear())
+    for n in range(1, 200):
+        state, _ = jf.train.step(state, square, jr.key(0), jnp.ones((1, 2)))
+        assert int(state.moves) == n and same(state.ema, linear())
+
+
+def test_the_average_is_kept_in_float32_and_given_in_the_parameters_type():
+    net = jtu.tree_map(lambda p: p.astype(jnp.bfloat16), eqx.filter(linear(), eqx.is_array))
+    start = eqx.combine(net, linear())
+    state = jf.train.init(start, optax.sgd(0.1), ema=0.9)
+    for i in range(3):
+        state, info = jf.train.step(state, square, jr.key(i), jnp.ones((2, 2), jnp.bfloat16))
+    assert {leaf.dtype for leaf in state.average} == {jnp.dtype(jnp.float32)}
+    assert {p.dtype for p in state.params} == {jnp.dtype(jnp.bfloat16)} == {leaf.dtype for leaf in arrays(state.ema)}
+    assert info.loss.dtype == info.grad_norm.dtype == jnp.float32
+
+
+def test_a_state_without_average():
+    state = jf.train.init(linear(), optax.sgd(0.1), ema=None)
+    state, _ = jf.train.step(state, square, jr.key(0), jnp.ones((2, 2)))
+    with pytest.raises(ValueError, match="ema=None"):
+        _ = state.ema
+
+
+def test_a_batch_that_is_not_finite_is_reported_and_costs_nothing_but_its_step():
+    state = jf.train.init(linear(), optax.adam(0.1))
+    state, _ = jf.train.step(state, square, jr.key(0), jnp.ones((2, 2)))
+    before = arrays((state.params, state.slots, state.average, state.moves))
+    state, info = jf.train.step(state, square, jr.key(1), jnp.array([[1.0, 2.0], [jnp.nan, 0.0]]))
+    assert not bool(info.finite) and int(state.step) == 2
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(before, arrays((state.params, state.slots, state.average, state.moves)), strict=True)
+    )
+    state, info = jf.train.step(state, square, jr.key(2), jnp.ones((2, 2)))
+    assert bool(info.finite)
+
+
+def test_fit_stops_where_numbers_are_not_finite():
+    def bad(i):
+        return {"x": batches(i)["x"] * (np.nan if i == 5 else 1.0)}
+
+    settings = {"steps": 20, "key": jr.key(0), "progress": False}
+    with pytest.raises(ValueError, match=r"Step 5 .*batch\['x'\]: mend the data"):
+        jf.train.fit(jf.train.init(make_field(), OPTIMIZER), loss, bad, **settings)
+    with pytest.raises(ValueError, match="smaller learning rate"):
+        jf.train.fit(jf.train.init(make_field(), optax.sgd(1e30)), loss, batches, **settings)
+
+
+def test_data_parallel_equals_one_device():
+    mesh = jax.make_mesh((8,), ("data",))
+    results = []
+    TRACES.clear()
+    for m in (None, mesh):
+        state = jf.train.init(make_field(), OPTIMIZER)
+        for i in range(10):
+            state, info = jf.train.step(state, loss, jr.fold_in(jr.key(1), i), batches(i, 16), mesh=m)
+        results.append((arrays(state), float(info.loss)))
+    assert len(TRACES) == 2
+    assert state.params[0].sharding.is_fully_replicated and len(state.params[0].devices()) == 8
+    for one, many in zip(results[0][0], results[1][0], strict=True):
+        np.testing.assert_allclose(one, many, atol=1e-5)
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-5)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        jf.train.step(state, loss, jr.key(0), batches(0, 6), mesh=mesh)
+    with pytest.raises(ValueError, match="axis 'data'"):
+        jf.train.step(state, loss, jr.key(0), batches(0), mesh=jax.make_mesh((8,), ("model",)))
+
+
+def test_a_flax_network_trains():
+    from flax import nnx
+
+    class Flax(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, t, x, args):
+            return self.layer(jnp.append(x, t))
+
+    net = Flax()
+    kernel = np.asarray(net.layer.kernel[...])
+    state = jf.train.init(jf.Field(net, jf.CondOT(), "velocity"), optax.adam(1e-2))
+    state, _ = jf.train.fit(state, loss, batches, steps=3, key=jr.key(0), progress=False)
+    assert np.array_equal(kernel, net.layer.kernel[...])
+    assert not np.array_equal(kernel, state.field.net.layer.kernel[...])
+    assert state.ema.velocity(0.5, jnp.ones(2)).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("batch", "match"),
+    [
+        ({"x": np.ones((4, 2)), "y": np.ones(3)}, r"\(4, 2\), \(3,\)"),
+        ({"x": np.ones((4, 2)), "y": 1.0}, "leading axis"),
+        ({"x": np.ones((0, 2))}, "at least one example"),
+        ({}, "leading axis"),
+    ],
+)
+def test_a_batch_without_a_common_leading_axis(batch, match):
+    with pytest.raises(ValueError, match=match):
+        jf.train.step(jf.train.init(linear(), OPTIMIZER), square, jr.key(0), batch)
+
+
+def test_errors_name_the_fix():
+    state = jf.train.init(linear(), OPTIMIZER)
+    with pytest.raises(ValueError, match=r"shape \(2,\); take the mean"):
+        jf.train.step(state, lambda net, key, x: x * net(x), jr.key(0), jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="Partial"):
+        jf.train.init(jf.Field(lambda t, x, args: x, jf.CondOT(), "velocity"), OPTIMIZER)
+    for ema in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=re.escape("[0, 1)")):
+            jf.train.init(linear(), OPTIMIZER, ema=ema)
+    for name in ("steps", "log_every", "save_every", "keep"):
+        with pytest.raises(ValueError, match=name):
+            jf.train.fit(state, square, batches, **{"steps": 1, "key": jr.key(0), name: 0})
+
+
+def test_only_checkpoints_import_orbax():
+    for file in Path(jf.train.__file__).parent.glob("*.py"):
+        assert not re.search(r"^(import|from) (orbax|flax)", file.read_text(), re.MULTILINE), file
