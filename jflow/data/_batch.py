@@ -53,7 +53,9 @@ def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, An
     _check_size(batch_size)
     if len(source) == 0:
         raise ValueError("A data set has at least one example. Got an empty source.")
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size).to_iter_dataset()
+    # batched last, so that what is read ahead is counted in records
+    records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    return records.to_iter_dataset().batch(batch_size)
 
 
 def _check_size(batch_size: int) -> None:
