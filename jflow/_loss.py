@@ -1,11 +1,14 @@
 """The regression that trains every field, and its weights."""
 
+import functools as ft
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+from jax.nn import sigmoid
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._field import AbstractField, AbstractNetwork
@@ -56,7 +59,7 @@ def matching_loss(
     s, a, b = prediction_row(field.path, field.predicts, t)
     target = combine((a / s, x1), (b / s, x0))
     error = jtu.tree_map(lambda u, v: jnp.sum((u - v) ** 2), field.conditional(t, x_t, args), target)
-    loss = sum(jtu.tree_leaves(error)) / size(x1)
+    loss = ft.reduce(operator.add, jtu.tree_leaves(error)) / size(x1)
     return loss if weight is None else weight(field.path.log_snr(t)) * loss
 
 
@@ -84,7 +87,12 @@ def min_snr_weight(gamma: ArrayLike = 5.0, *, predicts: Prediction = "data") -> 
 
     Source: Hang et al. 2023, arXiv:2303.09556, section 3.4.
     """
-    return _data_weight(lambda log_snr: jnp.minimum(jnp.exp(log_snr), gamma), predicts)
+    return _data_weight(
+        predicts,
+        data=lambda l: jnp.minimum(jnp.exp(l), gamma),
+        noise=lambda l: jnp.minimum(1, gamma * jnp.exp(-l)),
+        v=lambda l: jnp.minimum(sigmoid(l), gamma * sigmoid(-l)),
+    )
 
 
 def sigmoid_weight(bias: ArrayLike = 0.0, *, predicts: Prediction = "data") -> Callable[[Array], Array]:
@@ -92,8 +100,12 @@ def sigmoid_weight(bias: ArrayLike = 0.0, *, predicts: Prediction = "data") -> C
 
     Source: Kingma & Gao 2023, arXiv:2303.00848, section 5; Hoogeboom et al. 2024, arXiv:2410.19324, section 3.1.
     """
-    # As a weight of the data loss: SNR sigmoid(b - l) = e^b sigmoid(l - b).
-    return _data_weight(lambda log_snr: jnp.exp(bias) / (1 + jnp.exp(bias - log_snr)), predicts)
+    return _data_weight(
+        predicts,
+        data=lambda l: jnp.exp(bias) * sigmoid(l - bias),
+        noise=lambda l: sigmoid(bias - l),
+        v=lambda l: jnp.exp(bias) * sigmoid(l - bias) * sigmoid(-l),
+    )
 
 
 def likelihood_weight(*, predicts: Prediction = "noise") -> Callable[[Array], Array]:
@@ -103,16 +115,17 @@ def likelihood_weight(*, predicts: Prediction = "noise") -> Callable[[Array], Ar
 
     Source: Kingma et al. 2021, arXiv:2107.00630, equation 14; Song et al. 2021, arXiv:2101.09258, theorem 1.
     """
-    return _data_weight(jnp.exp, predicts)
+    return _data_weight(predicts, data=jnp.exp, noise=jnp.ones_like, v=sigmoid)
 
 
-def _data_weight(weight, predicts):
-    """A weight of the data loss as a weight of the loss of the prediction: noise = SNR data, v = (1 + SNR) data."""
+def _data_weight(predicts, **weights):
+    """The form that a weight of the data loss takes for the prediction: noise loss = SNR data loss, and along a
+    variance-preserving path v loss = (1 + SNR) data loss. Each form is finite wherever its limit is.
+    """
     check_prediction(predicts)
-    if predicts not in ("data", "noise", "v"):
+    if predicts not in weights:
         raise ValueError(
             "As a function of log-SNR alone this weight exists for the predictions 'data', 'noise' and 'v'. "
             f"Got {predicts!r}; a velocity's or a score's depends on the path too."
         )
-    factor = {"data": lambda l: 1.0, "noise": lambda l: jnp.exp(-l), "v": lambda l: 1 / (1 + jnp.exp(l))}[predicts]
-    return lambda log_snr: weight(log_snr) * factor(log_snr)
+    return weights[predicts]

@@ -64,9 +64,9 @@ def log_snr_times(
     Source: Lu et al. 2022, arXiv:2206.00927, section 3 (half log-SNR there).
     """
     _check_steps(n)
-    lo, hi = _bound(path, 0.0, lo, "lo"), _bound(path, 1.0, hi, "hi")
-    _check_order(hi, lo, "hi above lo")
-    return _monotone(jax.vmap(path.log_snr_inverse)(jnp.linspace(lo, hi, n + 1)))
+    low, high = _bound(path, 0.0, lo, "lo"), _bound(path, 1.0, hi, "hi")
+    _check_order(high, low, "hi above lo")
+    return _monotone(jax.vmap(path.log_snr_inverse)(jnp.linspace(low, high, n + 1)))
 
 
 def _bound(path, t, value, name):
@@ -104,7 +104,7 @@ class AbstractLaw(eqx.Module):
     """Whether its density does not vanish at t = 1, so that `E[1/(1 - t)]` is infinite."""
 
     @abc.abstractmethod
-    def quantile(self, u: Time, path: AbstractPath) -> Float[Array, ""]:
+    def quantile(self, u: Time, path: AbstractPath | None) -> Float[Array, ""]:
         """The time below which a share `u` of the law lies."""
 
     def sample(self, key: PRNGKey, path: AbstractPath) -> Float[Array, ""]:
@@ -167,6 +167,8 @@ class LogNormalSigma(AbstractLaw):
 
     def quantile(self, u, path):
         u = jnp.asarray(u)
+        if path is None:
+            raise ValueError("A law of noise levels needs the path, to turn a level into a time. Pass path=.")
         log_level = self.mean.astype(u.dtype) - self.std.astype(u.dtype) * ndtri(u)
         return path.log_snr_inverse(-2 * log_level)
 
@@ -185,5 +187,7 @@ def stratified_times(
     _check_steps(n)
     check_key(key, "stratified_times")
     law = Uniform() if law is None else law
-    u = jnp.maximum(jr.uniform(key, (n,)), jnp.finfo(jnp.float32).tiny)
-    return jax.vmap(lambda share: law.quantile(share, path))((jnp.arange(n) + u) / n)
+    u = jr.uniform(key, (n,))
+    info = jnp.finfo(u.dtype)
+    shares = jnp.clip((jnp.arange(n) + u) / n, info.tiny, 1 - info.epsneg)  # rounding must not reach an end
+    return jax.vmap(lambda share: law.quantile(share, path))(shares)
