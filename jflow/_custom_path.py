@@ -79,7 +79,7 @@ def _inside(t):
     return jnp.clip(t, info.tiny, 1 - info.epsneg)
 
 
-@jax.custom_jvp
+@eqx.filter_custom_jvp
 def _bisect(path, log_snr):
     """The time at which `path.log_snr` is `log_snr`, to the last bit of its type."""
 
@@ -95,8 +95,12 @@ def _bisect(path, log_snr):
     return jnp.where(log_snr == jnp.inf, 1.0, jnp.where(log_snr == -jnp.inf, 0.0, middle))
 
 
-@_bisect.defjvp
+@_bisect.def_jvp
 def _bisect_jvp(primals, tangents):
+    """The inverse-function rule, in the value and in what the path holds."""
     path, log_snr = primals
     t = _bisect(path, log_snr)
-    return t, tangents[1] / jax.grad(path.log_snr)(_inside(t))
+    at = _inside(t)
+    _, moved = eqx.filter_jvp(lambda p: p.log_snr(at), (path,), (tangents[0],))
+    change = jnp.zeros_like(t) if tangents[1] is None else tangents[1]
+    return t, (change if moved is None else change - moved) / jax.grad(path.log_snr)(at)

@@ -222,8 +222,9 @@ class VP(AbstractPath):
     def log_snr_inverse(self, log_snr):
         log_snr = scalar_time(log_snr)
         low, high = self.beta_min.astype(log_snr.dtype), self.beta_max.astype(log_snr.dtype)
-        twice = jax.nn.softplus(-log_snr)  # -2 log alpha
-        return 1 - 2 * twice / (low + jnp.sqrt(low**2 + 2 * (high - low) * twice))
+        # The root of a quadratic in 1 - t, arranged to be defined where log alpha is zero or infinite too.
+        root = jnp.sqrt(jax.nn.softplus(-log_snr))  # sqrt(-2 log alpha)
+        return 1 - 2 * root / (low / root + jnp.sqrt((low / root) ** 2 + 2 * (high - low)))
 
     finite_sigma_dot: ClassVar[bool] = False
     ends_at_data: ClassVar[bool] = True
