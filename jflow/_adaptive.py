@@ -50,17 +50,23 @@ def adaptive(
     if problem.noisy:
         terms = dfx.MultiTerm(terms, NoiseTerm(_coefficient(problem, eta), _path(problem, brownian, key)))
     u0 = x0 if interval.enter is None else problem.scaled(interval.enter, x0)
-    stop = {"diverged": lambda t, y, a, **kwargs: ~all_finite(y)} | ({} if event is None else {"user": event.cond_fn})
-    fixed_event = dfx.Event(stop) if event is None else dfx.Event(stop, event.root_find)
     saved = dfx.SaveAt(t1=True) if saveat is None else saveat
     sol = dfx.diffeqsolve(
         terms, solver, tau0, tau1, dt0, u0, args,
-        saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": saved.subs}, dense=saved.dense,
-                          solver_state=False, controller_state=False, made_jump=False),
-        stepsize_controller=controller, event=fixed_event, max_steps=max_steps, throw=False,
-        **({} if adjoint is None else {"adjoint": adjoint}),
+        saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": saved.subs}, dense=saved.dense),
+        stepsize_controller=controller, event=_stop(event), max_steps=max_steps, throw=False,
+        adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )  # fmt: skip
     return _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0)
+
+
+def _stop(event):
+    """The user's event, and the end of a lane whose state is not finite."""
+    stop: dict[str, Any] = {"diverged": lambda t, y, args, **kwargs: ~all_finite(y)}
+    if event is None:
+        return dfx.Event(stop)
+    direction = None if event.direction is None else {"diverged": None, "user": event.direction}
+    return dfx.Event(stop | {"user": event.cond_fn}, event.root_finder, direction)
 
 
 def _coefficient(problem, eta):
@@ -89,17 +95,17 @@ def _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0):
         ts = jax.vmap(lambda s, y: problem.locate(s, y, eta)[0])(sol.ts["user"], sol.ys["user"])
         xs = jax.vmap(lambda s, y: problem.locate(s, y, eta)[1])(sol.ts["user"], sol.ys["user"])
     calls = _adaptive_calls(solver, controller, sol.stats["num_steps"], dt0)
-    return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs)
+    return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
 
 
 def _adaptive_calls(solver, controller, steps, dt0):
     """Evaluations that `diffeqsolve` made: two to choose the first step, and the stages of every step, rejected
     ones too; a first-same-as-last method evaluates its first stage once.
     """
-    if not isinstance(solver, dfx.AbstractERK):
+    tableau = getattr(solver, "tableau", None)
+    if not (isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)):
         return None
     first = 2 if dt0 is None and isinstance(controller, dfx.PIDController) else 0
-    tableau = solver.tableau
     if tableau.fsal:
         return (first + 1 + (tableau.num_stages - 1) * steps).astype(jnp.int32)
     return (first + tableau.num_stages * steps).astype(jnp.int32)

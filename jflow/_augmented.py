@@ -55,8 +55,7 @@ def augmented(
     """The augmented problem of an ODE, and its state at `x` with nothing accumulated."""
     divergence = Exact() if divergence is None else divergence
     probes = divergence.probes(key, x)
-    estimates = () if probes is None else (divergence.count,)
-    return Augmented(equation, divergence, probes), (x, jnp.zeros(estimates, state_dtype(x)))
+    return Augmented(equation, divergence, probes), (x, jnp.zeros(divergence.estimates, state_dtype(x)))
 
 
 def base_log_prob(path: Any, base: Any, t: Time, x: PyTree) -> Float[Array, ""]:

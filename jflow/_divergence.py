@@ -19,6 +19,11 @@ from ._types import PRNGKey
 class AbstractDivergence(eqx.Module):
     """A way to compute `div f(x) = tr(df/dx)` of one example, of any shape."""
 
+    @property
+    @abc.abstractmethod
+    def estimates(self) -> tuple[int, ...]:
+        """Shape of the divergence: `()`, or the number of estimates."""
+
     @abc.abstractmethod
     def probes(self, key: PRNGKey | None, x: PyTree) -> Any:
         """What is drawn once and held fixed during a solve."""
@@ -37,6 +42,10 @@ class Exact(AbstractDivergence):
 
     def __check_init__(self):
         _check_count(self.chunk, "chunk")
+
+    @property
+    def estimates(self):
+        return ()
 
     def probes(self, key, x):
         return None
@@ -74,7 +83,11 @@ class Hutchinson(AbstractDivergence):
             raise ValueError(f"The law of the probes is 'rademacher' or 'gaussian'. Got {law!r}.")
         self.count, self.law = probes, law
 
-    def probes(self, key, x):
+    @property
+    def estimates(self):
+        return (self.count,)
+
+    def probes(self, key: Any, x):
         check_key(key, "Hutchinson's estimate")
         shape = (self.count, ravel_pytree(x)[0].shape[0])
         draw = jr.rademacher if self.law == "rademacher" else jr.normal
@@ -103,7 +116,11 @@ class HutchPlusPlus(AbstractDivergence):
         _check_count(probes, "probes")
         self.sketch, self.count = sketch, probes
 
-    def probes(self, key, x):
+    @property
+    def estimates(self):
+        return (self.count,)
+
+    def probes(self, key: Any, x):
         check_key(key, "Hutch++")
         d = ravel_pytree(x)[0].shape[0]
         if self.sketch > d:

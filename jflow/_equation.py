@@ -30,11 +30,15 @@ class FieldEquation(AbstractProblem):
     def noisy(self):
         return self.eta is not None or self.coefficient is not None
 
+    def level(self, t: Any) -> Any:
+        """`eta` at the time `t`."""
+        return 0.0 if self.eta is None else self.eta(t) if callable(self.eta) else self.eta
+
     def intervals(self, times):
         path, clock = self.field.path, self.clock
 
         def one(t0, t1):
-            eta = self.eta(t0) if callable(self.eta) else 0.0 if self.eta is None else self.eta
+            eta = self.level(t0)
             eta = jnp.asarray(eta).astype(times.dtype)
             enter, leave = clock.scale(path, t0, eta), clock.scale(path, t1, eta)
             span = clock.noise_time(path, t1, eta) - clock.noise_time(path, t0, eta)
@@ -108,7 +112,7 @@ def check_singular(problem: FieldEquation, args: Any, times: tuple[Any, ...]) ->
             continue
         with jax.ensure_compile_time_eval():
             t = jnp.asarray(t)
-            eta = problem.eta(t) if callable(problem.eta) else 0.0 if problem.eta is None else problem.eta
+            eta = problem.level(t)
             if isinstance(eta, jax.core.Tracer):
                 continue
             values = [problem.clock.time(path, t, eta)]

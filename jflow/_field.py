@@ -173,6 +173,9 @@ class _Rematched(AbstractNetwork):
     field: AbstractField
     path: AbstractPath
 
+    def __init__(self, field: AbstractField, path: AbstractPath):
+        self.field, self.path = field, path
+
     @property
     def predicts(self) -> Prediction:
         return "data"

@@ -43,6 +43,7 @@ class Equation(AbstractProblem):
         return cast_like(self.rate(t, x, args), x, "A drift")
 
     def diffusion(self, t, x, args, eta):
+        assert self.coefficient is not None  # only called where `noisy`
         return self.coefficient(t, x, args)
 
 
@@ -168,7 +169,7 @@ def noise_shape(problem: AbstractProblem, x0: PyTree, args: Any, t: Any) -> PyTr
 def _saves(saveat):
     """What a fixed grid keeps: `(every k steps or 0, the start too, a function)`."""
     if saveat is None:
-        return 0, False, None
+        return 0, False, lambda t, x, args: x
     subs = saveat.subs
     if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None:
         raise ValueError(

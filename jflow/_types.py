@@ -31,6 +31,7 @@ class Solution(eqx.Module):
     - `status`: 0 ok, 1 diverged (a non-finite state), 2 out of steps.
     - `t`: the time reached.
     - `ts`, `xs`: saved times and states, the leading axis running over the saves.
+    - `interpolation`: diffrax's dense output, in the time and state that were integrated.
     """
 
     x: Any
@@ -41,3 +42,4 @@ class Solution(eqx.Module):
     t: Float[Array, "*batch"] | None = None
     ts: Float[Array, "*batch n"] | None = None
     xs: Any = None
+    interpolation: Any = None
