@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -32,6 +33,11 @@ class Path(AbstractPath):
         with jax.ensure_compile_time_eval():
             end = jax.grad(lambda t: jnp.asarray(sigma(t)).astype(t.dtype))(jnp.asarray(1.0, jnp.float32))
             sigma_1, alpha_0 = sigma(jnp.asarray(1.0, jnp.float32)), alpha(jnp.asarray(0.0, jnp.float32))
+        if any(isinstance(value, jax.core.Tracer) for value in (end, sigma_1, alpha_0)):
+            raise ValueError(
+                "A Path looks at its ends once, when it is built, and functions of traced values hide them. Build it "
+                "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
+            )
         self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
 
     def __check_init__(self):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ._misc import combine, parameter, scalar_time
+from ._misc import combine, concrete, parameter, scalar_time
 from ._types import Event, Time
 
 
@@ -249,7 +249,9 @@ class VE(AbstractPath):
         self.sigma_max = parameter(sigma_max, "sigma_max")
 
     def __check_init__(self):
-        check_ends(self)
+        low, high = concrete(self.sigma_min), concrete(self.sigma_max)
+        if low is not None and high is not None and not low < high:
+            raise ValueError(f"VE has sigma_min below sigma_max. Got {low:g} and {high:g}.")
 
     def _log_ratio(self, dtype):
         return jnp.log(self.sigma_min.astype(dtype)) - jnp.log(self.sigma_max.astype(dtype))
