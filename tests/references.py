@@ -1,0 +1,132 @@
+"""Independent references for the tests: paths, exact fields of Gaussians and mixtures, counted networks."""
+
+import contextlib
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+
+import jflow as jf
+
+PATHS = {
+    "CondOT": jf.CondOT(),
+    "Cosine": jf.Cosine(),
+    "LinearVP": jf.LinearVP(),
+    "VP": jf.VP(),
+    "VE": jf.VE(),
+    "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),
+    "quadratic": jf.Path(lambda t: t**2, lambda t: 1 - t**2),
+}
+PREDICTIONS = ("velocity", "data", "noise", "score", "v")
+MIX1 = (np.array([0.3, 0.7]), np.array([[-2.0], [1.0]]), np.array([0.5, 0.8]))  # weights, means, stds
+
+
+def over_paths(fn, *args, names=tuple(PATHS)):
+    """`fn(path, *args)` for every path, mapped over the leading axes of `args`: one compilation for all of them."""
+    mapped = {name: jax.vmap(ft.partial(fn, PATHS[name])) for name in names}
+    return jax.jit(lambda *batch: {name: each(*batch) for name, each in mapped.items()})(*args)
+
+
+def schedule(name, t):
+    """`alpha, sigma, alpha', sigma'` of a path, written out a second time in numpy; interior times."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        s = 1 - t
+        low = float(PATHS["VP"].beta_min)  # 0.1 as its type rounds it
+        rate = s * (20 - low) / 2 + low / 2
+        vp = np.exp(-(s**2) * (20 - low) / 4 - s * low / 2)
+        ratio = np.log(float(PATHS["VE"].sigma_min) / 80)
+        return {
+            "CondOT": lambda: (t, 1 - t, 1 + 0 * t, -1 + 0 * t),
+            "Cosine": lambda: (
+                np.sin(np.pi * t / 2),
+                np.cos(np.pi * t / 2),
+                np.pi / 2 * np.cos(np.pi * t / 2),
+                -np.pi / 2 * np.sin(np.pi * t / 2),
+            ),
+            "LinearVP": lambda: (t, np.sqrt(1 - t**2), 1 + 0 * t, -t / np.sqrt(1 - t**2)),
+            "VP": lambda: (vp, np.sqrt(1 - vp**2), vp * rate, -(vp**2) * rate / np.sqrt(1 - vp**2)),
+            "VE": lambda: (1 + 0 * t, 80 * np.exp(t * ratio), 0 * t, 80 * ratio * np.exp(t * ratio)),
+            "root": lambda: (t, np.sqrt(1 - t), 1 + 0 * t, -0.5 / np.sqrt(1 - t)),
+            "quadratic": lambda: (t**2, 1 - t**2, 2 * t, -2 * t),
+        }[name]()
+
+
+def mixture(path, weights, means, stds, predicts="velocity"):
+    """The exact field of a mixture of isotropic Gaussians: posterior averages of the components' own."""
+    weights, means, stds = (np.asarray(v, float) for v in (weights, means, stds))
+
+    def net(t, x, args):
+        del args
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        m, w = jnp.asarray(means, x.dtype), jnp.asarray(weights, x.dtype)
+        variance = (alpha * jnp.asarray(stds, x.dtype)) ** 2 + sigma**2
+        gap = x[None, :] - alpha * m
+        log_r = jnp.log(w) - (gap**2).sum(1) / (2 * variance) - x.size / 2 * jnp.log(variance)
+        r = jax.nn.softmax(log_r)[:, None]
+        noise = (r * sigma * gap / variance[:, None]).sum(0)
+        data = (r * (m + (alpha * jnp.asarray(stds, x.dtype) ** 2 / variance)[:, None] * gap)).sum(0)
+        if predicts == "velocity":
+            s, a, b = path.velocity_row(t)
+            return (a * data + b * noise) / s
+        return {
+            "data": data,
+            "noise": noise,
+            "score": -(r * gap / variance[:, None]).sum(0),
+            "v": alpha * noise - sigma * data,
+        }[predicts]
+
+    return jf.Field(net, path, predicts)
+
+
+def gaussian(path, mean=1.0, std=0.5, predicts="velocity"):
+    """The exact field of `N(mean, std^2 I)` for any event; its rows are those of one component."""
+
+    def net(t, x, args):
+        del args
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        gap, variance = x - alpha * mean, (alpha * std) ** 2 + sigma**2
+        data, noise = mean + alpha * std**2 / variance * gap, sigma * gap / variance
+        if predicts == "velocity":
+            s, a, b = path.velocity_row(t)
+            return (a * data + b * noise) / s
+        return {"data": data, "noise": noise, "score": -gap / variance, "v": alpha * noise - sigma * data}[predicts]
+
+    return jf.Field(net, path, predicts)
+
+
+class Counter:
+    """A callable that counts, on the host, how often the program runs it; `traces` counts how often Python does."""
+
+    def __init__(self, fn):
+        self.fn, self.calls, self.traces = fn, 0, 0
+
+    def __call__(self, t, x, args):
+        self.traces += 1
+        jax.debug.callback(self._count, t)
+        return self.fn(t, x, args)
+
+    def _count(self, t):
+        self.calls += int(np.size(t))
+
+    def take(self):
+        """The calls since the last time."""
+        jax.effects_barrier()
+        calls, self.calls = self.calls, 0
+        return calls
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Without run-time type checking: what a user meets, who does not switch it on."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def within(sample, mean, se, factor=4.0):
+    """Whether a statistic is within `factor` standard errors."""
+    return bool(np.all(np.abs(np.asarray(sample) - mean) <= factor * np.asarray(se)))
