@@ -120,10 +120,8 @@ class DiT(nnx.Module):
         self.condition = Condition(dim, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs)
         self.project = None if condition_size is None else nnx.Linear(condition_size, dim, dtype=dtype, rngs=rngs)
         self.tokens = nnx.Linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
-        self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, dim)))
-        self.blocks = nnx.List(
-            DiTBlock(dim, heads, dtype=dtype, rngs=rngs) for _ in range(positive("layers", layers))
-        )
+        self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, dim), jnp.float32))
+        self.blocks = nnx.List(DiTBlock(dim, heads, dtype=dtype, rngs=rngs) for _ in range(positive("layers", layers)))
         self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
         self.pixels = _FeedForward(dim, _PIXEL_FEATURES * patch * patch, dtype=dtype, rngs=rngs)
         self.head = nnx.Conv(_PIXEL_FEATURES, channels, (3, 3), dtype=dtype, rngs=rngs)

@@ -35,7 +35,7 @@ class FourierFeatures(nnx.Module):
         """`size` the number of features, even; raises `ValueError` where it is not."""
         if positive("The number of Fourier features", size) % 2:
             raise ValueError(f"Fourier features come in pairs, a sine and a cosine: their number is even. Got {size}.")
-        self.frequencies = nnx.Param(jax.random.normal(rngs.params(), (size // 2,)))
+        self.frequencies = nnx.Param(jax.random.normal(rngs.params(), (size // 2,), jnp.float32))
 
     def __call__(self, t: ArrayLike) -> Float[Array, " size"]:
         return fourier_features(t, self.frequencies[...])
@@ -79,7 +79,7 @@ class Condition(nnx.Module):
             self.null = num_classes if null is None else null
             _check_label(self.null, num_classes)
             self.size = positive("embedding", embedding)
-            self.table = nnx.Param(jax.random.normal(rngs.params(), (rows, self.size)))
+            self.table = nnx.Param(jax.random.normal(rngs.params(), (rows, self.size), jnp.float32))
         elif condition_size is not None:
             self.size = positive("condition_size", condition_size)
 

@@ -44,9 +44,12 @@ class MLP(nnx.Module):
 
         Raises `ValueError` for sizes that are no positive integers and for an impossible condition.
         """
-        shape = None if hasattr(in_size, "__index__") else tuple(positive("Each side of in_size", n) for n in in_size)
-        self.shape, self.dtype = shape, dtype
-        self.in_size = positive("in_size", in_size) if shape is None else math.prod(shape)
+        if isinstance(in_size, Sequence):
+            self.shape = tuple(positive("Each side of in_size", side) for side in in_size)
+            self.in_size = math.prod(self.shape)
+        else:
+            self.shape, self.in_size = None, positive("in_size", in_size)
+        self.dtype = dtype
         width, depth = positive("width", width), positive("depth", depth)
         self.condition = Condition(
             embedding, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs

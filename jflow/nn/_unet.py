@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
@@ -84,6 +83,18 @@ def _double(x):
     return jax.image.resize(x, (2 * height, 2 * width, channels), "bilinear")
 
 
+def _check_levels(channels, attention):
+    """`channels` as a tuple of integers; raises `ValueError` for none, or attention at a level that is not there."""
+    channels = tuple(positive("Each of channels", c) for c in channels)
+    if not channels:
+        raise ValueError("A UNet has one level at least: channels is not empty. Got ().")
+    if not set(attention) <= set(range(len(channels))):
+        raise ValueError(
+            f"Attention is at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
+        )
+    return channels
+
+
 class UNet(nnx.Module):
     """`net(t, x, args)` for images `(H, W, C)`: residual layers at falling, then rising resolution.
 
@@ -125,17 +136,10 @@ class UNet(nnx.Module):
         Raises `ValueError` for sides that the levels do not divide, levels that do not exist, heads that do not
         divide the channels, and an impossible condition.
         """
-        channels = tuple(positive("Each of channels", c) for c in channels)
-        if not channels:
-            raise ValueError("A UNet has one level at least: channels is not empty. Got ().")
-        if not set(attention) <= set(range(len(channels))):
-            raise ValueError(
-                f"Attention is at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
-            )
-        divisor = 2 ** (len(channels) - 1)
-        self.shape = image_shape("UNet", shape, divisor, f"{len(channels)} levels halve them {len(channels) - 1} times")
-        self.dtype = dtype
-        layers = positive("layers", layers)
+        channels = _check_levels(channels, attention)
+        halvings = len(channels) - 1
+        self.shape = image_shape("UNet", shape, 2**halvings, f"{halvings + 1} levels halve them {halvings} times")
+        self.dtype, layers = dtype, positive("layers", layers)
         self.time = FourierFeatures(embedding, rngs=rngs)
         self.condition = Condition(
             embedding, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs

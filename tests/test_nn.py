@@ -1,0 +1,391 @@
+"""The networks: shapes, sizes, conditions, types, and what they are at the start and after one step."""
+
+import functools as ft
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jflow import nn
+
+SHAPE = (4, 4, 2)
+CLASSES = 3
+
+
+def rngs(seed):
+    """Keys whose generator compiles in no time."""
+    return nnx.Rngs(jr.key(seed, impl="unsafe_rbg"))
+
+
+def mlp(seed=0, **options):
+    return nn.MLP(32, width=16, depth=2, rngs=rngs(seed), **options)
+
+
+def unet(seed=0, **options):
+    sizes = {"channels": (6, 8), "layers": 1, "embedding": 6, "attention": (1,), "heads": 2}
+    return nn.UNet(SHAPE, rngs=rngs(seed), **sizes | options)
+
+
+def dit(seed=0, **options):
+    sizes = {"patch": 2, "dim": 16, "layers": 1, "heads": 2}
+    return nn.DiT(SHAPE, rngs=rngs(seed), **sizes | options)
+
+
+# what is compiled here runs once or twice
+jit = ft.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+NETWORKS = {"mlp": mlp, "unet": unet, "dit": dit}
+every_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+def normal(numbers, *shape):
+    return jnp.asarray(numbers.standard_normal(shape), jnp.float32)
+
+
+def draw(shape=SHAPE, n=None, seed=1):
+    """Times and events: one, or a batch of n."""
+    lead, numbers = () if n is None else (n,), np.random.default_rng(seed)
+    return jnp.asarray(numbers.uniform(size=lead), jnp.float32), normal(numbers, *lead, *shape)
+
+
+def abstract(make, **options):
+    """The network without its numbers: nothing is drawn, nothing compiled."""
+    return nnx.eval_shape(lambda: make(**options))
+
+
+def filled(make, seed=7, **options):
+    """The network with every parameter drawn from a normal, so that nothing in it is zero."""
+    numbers = np.random.default_rng(seed)
+
+    def draw(leaf):
+        return normal(numbers, *leaf.shape) / math.sqrt(math.prod(leaf.shape[:-1]))
+
+    return jtu.tree_map(draw, abstract(make, **options))
+
+
+def parameters(make):
+    """The number of parameters of a network that is never made."""
+    return sum(math.prod(leaf.shape) for leaf in jtu.tree_leaves(abstract(make)))
+
+
+@jit
+def apply(net, t, x, args):
+    return net(t, x, args)
+
+
+@jit
+def apply_batch(net, t, x, args):
+    return jax.vmap(net)(t, x, args)
+
+
+# Shapes, batches, sizes
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.MLP(2, rngs=nnx.Rngs(0)), (2,)),
+        (lambda: nn.MLP(1, rngs=nnx.Rngs(0)), ()),
+        (lambda: nn.MLP((3, 4, 2), rngs=nnx.Rngs(0)), (3, 4, 2)),
+        (lambda: nn.UNet((32, 32, 1), rngs=nnx.Rngs(0)), (32, 32, 1)),
+        (lambda: nn.UNet((4, 12, 3), channels=(20, 7, 30), layers=1, attention=(0,), rngs=nnx.Rngs(0)), (4, 12, 3)),
+        (lambda: nn.UNet((5, 7, 1), channels=(8,), rngs=nnx.Rngs(0)), (5, 7, 1)),
+        (lambda: nn.DiT((32, 32, 1), rngs=nnx.Rngs(0)), (32, 32, 1)),
+        (lambda: nn.DiT((6, 9, 2), patch=3, dim=8, layers=1, heads=2, rngs=nnx.Rngs(0)), (6, 9, 2)),
+    ],
+)
+def test_L1_output_has_the_shape_of_the_event(make, shape):
+    net = abstract(make)
+    t, x = jnp.zeros(5), jax.ShapeDtypeStruct((5, *shape), jnp.float32)
+    out = jax.eval_shape(lambda net, t, x: jax.vmap(net)(t, x), net, t, x)
+    assert out.shape == (5, *shape)
+    assert out.dtype == jnp.float32
+
+
+@every_network
+def test_K1_a_batch_is_its_examples_and_a_batched_time_raises(make):
+    net = filled(make, num_classes=CLASSES)
+    t, x = draw(n=4)
+    labels = jnp.array([0, 3, 1, 2])
+    batched = apply_batch(net, t, x, labels)
+    single = jnp.stack([apply(net, t[i], x[i], labels[i]) for i in range(4)])
+    np.testing.assert_allclose(batched, single, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="vmap"):
+        net(t, x[0], 0)
+    with pytest.raises(ValueError, match="vmap"):
+        net(t[0], x, 0)
+    with pytest.raises(ValueError, match="vmap"):
+        net(t[0], x[0], labels)
+
+
+def test_K1_the_convolutions_of_a_batch_are_batched():
+    t, x = draw(n=5)
+    lowered = jax.jit(lambda net, t, x: jax.vmap(net)(t, x)).lower(abstract(unet), t, x).as_text()
+    convolutions = [line for line in lowered.splitlines() if "stablehlo.convolution" in line]
+    assert len(convolutions) == 10
+    assert all("feature_group_count = 1" in line and "tensor<5x" in line for line in convolutions)
+
+
+def test_L6_the_numbers_of_parameters_are_those_of_the_lecture():
+    assert parameters(lambda: nn.MLP(2, rngs=nnx.Rngs(0))) == 12_866
+    assert parameters(lambda: nn.MLP(2, width=100, rngs=nnx.Rngs(0))) == 30_902
+    assert parameters(lambda: nn.UNet((32, 32, 1), num_classes=10, rngs=nnx.Rngs(0))) == 1_233_325
+    assert parameters(lambda: nn.DiT((32, 32, 1), num_classes=10, rngs=nnx.Rngs(0))) == 9_918_843
+
+
+@every_network
+def test_every_leaf_is_a_float32_parameter(make):
+    net = abstract(make, num_classes=CLASSES, dtype=jnp.bfloat16)
+    leaves = jtu.tree_leaves(net)
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+    assert len(leaves) == len(jtu.tree_leaves(nnx.state(net, nnx.Param)))
+
+
+def test_two_networks_of_one_kind_share_their_program():
+    traces = []
+
+    @jit
+    def call(net, t, x):
+        traces.append(None)
+        return net(t, x)
+
+    for make in (mlp, unet, dit):
+        a, b = abstract(make, seed=0), abstract(make, seed=1)
+        assert jtu.tree_structure(a) == jtu.tree_structure(b)
+    t, x = draw()
+    assert not np.allclose(call(filled(mlp, seed=0), t, x), call(filled(mlp, seed=1), t, x))
+    assert len(traces) == 1
+
+
+def test_a_network_works_inside_an_equinox_module():
+    class Holder(eqx.Module):
+        net: Any
+        scale: float
+
+        def __call__(self, t, x, args):
+            return self.scale * self.net(t, x, args)
+
+    net = filled(mlp, num_classes=CLASSES)
+    t, x = draw(n=4)
+    labels = jnp.array([0, 3, 1, 2])
+
+    @eqx.filter_jit
+    def run(holder):
+        loss = eqx.filter_grad(lambda holder: jnp.sum(eqx.filter_vmap(holder)(t, x, labels)))
+        return eqx.filter_vmap(holder)(t, x, labels), loss(holder)
+
+    out, gradient = run(Holder(net, 2.0))
+    np.testing.assert_allclose(out, 2 * apply_batch(net, t, x, labels), rtol=1e-5)
+    assert jtu.tree_structure(gradient.net) == jtu.tree_structure(net)
+    assert all(jnp.any(leaf != 0) for leaf in jtu.tree_leaves(gradient.net))
+
+
+# At the start, and after one step
+
+
+def test_L2_an_adaln_zero_block_is_the_identity_at_the_start():
+    def make():
+        return nn.DiTBlock(8, 2, rngs=rngs(0))
+
+    c, x = jnp.linspace(-1, 1, 8), draw((5, 8))[1]
+    run = jit(lambda block: block(x, c))
+    np.testing.assert_array_equal(run(jit(make)()), x)
+    assert float(jnp.abs(run(filled(make)) - x).max()) > 0.1
+
+
+@every_network
+def test_L7_after_one_step_the_output_depends_on_time_and_label(make):
+    t, x = draw(n=4)
+    labels, target = jnp.arange(4) % (CLASSES + 1), draw(n=4, seed=5)[1]
+    optimiser = optax.adam(1e-2)
+
+    @jit
+    def start_and_step():
+        net = make(num_classes=CLASSES, dtype=jnp.bfloat16)
+        gradient = jax.grad(lambda net: jnp.mean((jax.vmap(net)(t, x, labels) - target) ** 2))(net)
+        updates, _ = optimiser.update(gradient, optimiser.init(net), net)
+        return net, gradient, optax.apply_updates(net, updates)
+
+    start, gradient, net = start_and_step()
+    for tree in (gradient, net):  # computed in half precision, kept in single
+        assert all(leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all() for leaf in jtu.tree_leaves(tree))
+    single = jtu.tree_structure(abstract(make, num_classes=CLASSES))
+    start, net = (jtu.tree_unflatten(single, jtu.tree_leaves(tree)) for tree in (start, net))
+    if make is unet:  # its head starts at zero, and so does its output
+        np.testing.assert_array_equal(apply(start, t[0], x[0], labels[0]), jnp.zeros(SHAPE))
+    base = apply(net, jnp.float32(0.3), x[0], labels[0])
+    assert float(jnp.abs(apply(net, jnp.float32(0.8), x[0], labels[0]) - base).max()) > 1e-5
+    for label in labels[1:]:
+        assert float(jnp.abs(apply(net, jnp.float32(0.3), x[0], label) - base).max()) > 1e-5
+
+
+# Patches, features, attention
+
+
+def test_L3_depatchify_inverts_patchify():
+    x = jnp.arange(1024.0).reshape(32, 32, 1)
+    tokens = nn.patchify(x, 4)
+    assert tokens.shape == (64, 16)
+    np.testing.assert_array_equal(tokens[9], x[4:8, 4:8].ravel())
+    np.testing.assert_array_equal(nn.depatchify(tokens, 4, x.shape), x)
+    x = jnp.arange(72.0).reshape(4, 6, 3)
+    np.testing.assert_array_equal(nn.depatchify(nn.patchify(x, 2), 2, x.shape), x)
+    with pytest.raises(ValueError, match="24 numbers"):
+        nn.depatchify(nn.patchify(x, 2), 2, (4, 6, 6))
+
+
+def test_L4_time_features_have_the_norm_of_the_lecture():
+    module = nn.FourierFeatures(40, rngs=nnx.Rngs(0))
+    for t in (0, 0.37, 1.0, jnp.float32(-3.2)):
+        features = module(t)
+        assert features.shape == (40,)
+        np.testing.assert_allclose(jnp.sum(features**2), 40, rtol=1e-5)
+        fixed = nn.fourier_features(t, jnp.geomspace(0.1, 10.0, 20)) / math.sqrt(40)
+        np.testing.assert_allclose(jnp.sum(fixed**2), 1, rtol=1e-5)
+    np.testing.assert_allclose(nn.fourier_features(0.25, jnp.ones(1)), [math.sqrt(2), 0], atol=1e-6)
+    assert nn.fourier_features(jnp.bfloat16(0.5), jnp.ones(1, jnp.bfloat16)).dtype == jnp.float32
+    with pytest.raises(ValueError, match="vmap"):
+        module(jnp.zeros(3))
+
+
+def test_L5_attention_rows_sum_to_one_and_commute_with_permutations():
+    attention = filled(lambda: nn.SelfAttention(8, 2, rngs=nnx.Rngs(0)))
+    run = jit(lambda net, x: net(x))
+    x, order = draw((6, 8))[1], np.array([3, 0, 5, 1, 2, 4])
+    out = run(attention, x)
+    np.testing.assert_allclose(run(attention, x[order]), out[order], atol=1e-5)
+    assert float(jnp.abs(out[order] - out).max()) > 0.01
+    # the same value at every token: what comes out is that value times the sum of the row
+    value = jnp.linspace(-1, 1, 8)
+    attention.qkv.kernel[...] = attention.qkv.kernel[...].at[:, 16:].set(0)
+    attention.qkv.bias[...] = attention.qkv.bias[...].at[16:].set(value)
+    expected = value @ attention.out.kernel[...] + attention.out.bias[...]
+    np.testing.assert_allclose(run(attention, x), jnp.tile(expected[None], (6, 1)), atol=1e-5)
+
+
+# Types
+
+
+@every_network
+def test_K4_bfloat16_compute_is_close_to_float32(make):
+    t, x = draw(n=4)
+    labels = jnp.array([0, 3, 1, 2])
+    half = apply_batch(filled(make, num_classes=CLASSES, dtype=jnp.bfloat16), t, x, labels)
+    full = apply_batch(filled(make, num_classes=CLASSES), t, x, labels)
+    assert half.dtype == jnp.bfloat16
+    assert full.dtype == jnp.float32
+    assert float(jnp.linalg.norm((half - full).ravel()) / jnp.linalg.norm(full.ravel())) < 0.03
+
+
+@every_network
+def test_K4_the_type_of_the_output_follows_the_event(make, x64):
+    net = abstract(make, condition_size=5)
+    assert all(leaf.dtype == jnp.float32 for leaf in jtu.tree_leaves(net))
+    t, condition = jnp.float32(0.5), jnp.zeros(5)
+    for given, wanted in ((jnp.float64, jnp.float64), (jnp.float32, jnp.float32), (jnp.bfloat16, jnp.float32)):
+        assert jax.eval_shape(apply, net, t, jnp.zeros(SHAPE, given), condition).dtype == wanted
+
+
+# Conditions
+
+
+@every_network
+def test_a_label_out_of_range_raises_or_is_nan(make):
+    net = filled(make, num_classes=CLASSES)
+    t, x = draw()
+    for label in (-1, CLASSES + 1, np.int64(-1), jnp.array(CLASSES + 1), 2**40):
+        with pytest.raises(ValueError, match="from 0 to 3"):
+            net(t, x, label)
+    labels = jnp.array([-1, 0, CLASSES, CLASSES + 1])
+    out = apply_batch(net, jnp.full(4, t), jnp.tile(x[None], (4, 1, 1, 1)), labels)
+    np.testing.assert_array_equal(jnp.isfinite(out).all((1, 2, 3)), [False, True, True, False])
+    assert bool(jnp.isnan(out[0]).all() & jnp.isnan(out[3]).all())
+
+
+@pytest.mark.parametrize("label", [None, 1.0, True, "dog", (1, 2.0), np.zeros(()), jnp.zeros(2, int)], ids=repr)
+def test_what_is_no_label_raises(label):
+    t, x = draw()
+    with pytest.raises(ValueError, match="integer label from 0 to 3"):
+        filled(mlp, num_classes=CLASSES)(t, x, label)
+
+
+def test_I5_the_null_label_is_a_choice():
+    assert abstract(mlp).null is None
+    assert abstract(mlp, condition_size=2).null is None
+    for make in NETWORKS.values():
+        assert abstract(make, num_classes=CLASSES).null == CLASSES
+        net = abstract(make, num_classes=CLASSES, null=0)
+        assert net.null == 0
+        assert [leaf.shape[0] for leaf in jtu.tree_leaves(net.condition)] == [CLASSES + 1]
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        mlp(num_classes=CLASSES, null=CLASSES + 1)
+    with pytest.raises(ValueError, match="null"):
+        mlp(null=0)
+
+
+@every_network
+def test_a_vector_condition_reaches_the_output(make):
+    net = filled(make, condition_size=5)
+    t, x = draw()
+    a, b = (apply(net, t, x, c) for c in (jnp.zeros(5), jnp.ones(5)))
+    assert float(jnp.abs(a - b).max()) > 1e-3
+    for bad in (None, 3, jnp.zeros(4), jnp.zeros((2, 5))):
+        with pytest.raises(ValueError, match=r"vector of shape \(5,\)"):
+            net(t, x, bad)
+    with pytest.raises(ValueError, match="takes no condition"):
+        filled(make)(t, x, jnp.zeros(5))
+
+
+# Bad input
+
+
+@every_network
+def test_an_event_of_another_shape_raises(make):
+    net = filled(make)
+    for shape in ((3,), (4, 4, 1), (2, 4, 4, 2), (1, 4, 4, 2, 2)):
+        with pytest.raises(ValueError, match="one event of"):
+            net(0.5, jnp.zeros(shape))
+
+
+def test_an_event_shape_is_stricter_than_its_size():
+    net = filled(lambda: nn.MLP((2, 3), depth=1, rngs=nnx.Rngs(0)))
+    assert net(0.5, jnp.zeros((2, 3))).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        net(0.5, jnp.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.MLP(0, rngs=nnx.Rngs(0)), "in_size is a positive integer. Got 0"),
+        (lambda: nn.MLP((2, 0), rngs=nnx.Rngs(0)), "positive integer. Got 0"),
+        (lambda: mlp(num_classes=0), "num_classes is a positive integer"),
+        (lambda: mlp(condition_size=-1), "condition_size is a positive integer"),
+        (lambda: mlp(num_classes=3, condition_size=2), "not both"),
+        (lambda: nn.MLP(2, depth=0, rngs=nnx.Rngs(0)), "depth is a positive integer"),
+        (lambda: nn.UNet((30, 32, 1), rngs=nnx.Rngs(0)), "multiples of 4.*pad or resize to 32 x 32"),
+        (lambda: nn.UNet((32, 32), rngs=nnx.Rngs(0)), r"\(H, W, C\).*\(32, 32\)"),
+        (lambda: unet(channels=()), "one level at least"),
+        (lambda: unet(attention=(2,)), "0 to 1.*attention="),
+        (lambda: unet(heads=3), "3 heads, 8 channels"),
+        (lambda: unet(embedding=7), "even. Got 7"),
+        (lambda: unet(layers=0), "layers is a positive integer"),
+        (lambda: dit(patch=3), "multiples of 3.*6 x 6"),
+        (lambda: dit(patch=0), "patch is a positive integer"),
+        (lambda: dit(heads=5), "5 heads, 16 channels"),
+        (lambda: dit(dim=15), "even. Got 15"),
+        (lambda: dit(condition_size=0), "condition_size is a positive integer"),
+        (lambda: nn.patchify(jnp.zeros((4, 5, 1)), 2), "multiples of 2"),
+    ],
+)
+def test_an_impossible_network_raises(make, message):
+    with pytest.raises(ValueError, match=message):
+        abstract(make)
