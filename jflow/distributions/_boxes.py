@@ -1,0 +1,99 @@
+"""Uniform distributions on boxes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from .._misc import concrete, scalar_time
+from .._path import AbstractPath
+from .._types import PRNGKey, Time
+from ._abstract import AbstractDensity, Moments, log_weights, values
+from ._mixing import draw, mix
+from ._truncated import interval_moments
+
+
+class Boxes(AbstractDensity):
+    """A mixture of uniform distributions on boxes `[low_k, high_k]`.
+
+    Given `x_t`, the data in a box is normal, `N(x/alpha, (sigma/alpha)^2)`, truncated to the box; its mean and
+    the box's weight come from tail functions that keep their digits on both sides of the box, and for noise that is
+    wide beside it.
+    """
+
+    lows: Array
+    highs: Array
+    log_weights: Array
+    noise: Array
+
+    def __init__(
+        self,
+        lows: Shaped[ArrayLike, "k ..."],
+        highs: Shaped[ArrayLike, "k ..."],
+        weights: Shaped[ArrayLike, "k"] | None = None,
+    ):
+        """`lows`, `highs` of shape `(k, *event)`, the corners of the boxes; `weights` of any positive sum, by default
+        proportional to the volumes, so that boxes that do not overlap have one density.
+
+        Raises `ValueError` unless each low is below its high, and the shapes fit.
+        """
+        self.lows, self.highs = values(lows, "Corners of boxes"), values(highs, "Corners of boxes")
+        if self.lows.shape != self.highs.shape or self.lows.ndim == 0 or self.lows.shape[0] == 0:
+            raise ValueError(
+                "lows and highs have the same shape, (k, *event), k the number of boxes. "
+                f"Got {self.lows.shape} and {self.highs.shape}."
+            )
+        low, high = concrete(self.lows), concrete(self.highs)
+        if low is not None and high is not None and not (low < high).all():
+            raise ValueError("A box has its low corner below its high one in every component. Got one that does not.")
+        k = self.lows.shape[0]
+        if weights is None:
+            log_volumes = jnp.sum(jnp.log(self.highs - self.lows).reshape(k, -1), axis=1)
+            self.log_weights = jax.nn.log_softmax(log_volumes)
+        else:
+            self.log_weights = log_weights(weights, k)
+        self.noise = jnp.zeros((), self.lows.dtype)
+
+    @property
+    def shape(self):
+        return self.lows.shape[1:]
+
+    def sample(self, key: PRNGKey) -> Float[Array, "..."]:
+        key_box, key_point, key_noise = jr.split(key, 3)
+        k = draw(key_box, self.log_weights)
+        share = jr.uniform(key_point, self.shape, self.lows.dtype)
+        point = self.lows[k] + (self.highs[k] - self.lows[k]) * share
+        return point + self.noise * jr.normal(key_noise, self.shape, self.lows.dtype)
+
+    def at(self, path: AbstractPath, t: Time) -> "Boxes":
+        """Boxes scaled by alpha, blurred with a Gaussian of variance sigma^2 (beside the blur they had)."""
+        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        marginal = alpha * self.lows, alpha * self.highs, jnp.hypot(alpha * self.noise, sigma)
+        return eqx.tree_at(lambda b: (b.lows, b.highs, b.noise), self, marginal)
+
+    def _moments(self, alpha, sigma, x, args):
+        root = jnp.hypot(alpha * self.noise, sigma)
+
+        def component(row: Any) -> Moments:
+            log_prob, inner, score = interval_moments(x, alpha, root, *row)
+            # of the blur at hand, alpha noise / root belongs to the data
+            share = alpha * (self.noise / jnp.where(root == 0, 1, root)) ** 2
+            return Moments(jnp.sum(log_prob), inner + share * (x - alpha * inner), score)
+
+        return mix(component, (self.lows, self.highs), self.log_weights, x)
+
+
+def checkerboard(cells: int = 4, half_width: float | int = 5.0) -> Boxes:
+    """The squares of a board on `[-half_width, half_width]^2`, `cells` to a side, where `i + j` is even.
+
+    With the defaults the density is 1/50 on the squares, and `E|x|^2 = 50/3`. Raises `ValueError` for `cells < 1`.
+    """
+    if cells < 1:
+        raise ValueError(f"A board has at least one cell to a side. Got cells={cells}.")
+    squares = np.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], np.float64)
+    side = 2 * half_width / cells
+    return Boxes(squares * side - half_width, (squares + 1) * side - half_width)

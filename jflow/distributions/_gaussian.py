@@ -1,0 +1,124 @@
+"""Gaussians."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from .._misc import concrete, scalar_time
+from .._path import AbstractPath
+from .._types import PRNGKey, Time
+from ._abstract import AbstractDensity, Moments, positive, values
+from ._mixing import residual
+
+
+class Gaussian(AbstractDensity):
+    """`N(mean, std^2 I)`, or `N(mean, cov)` for an event that is a vector.
+
+    With `v = alpha^2 std^2 + sigma^2`: `p_t = N(alpha mean, v I)`, `score = -(x - alpha mean)/v` and
+    `data = mean + alpha std^2 (x - alpha mean)/v`; a covariance is the same in its eigenvectors.
+    """
+
+    mean: Array
+    variance: Array
+    basis: Array | None
+
+    def __init__(
+        self,
+        mean: Shaped[ArrayLike, "..."],
+        std: Shaped[ArrayLike, "..."] | None = None,
+        cov: Shaped[ArrayLike, "d d"] | None = None,
+    ):
+        """`mean` of the event's shape; either `std`, a number or of the event's shape, or `cov`, a matrix.
+
+        Raises `ValueError` unless one of both is given, of a fitting shape and positive.
+        """
+        self.mean = values(mean, "The components of a mean")
+        self.variance, self.basis = spread((), self.mean.shape, std=std, cov=cov)
+
+    @property
+    def shape(self):
+        return self.mean.shape
+
+    def sample(self, key: PRNGKey) -> Float[Array, "..."]:
+        return gaussian_sample(key, self.mean, self.variance, self.basis)
+
+    def at(self, path: AbstractPath, t: Time) -> "Gaussian":
+        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        marginal = alpha * self.mean, alpha**2 * self.variance + sigma**2
+        return eqx.tree_at(lambda g: (g.mean, g.variance), self, marginal)
+
+    def _moments(self, alpha, sigma, x, args):
+        unit = jnp.asarray(1 / (2 * np.pi), x.dtype)
+        return gaussian_moments(alpha, sigma, x, self.mean, self.variance, self.basis, unit)
+
+
+def gaussian_moments(
+    alpha: Array, sigma: Array, x: Array, mean: Array, variance: Array, basis: Array | None, unit: Array
+) -> Moments:
+    """Moments of one Gaussian, its log-density being that with respect to `(2 pi unit)^(-d/2)`.
+
+    In a mixture `unit` is a variance common to all components: what they share is then not a large number whose
+    rounding disturbs their responsibilities.
+    """
+    offset = residual(x, alpha, mean)
+    offset = offset if basis is None else _rotate(basis.T, offset)
+    total = alpha**2 * variance + sigma**2
+    scaled = offset / total
+    log_det = jnp.sum(jnp.log(total / unit)) * (x.size // total.size)
+    log_prob = -(jnp.sum(offset * scaled) + log_det) / 2
+    shrunk = alpha * variance * scaled
+    if basis is not None:
+        scaled, shrunk = _rotate(basis, scaled), _rotate(basis, shrunk)
+    return Moments(log_prob, mean + shrunk, -scaled)
+
+
+def gaussian_sample(key: PRNGKey, mean: Array, variance: Array, basis: Array | None) -> Array:
+    """One draw."""
+    noise = jnp.sqrt(variance) * jr.normal(key, mean.shape, mean.dtype)
+    return mean + (noise if basis is None else _rotate(basis, noise))
+
+
+def spread(lead: tuple[int, ...], event: tuple[int, ...], **given: Any) -> tuple[Array, Array | None]:
+    """Variances and eigenvectors of Gaussians on events, from exactly one of their standard deviations and their
+    covariances; `lead` is the shape of the family, `()` or `(k,)`, and `given` holds both by the caller's names.
+    """
+    (name, std), (cov_name, cov) = given.items()
+    if (std is None) == (cov is None):
+        raise ValueError(f"Give either {name}= or {cov_name}=. Got {'neither' if std is None else 'both'}.")
+    if std is not None:
+        std = positive(std, f"Standard deviations ({name})")
+        if std.shape not in (lead, lead + event):
+            raise ValueError(f"{name} has shape {lead} or {lead + event}. Got {std.shape}.")
+        return std**2, None
+    cov = values(cov, f"Covariances ({cov_name})")
+    if len(event) != 1 or cov.shape != lead + event + event:
+        raise ValueError(
+            f"{cov_name} has shape {lead + ('d', 'd')}, for an event that is a vector of length d. "
+            f"Got {cov.shape} for events of shape {event}."
+        )
+    return _eigh(cov, cov_name)
+
+
+def _eigh(cov, name):
+    """Eigenvalues and eigenvectors, in float64 where the matrices are known."""
+    known = concrete(cov)
+    if known is None:
+        return jnp.linalg.eigh(cov)
+    known = known.astype(np.float64)
+    symmetric = np.abs(known - np.swapaxes(known, -1, -2)).max() <= 1e-5 * np.abs(known).max()
+    variance, basis = np.linalg.eigh(known)
+    if not symmetric or variance.min() <= 0:
+        raise ValueError(
+            f"A covariance ({name}) is symmetric and positive definite. Got "
+            + (f"a least eigenvalue of {variance.min():g}." if symmetric else "one that is not symmetric.")
+        )
+    return jnp.asarray(variance, cov.dtype), jnp.asarray(basis, cov.dtype)
+
+
+def _rotate(matrix, vector):
+    return jnp.matmul(matrix, vector, precision=lax.Precision.HIGHEST)
