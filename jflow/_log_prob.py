@@ -16,7 +16,7 @@ from ._equation import check_singular, count_network, field_equation, stage_time
 from ._field import AbstractField
 from ._misc import as_state
 from ._solve import check_mode, check_times, fixed
-from ._types import PRNGKey, Solution, Time
+from ._types import Number, PRNGKey, Solution, Time
 
 
 def log_prob(
@@ -87,7 +87,7 @@ def log_prob(
 
 
 def bits_per_dim(
-    log_prob: ArrayLike, dimension: int, *, bins: int = 256, low: float = -1.0, high: float = 1.0
+    log_prob: ArrayLike, dimension: int, *, bins: int = 256, low: Number = -1.0, high: Number = 1.0
 ) -> Float[Array, "*batch"]:
     """Bits per dimension of data with `bins` levels, spread over `[low, high]` by `dequantize`.
 
@@ -101,7 +101,7 @@ def bits_per_dim(
 
 
 def dequantize(
-    key: PRNGKey, levels: ArrayLike, *, bins: int = 256, low: float = -1.0, high: float = 1.0
+    key: PRNGKey, levels: ArrayLike, *, bins: int = 256, low: Number = -1.0, high: Number = 1.0
 ) -> Float[Array, "..."]:
     """Uniform dequantisation of one example: `low + (levels + U) (high - low) / bins`, `U` uniform in [0, 1).
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ._misc import check_key, concrete, parameter
 from ._path import AbstractPath
-from ._types import PRNGKey, Time
+from ._types import Number, PRNGKey, Time
 
 
 def uniform_times(n: int) -> Float[Array, "{n}+1"]:
@@ -25,9 +25,9 @@ def uniform_times(n: int) -> Float[Array, "{n}+1"]:
 def karras_times(
     n: int,
     path: AbstractPath,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    rho: float = 7.0,
+    sigma_min: Number | None = None,
+    sigma_max: Number | None = None,
+    rho: Number = 7.0,
 ) -> Float[Array, "{n}+1"]:
     """`n` steps along the grid of EDM: `n` noise levels, then the data.
 
@@ -53,7 +53,7 @@ def karras_times(
 
 
 def log_snr_times(
-    n: int, path: AbstractPath, lo: float | None = None, hi: float | None = None
+    n: int, path: AbstractPath, lo: Number | None = None, hi: Number | None = None
 ) -> Float[Array, "{n}+1"]:
     """`n` steps equal in log-SNR, from `lo` to `hi` (`log(alpha^2/sigma^2)`, whole, not half): `n + 1` points.
 

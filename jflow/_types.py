@@ -11,6 +11,9 @@ Event = PyTree[Shaped[Array, "..."]]
 Time = Shaped[ArrayLike, ""]
 """A time: a scalar, t = 0 noise, t = 1 data."""
 
+Number = float | int
+"""A Python number."""
+
 PRNGKey = Key[Array, ""]
 """One typed key, as `jax.random.key` makes it."""
 

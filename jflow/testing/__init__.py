@@ -1,0 +1,7 @@
+"""Certificates: checks of paths, fields and samplers that a user runs on their own."""
+
+from ._certify import certify
+from ._checks import check_field, check_path
+from ._report import Check, Report
+
+__all__ = ["Check", "Report", "certify", "check_field", "check_path"]

@@ -1,0 +1,106 @@
+"""Checks of paths and of fields."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from .._field import AbstractField
+from .._path import AbstractPath
+from .._types import Number
+from ..distributions import AbstractDensity
+from ._report import Report, bounded
+
+
+def check_path(path: AbstractPath) -> Report:
+    """Checks a path: its ends, an increasing signal-to-noise ratio, derivatives against automatic differentiation, the
+    inverse of its log-SNR, and finite coefficients at both ends in float32 and bfloat16.
+
+    Derivatives are compared in float64. Returns a `Report`.
+    """
+
+    def rows():
+        with jax.enable_x64(True):
+            t = jnp.linspace(0.0, 1.0, 201)
+            alpha, sigma = jax.vmap(path.alpha)(t), jax.vmap(path.sigma)(t)
+            yield bounded("alpha(0)/sigma(0)", alpha[0] / sigma[0], 0.05)
+            yield bounded("sigma(1)/alpha(1)", sigma[-1] / alpha[-1], 0.05)
+            inside = t[1:-1]
+            log_snr = jax.vmap(path.log_snr)(inside)
+            yield bounded("largest fall of log-SNR", jnp.max(-jnp.diff(log_snr)), 0.0, "on 199 inner times")
+            own, auto = jax.vmap(path.alpha_dot)(inside), jax.vmap(jax.grad(path.alpha))(inside)
+            yield bounded("alpha' against autodiff", _relative(own, auto), 1e-7)
+            auto = jax.vmap(jax.grad(lambda t: path.sigma(t) ** 2 / 2))(inside)
+            own = jax.vmap(path.sigma_sigma_dot)(inside)
+            yield bounded("sigma sigma' against autodiff", _relative(own, auto), 1e-7)
+            back = jax.vmap(path.log_snr_inverse)(log_snr)
+            yield bounded("inverse of log-SNR", jnp.max(jnp.abs(back - inside)), 1e-7)
+        for dtype in (jnp.float32, jnp.bfloat16):
+            ends = jnp.asarray([0.0, 1.0], dtype)
+            functions = path.alpha, path.sigma, path.alpha_dot, path.sigma_sigma_dot, path.sigma_w
+            values = jnp.stack([jax.vmap(f)(ends).astype(jnp.float32) for f in functions])
+            count = jnp.sum(~jnp.isfinite(values))
+            yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", count, 0.0, "of 10 coefficients")
+
+    return Report(f"path {type(path).__name__}", rows())
+
+
+def _relative(a, b):
+    """Norm of the difference over the norm, with one where the reference vanishes."""
+    norm = jnp.linalg.norm(b)
+    return jnp.linalg.norm(a - b) / jnp.where(norm == 0, 1, norm)
+
+
+def check_field(
+    field: AbstractField,
+    distribution: AbstractDensity,
+    *,
+    args: Any = None,
+    times: Sequence[Number] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    n: int = 256,
+    tolerance: Number = 1e-3,
+    key: Any = None,
+) -> Report:
+    """Checks a field against the exact field of a distribution, and by the continuity equation.
+
+    At each time, on `n` draws of the marginal `p_t`: the norm of the difference of the velocities over the norm, the
+    same for the data prediction, and the residual of `d log p_t/dt + div u + u . grad log p_t = 0` over the norm of its
+    first term. The figure is the largest over the times; `tolerance` bounds each. Returns a `Report`.
+    """
+    path, exact = field.path, distribution.field(field.path)
+    key = jr.key(0) if key is None else key
+
+    def log_p(t, x):
+        return distribution.moments(path.alpha(t), path.sigma(t), x).log_prob
+
+    def one(t, x):
+        def velocity(y):
+            return field.velocity(t, y, args)
+
+        u, rate = velocity(x), jax.grad(log_p)(t, x)
+        divergence = jnp.trace(jax.jacfwd(velocity)(x).reshape(x.size, x.size))
+        residual = rate + divergence + jnp.sum(u * jax.grad(log_p, 1)(t, x))
+        return u, exact.velocity(t, x, args), field.data(t, x, args), exact.data(t, x, args), rate, residual
+
+    @jax.jit
+    def at(key, t):
+        marginal = distribution.at(path, t)
+        xs = jax.vmap(marginal.sample)(jr.split(key, n))
+        return jax.vmap(lambda x: one(t, x))(xs)
+
+    figures = []
+    for i, t in enumerate(times):
+        u, u_exact, data, data_exact, rate, residual = at(jr.fold_in(key, i), jnp.asarray(t))
+        chex.assert_equal_shape([u, u_exact])
+        continuity = jnp.linalg.norm(residual) / jnp.linalg.norm(rate)
+        figures.append((_relative(u, u_exact), _relative(data, data_exact), continuity))
+    worst = np.max(np.asarray(figures), axis=0)
+    names = ("velocity against the exact one", "data prediction against the exact one", "continuity equation")
+    return Report(
+        f"field of {type(distribution).__name__} along {type(path).__name__}",
+        (bounded(name, figure, tolerance, f"{len(times)} times") for name, figure in zip(names, worst, strict=True)),
+    )

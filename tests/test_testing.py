@@ -1,0 +1,118 @@
+"""The certificates certify what is right, and fail what is wrong."""
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jflow as jf
+from jflow import testing
+
+PATHS = [jf.CondOT(), jf.VP(), jf.VE(), jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t))]
+STEPS = (8, 16)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+def test_check_path_passes_every_path(path):
+    report = testing.check_path(path)
+    report.check()
+    assert report["alpha' against autodiff"].figure < 1e-12
+    assert "pass" in str(report) and type(path).__name__ in str(report)
+
+
+class WrongRate(jf.AbstractPath):
+    """CondOT with a derivative that is off by one part in a hundred."""
+
+    finite_sigma_dot = True
+    ends_at_data = True
+    starts_at_noise = True
+
+    def alpha(self, t):
+        return jnp.asarray(t)
+
+    def sigma(self, t):
+        return 1 - jnp.asarray(t)
+
+    def alpha_dot(self, t):
+        return 1.01 * jnp.ones_like(jnp.asarray(t))
+
+    def sigma_sigma_dot(self, t):
+        return jnp.asarray(t) - 1
+
+    def velocity_row(self, t):
+        one = jnp.ones_like(jnp.asarray(t))
+        return one, one, -one
+
+    def log_snr_inverse(self, log_snr):
+        return jax.nn.sigmoid(jnp.asarray(log_snr) / 2)
+
+
+def test_check_path_fails_a_wrong_derivative():
+    report = testing.check_path(WrongRate())
+    assert not report.ok
+    assert [check.name for check in report if not check.passed] == ["alpha' against autodiff"]
+    with pytest.raises(AssertionError, match="FAIL"):
+        report.check()
+    with pytest.raises(KeyError, match="No check"):
+        report["nonsense"]
+
+
+def test_check_field_tells_the_exact_field_from_another():
+    world = jf.distributions.GaussianMixture(jnp.asarray([[-1.0, 0.0], [1.0, 1.0]]), stds=jnp.asarray([0.5, 0.8]))
+    testing.check_field(world.field(jf.CondOT()), world, n=64).check()
+    other = jf.distributions.Gaussian(jnp.zeros(2), std=1.0)
+    report = testing.check_field(other.field(jf.CondOT()), world, n=64)
+    assert not report["velocity against the exact one"].passed
+    assert not report["continuity equation"].passed
+
+
+def heun(field, x0, z):
+    return jf.decode(field, x0, times=jf.uniform_times(len(z)), solver=dfx.Heun()).x
+
+
+def test_certify_measures_order_and_calls():
+    report = testing.certify(heun, steps=STEPS, order=2, calls=32)
+    report.check()
+    assert report["network calls, n = 16"].figure == 32
+    assert not testing.certify(heun, steps=STEPS, order=3, calls=16).ok
+
+
+def test_certify_finds_exact_moments_of_the_ancestral_step():
+    """On N(m, s^2) the data prediction is affine, and so is the recursion: its variance is known in closed form."""
+
+    def ancestral(field, x0, z):
+        return jf.decode(field, x0, times=jf.uniform_times(len(z)), eta=1.0, brownian=jf.Recorded(z)).x
+
+    report = testing.certify(ancestral, steps=STEPS, tolerance=1.0)
+    variance, s2, n = 1.0, 0.25, STEPS[-1]
+    for i in range(n):
+        (a, b), (a1, b1) = ((t, 1 - t) for t in (i / n, (i + 1) / n))
+        gain = a * s2 / (a * a * s2 + b * b)  # d data / dx
+        if i == n - 1:
+            variance = gain**2 * variance
+            continue
+        ratio = (a * b1 / (a1 * b)) ** 2  # e^(-2h)
+        keep = b1 / b * ratio**0.5
+        variance = (keep + a1 * (1 - ratio) * gain) ** 2 * variance + b1**2 * (1 - ratio)
+    check = report[f"standard deviation on Gaussian data, n = {n}"]
+    assert check.note == "exact"
+    assert check.figure == pytest.approx(abs((variance / s2) ** 0.5 - 1), rel=1e-6)
+
+
+def test_certify_marks_what_is_not_affine_as_monte_carlo():
+    def rounded(field, x0, z):
+        return heun(field, jnp.tanh(x0), z)
+
+    report = testing.certify(rounded, steps=STEPS)
+    assert "Monte Carlo" in report["mean on Gaussian data, n = 16"].note
+    assert not report.ok
+
+
+def test_certify_catches_noise_drawn_twice():
+    """A diffusion coefficient that is itself random has the right variance, and is not affine in the noise."""
+
+    def twice(field, x0, z):
+        times = jf.uniform_times(len(z)) * 0.9
+        return jf.decode(field, x0, times=times, eta=1.0, brownian=jf.Recorded(z * jnp.roll(z, 1, 0))).x
+
+    assert "Monte Carlo" in testing.certify(twice, steps=(4, 8), t1=0.9)["mean on Gaussian data, n = 8"].note
