@@ -373,6 +373,7 @@ def test_an_event_shape_is_stricter_than_its_size():
         (lambda: nn.MLP(2, depth=0, rngs=nnx.Rngs(0)), "depth is a positive integer"),
         (lambda: nn.UNet((30, 32, 1), rngs=nnx.Rngs(0)), "multiples of 4.*pad or resize to 32 x 32"),
         (lambda: nn.UNet((32, 32), rngs=nnx.Rngs(0)), r"\(H, W, C\).*\(32, 32\)"),
+        (lambda: nn.UNet((32, 32, 0), rngs=nnx.Rngs(0)), "positive integer. Got 0"),
         (lambda: unet(channels=()), "one level at least"),
         (lambda: unet(attention=(2,)), "0 to 1.*attention="),
         (lambda: unet(heads=3), "3 heads, 8 channels"),

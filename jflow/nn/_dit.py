@@ -16,12 +16,16 @@ from ._events import as_event, image_shape, positive
 _PIXEL_FEATURES = 10  # what the head gives every pixel before the last convolution
 
 
+def _image_shape(name, shape, patch):
+    return image_shape(name, shape, positive("patch", patch), "the side of a patch", "use a patch that divides them")
+
+
 def patchify(x: Shaped[Array, "h w c"], patch: int) -> Shaped[Array, "n p"]:
     """An image as its `(H/p) (W/p)` patches, row by row, each flattened to `p * p * C` numbers.
 
     Raises `ValueError` where `patch` does not divide both sides.
     """
-    height, width, channels = image_shape("patchify", x.shape, positive("patch", patch), "the side of a patch")
+    height, width, channels = _image_shape("patchify", x.shape, patch)
     grid = x.reshape(height // patch, patch, width // patch, patch, channels)
     return grid.transpose(0, 2, 1, 3, 4).reshape(-1, patch * patch * channels)
 
@@ -31,7 +35,7 @@ def depatchify(tokens: Shaped[Array, "n p"], patch: int, shape: Sequence[int]) -
 
     Raises `ValueError` where the tokens are not those of an image of that shape.
     """
-    height, width, channels = image_shape("depatchify", shape, positive("patch", patch), "the side of a patch")
+    height, width, channels = _image_shape("depatchify", shape, patch)
     rows, columns = height // patch, width // patch
     if tokens.shape != (rows * columns, patch * patch * channels):
         raise ValueError(
@@ -111,8 +115,7 @@ class DiT(nnx.Module):
         Raises `ValueError` for sides that the patch does not divide, heads that do not divide `dim`, an odd `dim`,
         and an impossible condition.
         """
-        patch = positive("patch", patch)
-        self.shape = image_shape("DiT", shape, patch, "the side of a patch")
+        self.shape = _image_shape("DiT", shape, patch)
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape
         tokens = (height // patch) * (width // patch)

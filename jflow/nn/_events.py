@@ -20,18 +20,16 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
-def image_shape(network: str, shape: Sequence[int], divisor: int, reason: str) -> tuple[int, int, int]:
+def image_shape(network: str, shape: Sequence[int], divisor: int, why: str, fix: str) -> tuple[int, int, int]:
     """`shape` as `(H, W, C)`; raises `ValueError` where it is not one, or `divisor` does not divide both sides."""
-    if len(shape) != 3:
-        raise ValueError(
-            f"A {network} takes images of shape (H, W, C), C = 1 for grey ones. Got the event shape {tuple(shape)}."
-        )
-    height, width, channels = (positive(f"Each side of a {network}'s event", side) for side in shape)
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"{network} takes images of shape (H, W, C), C = 1 for grey ones. Got the shape {shape}.")
+    height, width, channels = (positive(f"Each side of the image of {network}", side) for side in shape)
     if height % divisor or width % divisor:
-        sides = tuple(-(-side // divisor) * divisor for side in (height, width))
+        above = " x ".join(str(-(-side // divisor) * divisor) for side in (height, width))
         raise ValueError(
-            f"Both sides of a {network}'s image are multiples of {divisor} ({reason}). Got {height} x {width}; "
-            f"pad or resize to {sides[0]} x {sides[1]}, or use fewer levels or a smaller patch."
+            f"Both sides of the image of {network} are multiples of {divisor} ({why}). "
+            f"Got {height} x {width}; pad or resize to {above}, or {fix}."
         )
     return height, width, channels
 

@@ -105,7 +105,8 @@ class UNet(nnx.Module):
     The last convolution starts at zero, and so does the network.
 
     Source: Ronneberger et al. 2015, arXiv:1505.04597, in the residual form of Ho et al. 2020, arXiv:2006.11239,
-    appendix B, with the widths and features of the third lab of MIT 6.S184 (2025) and GroupNorm for BatchNorm.
+    appendix B, with the widths and features of the third lab of MIT 6.S184 (2025), GroupNorm for its BatchNorm, and
+    what is added taken before the convolution of stride 2, not after it.
     """
 
     def __init__(
@@ -138,7 +139,8 @@ class UNet(nnx.Module):
         """
         channels = _check_levels(channels, attention)
         halvings = len(channels) - 1
-        self.shape = image_shape("UNet", shape, 2**halvings, f"{halvings + 1} levels halve them {halvings} times")
+        why = f"{halvings + 1} levels halve them {halvings} times"
+        self.shape = image_shape("UNet", shape, 2**halvings, why, "use fewer levels")
         self.dtype, layers = dtype, positive("layers", layers)
         self.time = FourierFeatures(embedding, rngs=rngs)
         self.condition = Condition(
