@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ._misc import check_key, concrete, parameter
 from ._path import AbstractPath
-from ._types import Number, PRNGKey, Time
+from ._types import PRNGKey, Time
 
 
 def uniform_times(n: int) -> Float[Array, "{n}+1"]:
@@ -25,9 +25,9 @@ def uniform_times(n: int) -> Float[Array, "{n}+1"]:
 def karras_times(
     n: int,
     path: AbstractPath,
-    sigma_min: Number | None = None,
-    sigma_max: Number | None = None,
-    rho: Number = 7.0,
+    sigma_min: Time | None = None,
+    sigma_max: Time | None = None,
+    rho: Time = 7.0,
 ) -> Float[Array, "{n}+1"]:
     """`n` steps along the grid of EDM: `n` noise levels, then the data.
 
@@ -42,19 +42,15 @@ def karras_times(
     Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """
     _check_steps(n)
-    low = _bound(path, 1.0, None if sigma_min is None else -2 * np.log(sigma_min), "sigma_min")
-    high = _bound(path, 0.0, None if sigma_max is None else -2 * np.log(sigma_max), "sigma_max")
-    low, high = jnp.exp(-low / 2), jnp.exp(-high / 2)
+    low, high = _level(path, 1.0, sigma_min, "sigma_min"), _level(path, 0.0, sigma_max, "sigma_max")
     _check_order(high, low, "sigma_max above sigma_min")
     ramp = jnp.linspace(0.0, 1.0, n) if n > 1 else jnp.zeros(1)
-    levels = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    levels = ((1 - ramp) * high ** (1 / rho) + ramp * low ** (1 / rho)) ** rho
     times = jax.vmap(lambda level: path.log_snr_inverse(-2 * jnp.log(level)))(levels)
     return _monotone(jnp.concatenate([times, jnp.ones(1, times.dtype)]))
 
 
-def log_snr_times(
-    n: int, path: AbstractPath, lo: Number | None = None, hi: Number | None = None
-) -> Float[Array, "{n}+1"]:
+def log_snr_times(n: int, path: AbstractPath, lo: Time | None = None, hi: Time | None = None) -> Float[Array, "{n}+1"]:
     """`n` steps equal in log-SNR, from `lo` to `hi` (`log(alpha^2/sigma^2)`, whole, not half): `n + 1` points.
 
     **Arguments:** `lo`, `hi`: bounds; may be left out where the path's log-SNR is finite at that end.
@@ -69,10 +65,15 @@ def log_snr_times(
     return _monotone(jax.vmap(path.log_snr_inverse)(jnp.linspace(low, high, n + 1)))
 
 
+def _level(path, t, value, name):
+    """A bound of `sigma/alpha`: the one given, or the path's own where it is finite."""
+    return jnp.exp(-_bound(path, t, None, name) / 2) if value is None else parameter(value, name)
+
+
 def _bound(path, t, value, name):
     """A bound of the log-SNR: the one given, or the path's own where it is finite."""
     if value is not None:
-        return jnp.asarray(value, jnp.result_type(float))
+        return parameter(value, name, positive=False)
     own = path.log_snr(jnp.asarray(t))
     if (number := concrete(own)) is not None and not np.isfinite(number):
         raise ValueError(
