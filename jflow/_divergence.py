@@ -56,7 +56,7 @@ class Exact(AbstractDivergence):
 
         def some(start):
             index = start + jnp.arange(chunk)
-            basis = (index[:, None] == jnp.arange(d)).astype(flat.dtype)
+            basis = (index[:, None] == jnp.arange(d)[None]).astype(flat.dtype)
             return jnp.sum(jax.vmap(push)(basis) * basis)
 
         starts = jnp.arange(0, d, chunk)

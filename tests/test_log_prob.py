@@ -1,0 +1,210 @@
+"""Likelihoods against closed forms."""
+
+import functools as ft
+import math
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import jflow as jf
+
+PATHS = [
+    jf.CondOT(),
+    jf.Cosine(),
+    jf.LinearVP(),
+    jf.VP(),
+    jf.VE(),
+    jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),
+]
+CLOCKS = [jf.PathClock(), jf.RatioClock(), jf.AngleClock()]
+NAMES = [type(path).__name__ for path in PATHS]
+
+
+def mixture(d, dtype=jnp.float32):
+    means = 1.5 * jr.normal(jr.key(d), (3, d), dtype)
+    return jf.distributions.GaussianMixture(means, stds=jnp.asarray([0.5, 0.8, 0.6], dtype))
+
+
+def linear_field(theta):
+    """A field along CondOT whose velocity is `-theta x`."""
+    return jf.Field(lambda t, x, args: -theta * x, jf.CondOT(), predicts="velocity")
+
+
+def test_A14_density_transport_of_the_linear_field():
+    """log p_1(psi_1(x0)) = log p_0(x0) + theta d: x0 = (1, -2), theta = 1/2 gives -3.33787707."""
+    x0 = jnp.asarray([1.0, -2.0])
+    x1 = jnp.exp(-0.5) * x0
+    out = jf.log_prob(linear_field(0.5), x1)
+    np.testing.assert_allclose(out.log_prob, -3.33787707, atol=1e-5)
+    np.testing.assert_allclose(out.x, x0, atol=1e-5)
+    assert out.log_prob_se is None
+
+
+def marginals(world, path, t0, t1):
+    """Exact marginals at both ends, built outside the trace."""
+    return world.at(path, t0), world.at(path, t1)
+
+
+SOME = [pytest.param(path, marks=[] if type(path) in (jf.CondOT, jf.VP) else pytest.mark.slow) for path in PATHS]
+
+
+@pytest.mark.parametrize("path", SOME, ids=NAMES)
+def test_mixture_log_density_in_float32(path):
+    """Base the exact marginal at the start, truth the exact marginal at the end: within 1e-4 nats at 1e-6."""
+    world = mixture(2)
+    start, end = marginals(world, path, 0.0, 1.0)
+    xs = jax.vmap(end.sample)(jr.split(jr.key(0), 16))
+    control = dfx.PIDController(1e-6, 1e-6)
+
+    @jax.jit
+    @jax.vmap
+    def ours(x):
+        out = jf.log_prob(world.field(path), x, base=start, solver=dfx.Tsit5(), stepsize_controller=control)
+        return out.log_prob, out.status
+
+    values, status = ours(xs)
+    assert (status == 0).all()
+    np.testing.assert_allclose(values, jax.vmap(end.log_prob)(xs), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_mixture_log_density_in_sixteen_dimensions(path):
+    world = mixture(16)
+    start, end = marginals(world, path, 0.0, 1.0)
+    xs = jax.vmap(end.sample)(jr.split(jr.key(1), 16))
+    control = dfx.PIDController(1e-6, 1e-6)
+    run = jax.jit(
+        jax.vmap(lambda x: jf.log_prob(world.field(path), x, base=start, stepsize_controller=control).log_prob)
+    )
+    np.testing.assert_allclose(run(xs), jax.vmap(end.log_prob)(xs), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS, ids=NAMES)
+def test_mixture_log_density_in_float64(path):
+    with jax.enable_x64(True):
+        world = mixture(4, jnp.float64)
+        start, end = marginals(world, path, jnp.asarray(0.0), jnp.asarray(1.0))
+        xs = jax.vmap(end.sample)(jr.split(jr.key(2), 8)).astype(jnp.float64)
+        control = dfx.PIDController(1e-9, 1e-9)
+
+        @jax.jit
+        @jax.vmap
+        def ours(x):
+            return jf.log_prob(world.field(path), x, base=start, stepsize_controller=control).log_prob
+
+        np.testing.assert_allclose(ours(xs), jax.vmap(end.log_prob)(xs), atol=1e-7)
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: type(clock).__name__)
+def test_every_clock_gives_the_same_density_of_sample_and_of_log_prob(clock):
+    world = mixture(2)
+    field = world.field(jf.CondOT())
+    options = {"times": jf.uniform_times(64), "solver": dfx.Midpoint(), "clock": clock}
+
+    @jax.jit
+    @jax.vmap
+    def both(key):
+        drawn = jf.sample(field, key, (2,), log_prob=True, **options)
+        again = jf.log_prob(field, drawn.x, **options)
+        return drawn.x, drawn.log_prob, again.log_prob, drawn.nfe
+
+    x, value, again, nfe = both(jr.split(jr.key(3), 32))
+    np.testing.assert_allclose(value, jax.vmap(world.log_prob)(x), atol=2e-2)
+    np.testing.assert_allclose(again, value, atol=5e-3)
+    assert (nfe == 128).all()
+
+
+@pytest.fixture(scope="module")
+def image_runs():
+    """One field on images, its exact log-density and its estimates."""
+    weights = 0.3 * jr.normal(jr.key(7), (24, 24))
+
+    def net(t, x, args):
+        return jnp.tanh(weights @ x.reshape(-1)).reshape(x.shape) - x * t
+
+    field = jf.Field(net, jf.CondOT(), predicts="velocity")
+    x = jr.normal(jr.key(8), (4, 3, 2))
+    options = {"times": jf.uniform_times(16), "solver": dfx.Heun()}
+
+    @ft.partial(eqx.filter_jit)
+    def run(key, divergence):
+        return jf.log_prob(field, x, divergence=divergence, key=key, **options)
+
+    return field, x, options, run
+
+
+def test_event_of_any_shape_and_chunk(image_runs):
+    _, _, _, run = image_runs
+    values = [run(jr.key(0), jf.Exact(chunk)).log_prob for chunk in (5, 24)]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", [jf.Hutchinson(4), jf.HutchPlusPlus(4, 4)], ids=["hutchinson", "hutch++"])
+def test_estimates_repeat_and_their_standard_error_is_honest(image_runs, divergence):
+    _, _, _, run = image_runs
+    exact = run(jr.key(0), jf.Exact()).log_prob
+    first, again = run(jr.key(1), divergence), run(jr.key(1), divergence)
+    assert first.log_prob == again.log_prob
+    keys = jr.split(jr.key(2), 400)
+    out = eqx.filter_jit(eqx.filter_vmap(lambda k: run(k, divergence)))(keys)
+    inside = jnp.abs(out.log_prob - exact) <= 3.18 * out.log_prob_se
+    assert 0.91 < inside.mean() < 0.99
+
+
+def test_one_probe_has_no_standard_error(image_runs):
+    assert math.isnan(image_runs[3](jr.key(0), jf.Hutchinson(1)).log_prob_se)
+
+
+def test_gradient_in_x_matches_finite_differences(image_runs):
+    field, x, options, _ = image_runs
+    value = jax.jit(lambda x: jf.log_prob(field, x, **options).log_prob)
+    direction, h = jr.normal(jr.key(9), x.shape), 1e-2
+    slope = jnp.sum(jax.jit(jax.grad(value))(x) * direction)
+    finite = (value(x + h * direction) - value(x - h * direction)) / (2 * h)
+    np.testing.assert_allclose(slope, finite, rtol=1e-2)
+
+
+def test_estimating_costs_no_more_network_calls_than_sampling():
+    """Hutchinson, 4 probes, d = 64: at most 1.3 times plain sampling's calls at the same tolerance."""
+    world = mixture(64)
+    field = world.field(jf.CondOT())
+    control = dfx.PIDController(1e-5, 1e-5)
+
+    @jax.jit
+    @jax.vmap
+    def calls(key):
+        options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": control}
+        plain = jf.sample(field, key, (64,), **options)
+        dense = jf.sample(field, key, (64,), log_prob=True, divergence=jf.Hutchinson(4), **options)
+        return plain.nfe, dense.nfe
+
+    plain, dense = calls(jr.split(jr.key(4), 16))
+    assert dense.mean() <= 1.3 * plain.mean()
+
+
+def test_bits_per_dim_of_uniform_pixels_is_eight():
+    """A uniform density on [-1, 1]^d codes 256 levels in 8 bits a pixel."""
+    np.testing.assert_allclose(jf.bits_per_dim(-10 * math.log(2), 10), 8.0, rtol=1e-6)
+    levels = jnp.asarray([0, 255])
+    x = jf.dequantize(jr.key(0), levels)
+    np.testing.assert_array_equal(jnp.floor((x + 1) * 128), levels)
+
+
+def test_bad_arguments_say_the_rule():
+    field = mixture(2).field(jf.CondOT())
+    with pytest.raises(ValueError, match="takes the ODE"):
+        jf.sample(field, jr.key(0), (2,), times=jf.uniform_times(4), eta=1.0, log_prob=True)
+    with pytest.raises(ValueError, match="end='stop'"):
+        jf.sample(field, jr.key(0), (2,), times=jf.uniform_times(4), end="denoise", log_prob=True)
+    noisy = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts="data")
+    with pytest.raises(ValueError, match="stop a little earlier"):
+        jf.log_prob(noisy, jnp.zeros(2))
+    with pytest.raises(ValueError, match="takes randomness"):
+        jf.log_prob(field, jnp.zeros(2), divergence=jf.Hutchinson(2))
