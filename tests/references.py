@@ -2,7 +2,9 @@
 
 import contextlib
 import functools as ft
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -53,47 +55,50 @@ def schedule(name, t):
         }[name]()
 
 
-def mixture(path, weights, means, stds, predicts="velocity"):
-    """The exact field of a mixture of isotropic Gaussians: posterior averages of the components' own."""
-    weights, means, stds = (np.asarray(v, float) for v in (weights, means, stds))
+class ExactNet(eqx.Module):
+    """The exact prediction for a mixture of isotropic Gaussians: posterior averages over the components."""
 
-    def net(t, x, args):
-        del args
-        alpha, sigma = path.alpha(t), path.sigma(t)
-        m, w = jnp.asarray(means, x.dtype), jnp.asarray(weights, x.dtype)
-        variance = (alpha * jnp.asarray(stds, x.dtype)) ** 2 + sigma**2
-        gap = x[None, :] - alpha * m
-        log_r = jnp.log(w) - (gap**2).sum(1) / (2 * variance) - x.size / 2 * jnp.log(variance)
-        r = jax.nn.softmax(log_r)[:, None]
-        noise = (r * sigma * gap / variance[:, None]).sum(0)
-        data = (r * (m + (alpha * jnp.asarray(stds, x.dtype) ** 2 / variance)[:, None] * gap)).sum(0)
-        if predicts == "velocity":
-            s, a, b = path.velocity_row(t)
+    path: jf.AbstractPath
+    predicts: str = eqx.field(static=True)
+    weights: Any
+    means: Any  # (components, *event), or (components,) for the same mean everywhere
+    stds: Any
+
+    def __call__(self, t, x, args):
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+
+        def along(v):
+            return v.reshape(-1, *[1] * x.ndim)
+
+        means, stds = self.means.astype(x.dtype), self.stds.astype(x.dtype)
+        means = means if means.ndim > 1 else along(means)
+
+        variance = (alpha * stds) ** 2 + sigma**2
+        gap = x[None] - alpha * means
+        square = (gap.reshape(len(means), -1) ** 2).sum(1)
+        logits = jnp.log(self.weights.astype(x.dtype)) - square / (2 * variance) - x.size / 2 * jnp.log(variance)
+        r = along(jax.nn.softmax(logits))
+        noise = (r * sigma * gap / along(variance)).sum(0)
+        data = (r * (means + along(alpha * stds**2 / variance) * gap)).sum(0)
+        if self.predicts == "velocity":
+            s, a, b = self.path.velocity_row(t)
             return (a * data + b * noise) / s
         return {
             "data": data,
             "noise": noise,
-            "score": -(r * gap / variance[:, None]).sum(0),
+            "score": -(r * gap / along(variance)).sum(0),
             "v": alpha * noise - sigma * data,
-        }[predicts]
+        }[self.predicts]
 
-    return jf.Field(net, path, predicts)
+
+def mixture(path, weights, means, stds, predicts="velocity"):
+    """The exact field of a mixture of isotropic Gaussians."""
+    return jf.Field(ExactNet(path, predicts, *(np.asarray(v, float) for v in (weights, means, stds))), path, predicts)
 
 
 def gaussian(path, mean=1.0, std=0.5, predicts="velocity"):
-    """The exact field of `N(mean, std^2 I)` for any event; its rows are those of one component."""
-
-    def net(t, x, args):
-        del args
-        alpha, sigma = path.alpha(t), path.sigma(t)
-        gap, variance = x - alpha * mean, (alpha * std) ** 2 + sigma**2
-        data, noise = mean + alpha * std**2 / variance * gap, sigma * gap / variance
-        if predicts == "velocity":
-            s, a, b = path.velocity_row(t)
-            return (a * data + b * noise) / s
-        return {"data": data, "noise": noise, "score": -gap / variance, "v": alpha * noise - sigma * data}[predicts]
-
-    return jf.Field(net, path, predicts)
+    """The exact field of `N(mean, std^2 I)`, for events of any shape."""
+    return mixture(path, [1.0], [mean], [std], predicts)
 
 
 class Counter:

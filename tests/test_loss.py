@@ -1,0 +1,337 @@
+"""The matching loss: targets, minima, weights (closed forms G1 to G8, G10 and G12)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.scipy.special import ndtr
+from jax.scipy.stats import norm
+from references import PATHS, PREDICTIONS, gaussian, mixture, over_paths, schedule, unchecked, within
+
+import jflow as jf
+
+CIRCLE = 10 * np.stack([np.cos(a := 2 * np.pi * np.arange(5) / 5), np.sin(a)], 1)  # MIX5
+KEY = jr.key(0)
+matching_loss = eqx.filter_jit(jf.matching_loss)  # one compilation is cheaper than that of every primitive
+
+
+def constant(path, predicts, value=0.0):
+    return jf.Field(lambda t, x, args: jnp.full_like(x, value), path, predicts)
+
+
+def circle(key, n):
+    key_k, key_z = jr.split(key)
+    return jnp.asarray(CIRCLE, jnp.float32)[jr.choice(key_k, 5, (n,))] + jr.normal(key_z, (n, 2))
+
+
+def board(key, n):
+    """Uniform on the eight squares of a checkerboard over [-5, 5]^2."""
+    key_k, key_z = jr.split(key)
+    return jnp.asarray(CORNERS, jnp.float32)[jr.choice(key_k, 8, (n,))] + 2.5 * jr.uniform(key_z, (n, 2))
+
+
+CORNERS = np.array([(2.5 * i - 5, 2.5 * j - 5) for i in range(4) for j in range(4) if (i + j) % 2 == 0])
+
+
+@eqx.filter_jit
+def run(field, keys, x1, options):
+    return jax.vmap(lambda k, z: jf.matching_loss(field, k, z, **options))(keys, x1)
+
+
+def losses(field, x1, **options):
+    """The loss of every example, each with its own key."""
+    return np.asarray(run(field, jr.split(jr.key(7), len(x1)), x1, options))
+
+
+def expect(values, truth, extra=0.0):
+    se = values.std() / np.sqrt(len(values))
+    assert abs(values.mean() - truth) <= 4 * se + extra, (values.mean(), truth, se)
+
+
+def test_every_target_has_its_closed_form(x64):
+    x0, x1, times = np.array([-1.0, 0.7, 0.2]), np.array([2.0, -0.3, 1.1]), np.linspace(0.02, 0.98, 9)
+
+    def every(path, t):
+        field = [constant(path, predicts, 0.4) for predicts in PREDICTIONS]
+        return [jf.matching_loss(f, KEY, jnp.asarray(x1), x0=jnp.asarray(x0), t=t) for f in field]
+
+    for name, got in over_paths(every, jnp.asarray(times)).items():
+        alpha, sigma, alpha_dot, sigma_dot = (v[:, None] for v in schedule(name, times))
+        targets = alpha_dot * x1 + sigma_dot * x0, x1 + 0 * alpha, x0 + 0 * alpha, -x0 / sigma, alpha * x0 - sigma * x1
+        for value, target in zip(got, targets, strict=True):
+            np.testing.assert_allclose(value, ((0.4 - target) ** 2).mean(1), rtol=1e-6, err_msg=name)
+
+
+def test_G1_loss_of_the_zero_field():
+    n = 40_000
+    zero = constant(jf.CondOT(), "velocity")
+    expect(losses(zero, circle(jr.key(1), n)), 104 / 2)
+    expect(losses(zero, board(jr.key(2), n)), 56 / 3 / 2)
+    expect(losses(zero, jr.normal(jr.key(3), (n, 2))), 4 / 2)
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 2.0])
+def test_G2_minimum_of_the_flow_matching_loss(std):
+    n = 40_000
+    x1 = 3.0 + std * jr.normal(jr.key(4), (n, 2))
+    expect(losses(gaussian(jf.CondOT(), 3.0, std), x1), std * np.pi / 2)
+    if std == 1.0:
+        expect(losses(gaussian(jf.Cosine(), 3.0, 1.0), x1), np.pi**2 / 4)
+
+
+def test_G3_minima_of_the_noise_and_the_data_loss():
+    n, path = 40_000, jf.CondOT()
+    x1 = jr.normal(jr.key(5), (n, 2))
+    for predicts in ("noise", "data"):
+        expect(losses(gaussian(path, 0.0, 1.0, predicts), x1), 0.5)
+    expect(losses(gaussian(path, 0.0, 2.0, "noise"), 2 * x1), 0.64481598)
+    for predicts, variance in {"velocity": 0.8, "noise": 0.2, "data": 0.2}.items():
+        expect(losses(gaussian(path, 1.0, 0.5, predicts), 1 + 0.5 * x1, t=0.5), variance)
+
+
+def test_G4_minima_on_toy_data():
+    n = 100_000
+    x1 = circle(jr.key(6), n)
+    fields = {name: mixture(PATHS[name], np.full(5, 0.2), CIRCLE, np.ones(5)) for name in ("CondOT", "root")}
+    expect(losses(fields["CondOT"], x1), 18.21 / 2, extra=0.07 / 2)
+    expect(losses(fields["root"], x1, law=jf.Uniform(0.0, 0.999)), 20.35 / 2, extra=0.07 / 2)
+
+
+def board_field():
+    """The exact data prediction of the checkerboard along the linear path, by truncated normals."""
+
+    def net(t, x, args):
+        x = x[None]
+        low = (CORNERS - x / t) * (t / (1 - t))  # (8, 2), in units of the posterior's width
+        high = (CORNERS + 2.5 - x / t) * (t / (1 - t))
+        flip = low + high > 0  # tails by symmetry, where differences of ndtr would cancel
+        low, high = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
+        mass = jnp.maximum(ndtr(high) - ndtr(low), 1e-37)
+        shift = (norm.pdf(low) - norm.pdf(high)) / mass * jnp.where(flip, -1, 1)
+        mean = jnp.clip(x / t + (1 - t) / t * shift, CORNERS, CORNERS + 2.5)
+        weight = jax.nn.softmax(jnp.log(mass).sum(1))
+        return (((weight[:, None] * mean).sum(0) - x[0]) / (1 - t)).astype(x.dtype)
+
+    return jf.Field(net, jf.CondOT(), "velocity")
+
+
+def test_G4_minimum_on_the_checkerboard():
+    values = losses(board_field(), board(jr.key(8), 60_000), law=jf.Uniform(1e-3, 0.999))
+    # the ends left out weigh at most a thousandth each: E|z - E[z]|^2 + d at t = 0, the local minimum at t = 1
+    expect(values, 8.45 / 2, extra=(0.03 + 0.01) / 2)
+
+
+def affine(theta):
+    return jf.Field(lambda t, x, args: theta[0] * x + theta[1] + theta[2] * t, jf.CondOT(), "velocity")
+
+
+def test_G5_conditional_and_marginal_loss_differ_by_a_constant():
+    n, exact = 20_000, gaussian(jf.CondOT(), 1.0, 0.5)
+    thetas = jr.normal(jr.key(9), (2, 3))
+    key_t, key_0, key_1 = jr.split(jr.key(10), 3)
+    t, x0, x1 = jr.uniform(key_t, (n,)), jr.normal(key_0, (n, 2)), 1 + 0.5 * jr.normal(key_1, (n, 2))
+
+    def gap(theta, t, x0, x1):
+        field = affine(theta)
+        x = jf.CondOT().interpolate(t, x0, x1)
+        marginal = jnp.mean((field.velocity(t, x) - exact.velocity(t, x)) ** 2)
+        return jf.matching_loss(field, KEY, x1, x0=x0, t=t) - marginal
+
+    both = jax.jit(jax.vmap(jax.vmap(jax.value_and_grad(gap), (None, 0, 0, 0)), (0, None, None, None)))
+    values, grads = both(thetas, t, x0, x1)
+    expect(np.asarray(values[0] - values[1]), 0.0)
+    for grad in np.asarray(grads).reshape(2, n, 3).transpose(0, 2, 1).reshape(6, n):
+        expect(grad, 0.0)
+
+
+def test_G6_regression_recovers_the_marginal_field():
+    n = 40_000
+    x1 = 1 + 0.5 * jr.normal(jr.key(11), (n, 1))
+    keys = jr.split(jr.key(12), n)
+
+    def loss(theta):
+        field = jf.Field(lambda t, x, args: theta[0] * x + theta[1], jf.CondOT(), "velocity")
+        return jax.vmap(lambda k, z: jf.matching_loss(field, k, z, t=0.5))(keys, x1)
+
+    start = jnp.zeros(2)
+    slope = jax.jit(jax.jacfwd(loss))(start)  # a quadratic: one Newton step is its least squares
+    hessian = jax.jit(jax.jacfwd(jax.jacfwd(lambda theta: loss(theta).mean())))(start)
+    theta = -np.linalg.solve(hessian, np.asarray(slope).mean(0))
+    # the residual of the regression has variance 0.8: the covariance of the estimate is 2 * 0.8 / n / hessian
+    se = np.sqrt(np.diag(2 * 0.8 / n * np.linalg.inv(hessian)))
+    assert within(theta, np.array([-1.2, 1.6]), se)
+
+
+def test_G7_an_error_weighs_differently_in_each_prediction(x64):
+    x, value, error = jnp.array([0.3, -1.2]), jnp.array([1.0, 2.0]), jnp.array([0.3, 0.4])
+    times = np.linspace(0.05, 0.95, 10)
+
+    def sizes(path, t):
+        def moved(target):
+            gap = jf.convert(path, t, x, value + error, "velocity", target)
+            return jnp.linalg.norm(gap - jf.convert(path, t, x, value, "velocity", target))
+
+        return {target: moved(target) for target in ("score", "noise", "data")}
+
+    for name, got in over_paths(sizes, jnp.asarray(times)).items():
+        alpha, sigma, alpha_dot, sigma_dot = schedule(name, times)
+        w = sigma * alpha_dot - alpha * sigma_dot
+        np.testing.assert_allclose(sigma * w / alpha * got["score"], 0.5, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(w / alpha * got["noise"], 0.5, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(w / sigma * got["data"], 0.5, rtol=1e-5, err_msg=name)
+
+
+def test_G8_cost_of_a_score_near_the_data():
+    values = losses(constant(PATHS["root"], "score"), jnp.zeros((100_000, 2)), law=jf.Uniform(0.0, 0.999))
+    expect(values, np.log(1000) / 0.999)  # d ln(1/delta) = 13.81551 for the sum over two components
+
+
+def test_G8_no_time_of_a_default_law_makes_a_loss_infinite():
+    draw = jax.jit(jax.vmap(lambda k: jf.Uniform().sample(k, jf.CondOT())))
+    times = np.asarray(draw(jr.split(jr.key(13), 1_000_000)))
+    assert times.min() > 0 and times.max() < 1
+    extremes = jnp.array([jnp.finfo(jnp.float32).tiny, 2.0**-23, 1 - 2.0**-23, 1 - 2.0**-24])
+    weights = {p: [None, jf.min_snr_weight(predicts=p), jf.sigmoid_weight(predicts=p)] for p in ("data", "noise", "v")}
+    weights["data"].append(jf.edm_weight(0.5))
+    weights["noise"].append(jf.likelihood_weight())
+
+    def every(path, t):
+        x1 = jnp.array([0.3, -1.0])
+        return {
+            p: [jf.matching_loss(constant(path, p), KEY, x1, t=t, weight=w) for w in weights.get(p, [None])]
+            for p in PREDICTIONS
+        }
+
+    for name, got in over_paths(every, extremes).items():
+        for predicts, values in got.items():
+            assert np.isfinite(values).all(), (name, predicts)
+
+
+def test_G10_the_loss_is_a_mean_over_the_event():
+    x0, x1 = jr.normal(jr.key(14), (4, 4, 3)), jr.normal(jr.key(15), (4, 4, 3))
+    field = constant(jf.CondOT(), "velocity")
+    total = jnp.sum((x1 - x0) ** 2)
+    value = matching_loss(field, KEY, x1, x0=x0, t=0.3)
+    np.testing.assert_allclose(value * 48, total, rtol=1e-6)
+    parts = {"a": x1[0], "b": x1[1:]}
+    noise = {"a": x0[0], "b": x0[1:]}
+    tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
+    np.testing.assert_allclose(matching_loss(tree, KEY, parts, x0=noise, t=0.3), value, rtol=1e-6)
+
+
+def test_G12_the_exact_field_of_one_point_has_no_loss(x64):
+    point = jnp.array([1.5, -0.5])
+    exact = {
+        "velocity": lambda t, x, args: (point - x) / (1 - t),
+        "data": lambda t, x, args: point,
+        "noise": lambda t, x, args: (x - t * point) / (1 - t),
+    }
+    keys = jr.split(jr.key(16), 100)
+    for predicts, net in exact.items():
+        field = jf.Field(net, jf.CondOT(), predicts)
+        values = jax.jit(jax.vmap(lambda k: jf.matching_loss(field, k, point, law=jf.Uniform(0.0, 0.99))))(keys)  # noqa: B023
+        assert values.max() < 1e-8
+
+
+def test_an_infinite_expectation_is_refused():
+    for name, path in PATHS.items():
+        if name in ("VP", "LinearVP", "root"):
+            with pytest.raises(ValueError, match=r"velocity loss .* infinite expectation"):
+                matching_loss(constant(path, "velocity"), KEY, jnp.ones(2))
+        if name != "VE":
+            with pytest.raises(ValueError, match=r"score loss .* infinite expectation .*Uniform\(0\.0, 0\.999\)"):
+                matching_loss(constant(path, "score"), KEY, jnp.ones(2))
+    velocity, score, x1 = constant(jf.VP(), "velocity"), constant(jf.CondOT(), "score"), jnp.ones(2)
+    for field in (velocity, score):  # each of these is finite
+        for options in ({"law": jf.Uniform(0.0, 0.999)}, {"law": jf.LogitNormal()}, {"t": 0.5}):
+            assert np.isfinite(matching_loss(field, KEY, x1, **options))
+    assert np.isfinite(matching_loss(velocity, KEY, x1, weight=lambda l: jnp.exp(-l)))
+    for field in (constant(jf.CondOT(), "velocity"), constant(jf.VE(), "score"), constant(jf.VP(), "noise")):
+        assert np.isfinite(matching_loss(field, KEY, x1))
+
+
+def test_the_loss_is_the_weight_times_the_bare_loss():
+    field, x1 = constant(jf.Cosine(), "data"), jnp.ones(3)
+    weight = jf.edm_weight(0.5)
+    bare, weighted = (matching_loss(field, KEY, x1, weight=w) for w in (None, weight))
+    t = jf.Uniform().sample(jr.split(KEY)[0], jf.Cosine())
+    np.testing.assert_allclose(weighted, weight(jf.Cosine().log_snr(t)) * bare, rtol=1e-5)
+
+
+def test_weights_have_the_published_values(x64):
+    log_snr = jnp.linspace(-8, 8, 33)
+    snr, s = np.exp(log_snr), np.exp(-log_snr / 2)
+    published = [
+        (jf.edm_weight(0.5), (s**2 + 0.25) / (0.5 * s) ** 2),
+        (jf.min_snr_weight(5.0, predicts="noise"), np.minimum(1, 5 / snr)),
+        (jf.min_snr_weight(5.0, predicts="data"), np.minimum(snr, 5)),
+        (jf.min_snr_weight(5.0, predicts="v"), np.minimum(snr, 5) / (snr + 1)),
+        (jf.sigmoid_weight(-2.0, predicts="data"), np.exp(-2) / (1 + np.exp(-2 - log_snr))),
+        (jf.sigmoid_weight(-2.0, predicts="noise"), 1 / (1 + np.exp(log_snr + 2))),
+        (jf.likelihood_weight(), np.ones(33)),
+        (jf.likelihood_weight(predicts="data"), snr),
+    ]
+    for weight, truth in published:
+        np.testing.assert_allclose(weight(log_snr), truth, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [jf.min_snr_weight, jf.sigmoid_weight, jf.likelihood_weight])
+def test_a_weight_is_the_same_loss_in_every_prediction(make, x64):
+    """Along a variance-preserving path, for one and the same error."""
+    path, x, x1, x0 = jf.LinearVP(), jnp.array([0.2, -1.0]), jnp.array([1.0, 0.5]), jnp.array([0.3, -0.8])
+
+    def weighted(t, predicts):
+        x = path.interpolate(t, x0, x1)
+        value = jf.convert(path, t, x, x1 + jnp.array([0.1, -0.3]), "data", predicts)
+        field = jf.Field(lambda *_: value, path, predicts)
+        return jf.matching_loss(field, KEY, x1, x0=x0, t=t, weight=make(predicts=predicts))
+
+    del x
+    times = jnp.linspace(0.05, 0.95, 7)
+    data, noise, v = (jax.vmap(lambda t, p=p: weighted(t, p))(times) for p in ("data", "noise", "v"))
+    np.testing.assert_allclose(noise, data, rtol=1e-9)
+    np.testing.assert_allclose(v, data, rtol=1e-9)
+
+
+def test_weights_are_never_nan():
+    log_snr = jnp.array([-jnp.inf, -1e3, -174.0, -89.0, 89.0, 174.0, 1e3, jnp.inf])
+    for predicts in ("data", "noise", "v"):
+        for weight in (
+            jf.min_snr_weight(predicts=predicts),
+            jf.sigmoid_weight(1.0, predicts=predicts),
+            jf.likelihood_weight(predicts=predicts),
+        ):
+            assert not np.isnan(weight(log_snr)).any()
+    assert np.isfinite(jf.min_snr_weight(predicts="noise")(log_snr)).all()
+
+
+def test_types_are_kept():
+    field = jf.Field(lambda t, x, args: x.astype(jnp.bfloat16), jf.CondOT(), "data")
+    assert matching_loss(field, KEY, jnp.ones(2)).dtype == jnp.float32
+    assert matching_loss(field, KEY, jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert matching_loss(field, jr.key(0), jnp.ones(2, jnp.float32), t=jnp.float32(0.5)).dtype == jnp.float32
+        assert matching_loss(field, jr.key(0), jnp.ones(2, jnp.float32)).dtype == jnp.float32
+        assert matching_loss(field, jr.key(0), jnp.ones(2)).dtype == jnp.float64
+
+
+def test_bad_input_is_refused_with_a_reason():
+    field, x1 = constant(jf.CondOT(), "velocity"), jnp.ones(2)
+    short = jf.Field(lambda t, x, args: x[:1], jf.CondOT(), "velocity")
+    cases = [
+        (lambda: jf.matching_loss(lambda t, x, args: x, KEY, x1), TypeError, "takes a field"),
+        (lambda: jf.matching_loss(field, None, x1), ValueError, "pass key="),
+        (lambda: jf.matching_loss(field, jr.PRNGKey(0), x1), ValueError, "typed key"),
+        (lambda: jf.matching_loss(field, jr.split(KEY), x1), ValueError, "vmap"),
+        (lambda: jf.matching_loss(field, jr.key(0, impl="rbg"), x1), ValueError, "rbg"),
+        (lambda: jf.matching_loss(field, KEY, x1, t=jnp.ones(3)), ValueError, "vmap"),
+        (lambda: jf.matching_loss(field, KEY, x1, x0=jnp.ones(3)), ValueError, "x0 has the shape"),
+        (lambda: jf.matching_loss(short, KEY, x1), ValueError, "network's output has the shape"),
+        (lambda: jf.min_snr_weight(predicts="velocity"), ValueError, "'data', 'noise' and 'v'"),
+        (lambda: jf.sigmoid_weight(predicts="epsilon"), ValueError, "one of"),
+    ]
+    for call, kind, fragment in cases:
+        with unchecked(), pytest.raises(kind, match=fragment):
+            call()
