@@ -7,6 +7,7 @@ optax. Time runs from noise (t = 0) to data (t = 1); everything along time is a 
 import importlib as _importlib
 
 from ._brownian import Recorded as Recorded
+from ._brownian import dyadic_noise as dyadic_noise
 from ._clock import AbstractClock as AbstractClock
 from ._clock import AngleClock as AngleClock
 from ._clock import PathClock as PathClock

@@ -6,6 +6,7 @@ from typing import Any
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree, Shaped
@@ -21,6 +22,33 @@ class Recorded(eqx.Module):
     """
 
     normals: PyTree[Shaped[Array, "n ..."]]
+
+
+def dyadic_noise(key: PRNGKey, n: int, shape: Any) -> Recorded:
+    """One Brownian path seen on uniform grids of `n = 1, 2, 4, ...` steps: noise that refines consistently.
+
+    From the normals `z` of a grid those of the grid twice as fine are `(z + e)/sqrt(2)` and `(z - e)/sqrt(2)`, with
+    `e` independent of them (Lévy's construction): for one key, two steps of `2 n` add up to the step of `n`.
+
+    **Arguments:** `n` a power of two; `shape` of the event, or a pytree of `jax.ShapeDtypeStruct`.
+
+    Raises `ValueError` for another `n`. Source: Karatzas & Shreve 1991, section 2.3.
+    """
+    if n < 1 or n & (n - 1):
+        raise ValueError(f"Dyadic noise halves its steps: n is a power of two. Got {n}.")
+    if isinstance(shape, tuple):
+        shape = jax.ShapeDtypeStruct(shape, jnp.float32)
+    leaves, treedef = jtu.tree_flatten(shape)
+    keys = jr.split(key, len(leaves))
+
+    def leaf(key, like):
+        z = jr.normal(jr.fold_in(key, 0), (1, *like.shape), like.dtype)
+        while z.shape[0] < n:
+            e = jr.normal(jr.fold_in(key, z.shape[0]), z.shape, like.dtype)
+            z = jnp.stack([z + e, z - e], axis=1).reshape(-1, *like.shape) / math.sqrt(2)
+        return z
+
+    return Recorded(jtu.tree_unflatten(treedef, [leaf(k, like) for k, like in zip(keys, leaves, strict=True)]))
 
 
 class StepBrownianPath(dfx.AbstractBrownianPath):
