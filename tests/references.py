@@ -109,11 +109,12 @@ class Counter:
 
     def __call__(self, t, x, args):
         self.traces += 1
-        jax.debug.callback(self._count, t)
+        leaves = [jnp.ravel(leaf)[0] for leaf in jax.tree.leaves((t, x, args))]
+        jax.debug.callback(self._count, *leaves)  # once for each example, under vmap too
         return self.fn(t, x, args)
 
-    def _count(self, t):
-        self.calls += int(np.size(t))
+    def _count(self, *leaves):
+        self.calls += 1
 
     def take(self):
         """The calls since the last time."""

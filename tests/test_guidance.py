@@ -1,0 +1,224 @@
+"""Classifier-free guidance (closed forms I1 to I10)."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from references import Counter, unchecked, within
+
+import jflow as jf
+
+PAIR = jf.CondOT()
+X = jnp.array([0.2])
+
+
+class LabelNet(eqx.Module):
+    """Exact velocity of `N(mean, variance)` for the condition `(mean, variance)`, along the linear path."""
+
+    def __call__(self, t, x, condition):
+        mean, variance = condition
+        spread = t**2 * variance + (1 - t) ** 2
+        return mean + (t * variance - (1 - t)) / spread * (x - t * mean)
+
+
+def two_points(t, x, label):
+    """Exact velocity of the points -1 and 1: label 0 and 1 are the points, 2 is both."""
+    alpha, sigma = t, 1 - t
+    data = jnp.where(label == 2, jnp.tanh(alpha * x / sigma**2), 2.0 * label - 1.0)
+    return (data - x) / sigma
+
+
+POINTS = jf.Guided(jf.Field(two_points, PAIR, "velocity"), null=2)
+
+
+def test_I1_formula():
+    y, null = (POINTS.field.velocity(0.5, X, label) for label in (1, 2))
+    np.testing.assert_allclose(POINTS.velocity(0.5, X, (1, 1.0)), y, rtol=1e-6)
+    np.testing.assert_allclose(POINTS.velocity(0.5, X, (1, 0.0)), null, rtol=1e-6)
+    for w in (-1.0, 0.3, 2.0, 7.5):
+        np.testing.assert_allclose(POINTS.velocity(0.5, X, (1, w)), (1 - w) * null + w * y, rtol=1e-5)
+    np.testing.assert_array_equal(POINTS.velocity(0.5, X, (1, None)), y)
+    np.testing.assert_array_equal(POINTS(0.5, X, (1, None)), y)
+
+
+def test_I2_the_null_condition_does_not_depend_on_the_scale():
+    null = POINTS.field.velocity(0.5, X, 2)
+    for w in (0.0, 1.0, 3.0, 5.0):
+        np.testing.assert_allclose(POINTS.velocity(0.5, X, (2, w)), null, rtol=1e-5)
+
+
+def test_I3_the_other_convention():
+    y, null = (POINTS.field.velocity(0.5, X, label) for label in (0, 2))
+    omega = 2.0  # of Ho and Salimans: (1 + omega) conditional - omega unconditional
+    expected = null + (1 + omega) * (y - null)
+    np.testing.assert_allclose(POINTS.velocity(0.5, X, (0, 1 + omega)), expected, rtol=1e-6)
+
+
+def test_I4_number(x64):
+    x = jnp.array([0.2])
+    assert POINTS.velocity(0.5, x, (1, 0.0)) == pytest.approx(0.35989792, abs=1e-8)
+    assert POINTS.velocity(0.5, x, (1, 1.0)) == pytest.approx(1.6)
+    assert POINTS.velocity(0.5, x, (1, 3.0)) == pytest.approx(4.08020415, abs=1e-8)
+
+
+def test_I5_the_null_condition_is_any_pytree():
+    seen = []
+
+    def net(t, x, condition):
+        seen.append(jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.asarray(leaf).dtype), condition))
+        return x * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(condition))
+
+    for condition, null in [
+        (3, 10),
+        (jnp.ones(4), jnp.zeros(4)),
+        ({"label": 1, "text": jnp.ones((2, 3))}, {"label": 7, "text": np.zeros((2, 3))}),
+        (jnp.ones(2, jnp.bfloat16), jnp.zeros(2)),
+    ]:
+        guided = jf.Guided(jf.Field(net, PAIR, "velocity"), null)
+        total = [sum(np.sum(np.asarray(v, float)) for v in jax.tree.leaves(c)) for c in (condition, null)]
+        out = guided.velocity(0.5, jnp.ones(2), (condition, 3.0))
+        np.testing.assert_allclose(out, total[1] + 3 * (total[0] - total[1]), rtol=1e-6)
+        # the null condition takes the type of the condition
+        assert seen[-1] == jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.asarray(leaf).dtype), condition)
+
+
+def test_I6_guidance_is_the_gradient_of_a_classifier():
+    t, x = 0.5, 0.2
+    gradient = jax.grad(lambda v: jax.nn.log_sigmoid(2 * t * v / (1 - t) ** 2))(x)
+    difference = POINTS.field.velocity(t, X, 1) - POINTS.field.velocity(t, X, 2)
+    b = PAIR.sigma_w(t) / PAIR.alpha(t)
+    assert b == pytest.approx(1.0)
+    np.testing.assert_allclose(difference[0], b * gradient, rtol=1e-5)
+    assert gradient == pytest.approx(1.24010208, abs=1e-6)
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score", "v"])
+def test_I7_guidance_commutes_with_conversions(predicts):
+    path, t, x, args = jf.Cosine(), 0.4, jnp.array([0.3, -1.0]), (1, 3.5)
+    field = jf.Field(lambda t, x, label: jnp.sin((1.0 + label) * x) - t, path, predicts)
+    guided = jf.Guided(field, 4)
+
+    @jax.jit
+    def pairs():
+        own = guided(t, x, args)
+        names = ("velocity", "data", "noise", "score")
+        got = [getattr(guided, name)(t, x, args) for name in names]
+        rows = jf.SigmaClock().rhs(path, t, 0.0), jf.RatioClock().rhs(path, t, 0.0)
+        from_data = [row.a * got[1] + row.b * got[2] for row in rows]
+        expected = [jf.convert(path, t, x, own, predicts, name) for name in names]
+        return got, expected, guided.mixed(rows, t, x, args), from_data
+
+    got, expected, mixed, from_data = pairs()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mixed, from_data, rtol=1e-4, atol=1e-4)
+
+
+def test_I8_conditions_drop_one_by_one():
+    n, rate = 100_000, 0.1
+    labels = jnp.arange(n) % 10
+    kept = np.asarray(labels).copy()
+    out = jax.vmap(lambda k, y: jf.drop_condition(k, y, 10, rate))(jr.split(jr.key(0), n), labels)
+    dropped = np.asarray(out == 10)
+    assert within(dropped.mean(), rate, np.sqrt(rate * (1 - rate) / n))
+    np.testing.assert_array_equal(out[~dropped], kept[~dropped])
+    np.testing.assert_array_equal(labels, kept)  # the input is left alone
+    assert out.dtype == labels.dtype
+    assert within(np.corrcoef(dropped[:-1], dropped[1:])[0, 1], 0, 1 / np.sqrt(n))
+    pair = {"a": jnp.ones(3), "b": jnp.asarray(2)}
+    null = {"a": jnp.zeros(3), "b": 9}
+    for rate, expected in ((0.0, pair), (1.0, null)):
+        got = jf.drop_condition(jr.key(1), pair, null, rate)
+        assert eqx.tree_equal(got, jax.tree.map(jnp.asarray, expected))
+    with pytest.raises(ValueError, match=r"probability, in \[0, 1\]"):
+        jf.drop_condition(jr.key(1), 3, 10, 1.5)
+
+
+def test_I9_cost():
+    net = Counter(lambda t, x, label: x * label)
+    guided = jf.Guided(jf.Field(net, PAIR, "velocity"), 10)
+    x, times = jnp.ones(3), jf.uniform_times(4)
+
+    run = eqx.filter_jit(lambda args: jf.decode(guided, x, args=args, times=times, solver=dfx.Heun()))
+    for args, cost in (((1.0, 2.0), 2), ((1.0, None), 1), ((1.0, jnp.asarray(0.0)), 2)):
+        net.traces = 0
+        solution = run(args)
+        assert net.traces == 2  # one for each stage: guidance is one batched call of the network
+        assert net.take() == solution.nfe == 4 * 2 * cost
+    assert guided.evaluations((1, 2.0)) == 2 and guided.evaluations((1, None)) == 1
+    assert jf.Guided(guided, (10, None)).evaluations(((1, None), 2.0)) == 2
+
+
+def test_I9_the_guided_sde_drifts_along_guided_velocity_and_score(x64):
+    field = jf.Field(LabelNet(), PAIR, "velocity")
+    guided, x, g, t, h = jf.Guided(field, (0.0, 1.25)), jnp.array([0.7]), 0.8, 0.3, 0.1
+    args = ((1.0, 0.25), 3.0)
+    quiet = jf.Recorded(jnp.zeros((1, 1)))
+    out = jf.decode(guided, x, args=args, times=jnp.array([t, t + h]), diffusion=lambda *_: g, brownian=quiet).x
+    expected = x + h * (guided.velocity(t, x, args) + g**2 / 2 * guided.score(t, x, args))
+    np.testing.assert_allclose(out, expected, rtol=1e-12)
+
+
+def test_I10_guidance_sharpens_as_the_closed_form_says(x64):
+    guided = jf.Guided(jf.Field(LabelNet(), PAIR, "velocity"), (0.0, 1.25))
+
+    @jax.jit
+    @jax.vmap
+    def ends(w):
+        return jax.vmap(lambda x0: jf.decode(
+            guided, x0, args=((1.0, 0.25), w), times=jf.uniform_times(200), solver=dfx.Dopri5()
+        ).x)(jnp.array([[0.0], [1.0]]))[:, 0]  # fmt: skip
+
+    w = jnp.array([0.0, 1.0, 2.0])
+    low, high = ends(w).T
+    np.testing.assert_allclose(low, [0, 1, 1.32280671], atol=1e-6)
+    np.testing.assert_allclose(high - low, [1.11803399, 0.5, 0.22360680], atol=1e-6)
+    np.testing.assert_allclose(high - low, 0.5**w * np.sqrt(1.25) ** (1 - w), rtol=1e-7)
+
+
+def test_labels_and_scales_are_swept_by_one_compilation():
+    net = Counter(lambda t, x, label: x * label)
+    guided = jf.Guided(jf.Field(net, PAIR, "velocity"), 10.0)
+
+    @eqx.filter_jit
+    def sweep(labels, scales):
+        def one(label, scale):
+            return jf.decode(guided, jnp.ones(2), args=(label, scale), times=jf.uniform_times(3)).x
+
+        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(labels, scales)
+
+    first = sweep(jnp.arange(4.0), jnp.array([0.0, 1.0, 3.0]))
+    traces = net.traces
+    again = sweep(jnp.arange(4.0) + 1, jnp.array([2.0, 5.0, 9.0]))
+    assert net.traces == traces and first.shape == again.shape == (4, 3, 2)
+    alone = jf.decode(guided, jnp.ones(2), args=(3.0, 5.0), times=jf.uniform_times(3)).x
+    np.testing.assert_allclose(again[2, 1], alone, rtol=1e-6)
+
+
+def test_training_takes_the_bare_condition():
+    guided = jf.Guided(jf.Field(lambda t, x, label: x * label, PAIR, "velocity"), 10.0)
+    x1, key = jnp.ones(2), jr.key(0)
+    loss = jf.matching_loss(guided, key, x1, 3.0)
+    assert loss == jf.matching_loss(guided.field, key, x1, 3.0)
+    nested = jf.Guided(guided, (10.0, None))
+    assert nested.conditional(0.5, x1, 3.0).shape == (2,)
+
+
+def test_bad_input_is_refused_with_a_reason():
+    field = jf.Field(lambda t, x, label: x, PAIR, "velocity")
+    x = jnp.ones(2)
+    for null, args, fragment in [
+        (10, 3, r"args = \(condition, scale\)"),
+        (10, (3, 2.0, 1.0), r"args = \(condition, scale\)"),
+        (10, None, r"args = \(condition, scale\)"),
+        (10, (3, jnp.ones(4)), "one number for one example"),
+        (10, ({"a": 1}, 2.0), "null condition is a pytree like"),
+        (10, (jnp.ones(3), 2.0), "shape of the condition"),
+    ]:
+        guided = jf.Guided(field, null)
+        with unchecked(), pytest.raises(ValueError, match=fragment):
+            guided.velocity(0.5, x, args)
+    with unchecked(), pytest.raises(ValueError, match=r"args = \(condition, scale\)"):
+        jf.sample(jf.Guided(field, 10), jr.key(0), (2,), times=jf.uniform_times(2))
