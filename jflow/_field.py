@@ -239,10 +239,12 @@ def trainable(tree: PyTree) -> PyTree:
             for name, leaf in zip(names, leaves, strict=True)
         ]
         return jtu.tree_unflatten(treedef, flags)
+
+    def apart(node):
+        return isinstance(node, (AbstractField, AbstractPath))
+
     return jtu.tree_map(
-        lambda node: trainable(node) if isinstance(node, AbstractField) else eqx.is_inexact_array(node),
-        tree,
-        is_leaf=lambda node: isinstance(node, AbstractField),
+        lambda node: trainable(node) if apart(node) else eqx.is_inexact_array(node), tree, is_leaf=apart
     )
 
 
