@@ -26,7 +26,7 @@ WINGS = {"nn", "train", "data", "metrics", "plot"}  # import from any floor, nev
 DOOR = {"cli", "recipes", "__main__"}  # import anything
 TOP = "__init__"  # re-exports the floors, and the wings lazily
 
-ONLY_IN = {"flax": {"nn"}, "chex": {"testing"}}
+ONLY_IN = {"flax": {"nn", "recipes"}, "chex": {"testing"}}
 # The `train` extra by the names it is imported under: inside functions only.
 HEAVY = {"orbax", "grain", "tyro", "matplotlib", "PIL", "sklearn"}
 # What may be imported at all, beside the standard library and the package itself.

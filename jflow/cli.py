@@ -1,0 +1,151 @@
+"""The command line: `jflow train`, `sample`, `evaluate`, `recipes`, `demo`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .recipes import RECIPES, Digits, Mnist, Moons, Run, Sampler, begin, check_out, load, whole_file
+from .recipes import train as train_run
+
+_SAMPLER = Sampler()
+
+
+def train(recipe: Moons | Digits | Mnist, *, out: Path | None = None, overwrite: bool = False) -> None:
+    """Train a recipe into a run folder, or go on with a run that was interrupted.
+
+    Args:
+        recipe: What to train.
+        out: The run folder; runs/RECIPE by default.
+        overwrite: Begin anew, whatever run the folder holds.
+    """
+    name = type(recipe).__name__.lower()
+    _train(recipe, Path("runs", name) if out is None else out, overwrite)
+
+
+def sample(
+    run: Path,
+    /,
+    *,
+    sampler: Sampler = _SAMPLER,
+    num: int = 100,
+    scale: float = 1.0,
+    label: int | None = None,
+    out: Path = Path("draws.npz"),
+    overwrite: bool = False,
+) -> None:
+    """Draw from a run.
+
+    Args:
+        run: The run folder.
+        num: How many to draw.
+        scale: Guidance scale: 0 unconditional, 1 conditional, above 1 guided, which calls the network twice.
+        label: The class of all draws; by default the classes in turn.
+        out: Where to: arrays x (n, ...), images in [-1, 1], and label (n,) into .npz, a contact sheet into .png.
+        overwrite: Overwrite that file.
+    """
+    if out.suffix not in (".npz", ".png"):
+        raise ValueError(f"Draws are written into an .npz or a .png file. Got {out}.")
+    check_out(out, overwrite=overwrite)
+    loaded = _load(run)
+    classes = loaded.recipe.num_classes
+    labels = None if label is None else np.full(max(num, 0), label, np.int32)
+    x = loaded.draw(sampler, num, label=labels, scale=scale)
+    if labels is None and classes is not None:
+        labels = np.arange(num, dtype=np.int32) % classes
+    with whole_file(out) as path:
+        if out.suffix == ".png":
+            loaded.recipe.sheet(x, labels).savefig(path)
+        else:
+            arrays = {"x": x} if labels is None else {"x": x, "label": labels}
+            np.savez(path, allow_pickle=False, **arrays)
+    print(f"{num} draws: {out}")
+
+
+def evaluate(run: Path, /, *, sampler: Sampler = _SAMPLER, num: int | None = None) -> None:
+    """Judge a run: report.json in its folder, printed as a table.
+
+    Args:
+        run: The run folder.
+        num: How many draws its bars are judged by; by default as many as the recipe's bars say.
+    """
+    _evaluate(_load(run), sampler, num)
+
+
+def recipes() -> None:
+    """List the recipes."""
+    rows = [(name, recipe.minutes, (recipe.__doc__ or "").splitlines()[0]) for name, recipe in RECIPES.items()]
+    _print_table(("recipe", "minutes on 2 cores", "what it is"), rows)
+
+
+def demo(*, out: Path = Path("runs/digits"), overwrite: bool = False) -> None:
+    """Train on handwritten digits, draw, judge the draws, show pictures.
+
+    Args:
+        out: The run folder.
+        overwrite: Begin anew, whatever run the folder holds.
+    """
+    run = _train(Digits(), out, overwrite)
+    _evaluate(run, Sampler(), None)
+    for name in ("samples.png", "animation.gif", "loss.png", "report.json"):
+        print(out / name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point; errors of use are one message and exit code 2."""
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    conf = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+    commands = {f.__name__: f for f in (train, sample, evaluate, recipes, demo)}
+    try:
+        if argv[:1] == ["train"] and argv[1:2] and argv[1] not in RECIPES and not argv[1].startswith("-"):
+            raise ValueError(
+                f"A recipe is one of {', '.join(RECIPES)}. Got {argv[1]!r}; `jflow recipes` tells of them."
+            )
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="jflow",
+            description="Flow and diffusion generative models.",
+            args=argv,
+            config=(*conf, tyro.conf.FlagCreatePairsOff),
+        )
+    except (ValueError, OSError, ImportError) as error:
+        print(f"jflow: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(
+            "jflow: interrupted; `jflow train` with the same options goes on from the last checkpoint", file=sys.stderr
+        )
+        raise SystemExit(130) from None
+
+
+def _train(recipe: Any, folder: Path, overwrite: bool) -> Run:
+    step = begin(recipe, folder, overwrite=overwrite)
+    if step < recipe.steps:
+        print(f"Training in {folder}, from step {step} to {recipe.steps}", flush=True)
+    else:
+        print(f"{folder} is trained already; --overwrite begins it anew", flush=True)
+    return train_run(recipe, folder)
+
+
+def _load(folder: Path) -> Run:
+    run = load(folder)
+    if not run.finished:
+        print(f"jflow: {folder} is at step {run.step} of {run.recipe.steps}", file=sys.stderr)
+    return run
+
+
+def _evaluate(run: Run, sampler: Sampler, num: int | None) -> None:
+    report = run.report(sampler, run.recipe.draws if num is None else num)
+    words = {True: "yes", False: "NO", None: ""}
+    rows = [(b["bar"], f"{b['figure']:.4g}", b["target"] or "", words[b["pass"]]) for b in report["bars"]]
+    _print_table(("bar", "figure", "target", "passed"), rows)
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, ["-" * width for width in widths], *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,32 @@
+"""Recipes: complete runs, from data to a judged model, written to be copied.
+
+A recipe is a frozen dataclass whose fields are its options and whose methods are the run: `init` builds network and
+optimiser, `loss` is the loss of one example, `batch` the data, `evaluate` the figures, `pictures` the pictures.
+`train` runs one into a folder, `load` reads it back.
+"""
+
+from ._folder import check_out, read_config, whole_file
+from ._recipe import SOLVERS, AbstractRecipe, Bar, Sampler, Solver
+from ._run import RECIPES, Run, begin, load, train
+from .digits import Digits
+from .mnist import Mnist
+from .moons import Moons
+
+__all__ = [
+    "RECIPES",
+    "SOLVERS",
+    "AbstractRecipe",
+    "Bar",
+    "Digits",
+    "Mnist",
+    "Moons",
+    "Run",
+    "Sampler",
+    "Solver",
+    "begin",
+    "check_out",
+    "load",
+    "read_config",
+    "train",
+    "whole_file",
+]

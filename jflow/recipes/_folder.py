@@ -1,0 +1,100 @@
+"""Run folders: what a run is on disk, and files that appear whole or not at all."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CONFIG, REPORT = "config.json", "report.json"
+SAMPLES, LOSS, ANIMATION, TRAJECTORIES = "samples.png", "loss.png", "animation.gif", "trajectories.png"
+
+# All that a run writes: `overwrite` removes these and nothing else, the mark of a run last.
+_OWN = ("checkpoints", "metrics.jsonl", "metrics.jsonl.tmp", REPORT, SAMPLES, LOSS, ANIMATION, TRAJECTORIES, CONFIG)
+
+
+def check_out(path: Path, *, overwrite: bool) -> None:
+    """Makes the folder of `path`; raises `ValueError` where it cannot be written, or `path` exists unasked."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        what = "which is a folder" if path.is_dir() else "which exists"
+        raise ValueError(f"A file is not overwritten unasked. Got {path}, {what}; pass --overwrite or another name.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"A file needs a folder that can be written. Got {path}: {error}; choose another.") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its name when the block ends without an error."""
+    check_out(path, overwrite=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
+        partial = Path(scratch) / path.name
+        yield partial
+        os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as readable JSON."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def claim(folder: Path, name: str, recipe: Any, *, overwrite: bool) -> None:
+    """Makes `folder` the folder of this run, or finds that it is.
+
+    Raises `ValueError` where it holds something else, or another run that is not to be overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"A run is kept in a folder. Got {folder}, which is a file; choose another name.")
+    options = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        before = read_config(folder)
+        if before == (name, options) and not overwrite:
+            return
+        if not overwrite:
+            other = f"{before[0]}, not {name}" if before[0] != name else _differences(before[1], options)
+            raise ValueError(
+                f"A run goes on with the recipe and the options it was begun with. {folder} holds one of {other}; "
+                "pass the same, choose another --out, or begin it anew with --overwrite."
+            )
+        _remove(folder)
+    write_json(folder / CONFIG, {"recipe": name, "options": options})
+
+
+def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of a run's recipe, and its options; `ValueError` where the folder is not that of a run."""
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text())
+        name, options = content["recipe"], content["options"]
+        if not (isinstance(name, str) and isinstance(options, dict)):
+            raise TypeError("no recipe with options")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"whose {CONFIG} is something else" if path.is_file() else f"which has no {CONFIG}"
+        raise ValueError(
+            "A run is kept in a folder that `jflow train` made. "
+            f"Got {folder}, {what if folder.is_dir() else 'which is no folder'}; choose another."
+        ) from error
+    return name, options
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "other options: " + ", ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
+
+
+def _remove(folder: Path) -> None:
+    """Removes what a run has written; killed half-way, it leaves a folder that is still a run's."""
+    for name in _OWN:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""Pictures and figures that recipes of class-conditional images share."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float
+
+import jflow as jf
+
+from ._folder import ANIMATION, SAMPLES, whole_file
+from ._recipe import AbstractRecipe, Bar, Sampler
+
+_ROWS = 8
+
+
+def flat(x: Any) -> Float[np.ndarray, "n d"]:
+    """Images as vectors of their pixels."""
+    return np.asarray(x).reshape(len(x), -1)
+
+
+def accuracy(
+    recipe: AbstractRecipe, field: Any, sampler: Sampler, num: int, scale: float, classifier: Any, **target: float
+) -> Bar:
+    """How many of `num` draws, the classes in turn, a classifier of scikit-learn puts into the class asked for."""
+    label = np.arange(num) % (recipe.num_classes or 1)
+    x = recipe.draw(field, sampler, num, label=label, scale=scale, stream=int(scale))
+    figure = jf.metrics.class_accuracy(x, label, lambda x: classifier.predict(flat(x)))
+    return Bar(f"accuracy of {num} draws, scale {scale:g}", figure, **target)
+
+
+def distances(recipe: AbstractRecipe, field: Any, sampler: Sampler, train: Any, test: Any) -> list[Bar]:
+    """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
+
+    Means over five times 600 draws, the classes in the proportions of training, and five times 600 training images.
+    """
+    n, key, rng = min(600, len(train)), jr.key(sampler.seed), np.random.default_rng(sampler.seed)
+    label = np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
+    drawn = np.split(recipe.draw(field, sampler, 5 * n, label=label, stream=3), 5)
+    real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
+    bars = []
+    for name, distance in (
+        ("energy distance", jf.metrics.energy_distance),
+        ("sliced Wasserstein", lambda x, y: jf.metrics.sliced_wasserstein(key, x, y)),
+    ):
+        ratio = np.mean([distance(x, test.x) for x in drawn]) / np.mean([distance(x, test.x) for x in real])
+        bars.append(Bar(f"{name} to test, over that of training images", float(ratio), at_most=1.3))
+    nearest = [np.median(jf.metrics.nearest_distance(x, train.x)) for x in (np.concatenate(drawn), test.x)]
+    ratio = float(nearest[0] / nearest[1])
+    return [*bars, Bar("median distance to nearest training image, over test's", ratio, at_least=0.9)]
+
+
+def pictures(recipe: AbstractRecipe, field: Any, train: Any, folder: Path) -> None:
+    """Training images beside draws at scales 1 and 2, a column a class; and an animation of the latter."""
+    from matplotlib.figure import Figure
+
+    classes, sampler = recipe.num_classes or 1, Sampler(steps=40, seed=recipe.seed)
+    order = [np.flatnonzero(train.label == c)[row] for row in range(_ROWS) for c in range(classes)]
+    frames = recipe.draw(field, sampler, len(order), scale=2.0, frames=True)
+    sheets = {
+        "training images": train.x[order],
+        "draws, scale 1": recipe.draw(field, sampler, len(order)),
+        "draws, scale 2": frames[:, -1],
+    }
+    figure = Figure(figsize=(12, 4 * _ROWS / classes), dpi=150, layout="constrained")
+    for ax, (title, x) in zip(figure.subplots(1, 3), sheets.items(), strict=True):
+        jf.plot.image_grid(x, ncols=classes, title=title, ax=ax)
+    with whole_file(folder / SAMPLES) as path:
+        figure.savefig(path)
+    jf.plot.animation(frames.swapaxes(0, 1), folder / ANIMATION, ncols=classes)

@@ -1,0 +1,153 @@
+"""What every recipe is, how it is drawn from, and what it is judged by."""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import diffrax as dfx
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+import jflow as jf
+
+Solver = Literal["euler", "heun", "midpoint", "bosh3", "tsit5"]
+
+SOLVERS = {"euler": dfx.Euler, "heun": dfx.Heun, "midpoint": dfx.Midpoint, "bosh3": dfx.Bosh3, "tsit5": dfx.Tsit5}
+_BATCH = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How to draw: a method, its steps, and the seed."""
+
+    steps: int = 10
+    """Steps, equal in time."""
+    solver: Solver = "heun"
+    """The method; a step calls the network once (euler), twice (heun, midpoint), 3 (bosh3) or 6 times (tsit5)."""
+    seed: int = 0
+    """Draw i depends on this seed and on i."""
+
+    def __post_init__(self):
+        check_at_least(steps=(self.steps, 1), seed=(self.seed, 0))
+        if self.solver not in SOLVERS:
+            raise ValueError(f"A solver is one of {', '.join(SOLVERS)}. Got {self.solver!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One line of a report: a figure, and the least or the most that it is to be, if anything."""
+
+    name: str
+    figure: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The line as the keys bar, figure, target and pass; without a target the last two are `None`."""
+        figure, target, passed = float(self.figure), None, None
+        if self.at_least is not None:
+            target, passed = f">= {self.at_least:g}", figure >= self.at_least
+        if self.at_most is not None:
+            target, passed = f"<= {self.at_most:g}", figure <= self.at_most
+        return {"bar": self.name, "figure": figure, "target": target, "pass": passed}
+
+
+class AbstractRecipe(abc.ABC):
+    """A run from data to figures. A final class is a frozen dataclass whose fields are the options of the run."""
+
+    shape: ClassVar[tuple[int, ...]]
+    """The shape of one event."""
+    num_classes: ClassVar[int | None]
+    """The number of classes, labelled from 0; `None` without classes. The label `num_classes` stands for none."""
+    draws: ClassVar[int]
+    """The number of draws that the report's bars are about."""
+    minutes: ClassVar[str]
+    """What a run with the default options takes on two CPU cores."""
+
+    steps: int
+    seed: int
+
+    @abc.abstractmethod
+    def init(self) -> jf.train.State:
+        """The state before the first step; raises `ValueError` for options that do not go together."""
+
+    @abc.abstractmethod
+    def loss(self, field: Any, key: Key[Array, ""], example: dict[str, Array]) -> Float[Array, ""]:
+        """The loss of one example."""
+
+    @abc.abstractmethod
+    def batch(self, step: int) -> dict[str, Any]:
+        """The batch of a step."""
+
+    @abc.abstractmethod
+    def evaluate(self, field: Any, sampler: Sampler, num: int) -> list[Bar]:
+        """What the report says of the trained field, judged by `num` draws."""
+
+    @abc.abstractmethod
+    def sheet(self, x: Float[np.ndarray, "n ..."], label: Int[np.ndarray, " n"] | None) -> Any:
+        """A figure of draws."""
+
+    @abc.abstractmethod
+    def pictures(self, field: Any, folder: Any) -> None:
+        """Writes the pictures of the trained field into `folder`."""
+
+    def draw(
+        self,
+        field: Any,
+        sampler: Sampler,
+        n: int,
+        *,
+        label: Int[np.ndarray, " n"] | None = None,
+        scale: float = 1.0,
+        stream: int = 0,
+        frames: bool = False,
+    ) -> Float[np.ndarray, "..."]:
+        """`n` draws `(n, *shape)`, or with `frames` their way from noise to data, `(n, steps + 1, *shape)`.
+
+        Draws of images are cut to [-1, 1], where pixels are; their way is not.
+
+        - `label`: the classes, by default in turn; `scale`: of guidance, 1 for the plain conditional field.
+        - `stream`: draws of one stream are independent of another's.
+
+        Raises `ValueError` for a label out of range, a label or scale without classes, and draws that diverge.
+        """
+        check_at_least(num=(n, 1))
+        field, args, axes = self._conditioned(field, n, label, scale)
+        times, solver = jf.uniform_times(sampler.steps), SOLVERS[sampler.solver]()
+        key = jr.fold_in(jr.key(sampler.seed), stream)
+        saveat = dfx.SaveAt(steps=True, t0=True) if frames else None
+        solution = jf.generate(
+            field, key, n, self.shape, args=args, args_in_axes=axes, times=times, solver=solver, saveat=saveat,
+            batch_size=_BATCH,
+        )  # fmt: skip
+        if failed := int(np.sum(solution.status != 0)):
+            raise ValueError(
+                f"Draws are finite. {failed} of {n} diverged; take more steps or a smaller scale, or train longer."
+            )
+        if frames:
+            return np.asarray(solution.xs)
+        return np.clip(solution.x, -1, 1) if len(self.shape) == 3 else np.asarray(solution.x)
+
+    def _conditioned(self, field, n, label, scale):
+        """The field to sample, its condition, and the axes of that."""
+        if self.num_classes is None:
+            if label is not None or scale != 1:
+                raise ValueError(
+                    "Labels and scales are for recipes with classes. This one has none: leave --label and --scale out."
+                )
+            return field, None, None
+        label = np.arange(n) % self.num_classes if label is None else np.asarray(label)
+        if label.min() < 0 or label.max() >= self.num_classes:
+            bad = label.min() if label.min() < 0 else label.max()
+            raise ValueError(f"A label is one of 0 to {self.num_classes - 1}. Got {bad}.")
+        if not np.isfinite(scale):
+            raise ValueError(f"A guidance scale is a finite number. Got {scale}.")
+        return jf.Guided(field, self.num_classes), (label, None if scale == 1 else float(scale)), (0, None)
+
+
+def check_at_least(**values: tuple[float, float]) -> None:
+    """Raises `ValueError` where a value is below its least: `name=(value, least)`."""
+    for name, (value, least) in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} is at least {least:g}. Got {value}.")

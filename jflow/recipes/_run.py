@@ -1,0 +1,129 @@
+"""A recipe's run: trained into a folder, loaded from it, judged."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Key
+
+import jflow as jf
+
+from ._folder import LOSS, REPORT, claim, read_config, whole_file, write_json
+from ._recipe import AbstractRecipe, Bar, Sampler
+from .digits import Digits
+from .mnist import Mnist
+from .moons import Moons
+
+RECIPES: dict[str, type[AbstractRecipe]] = {"moons": Moons, "digits": Digits, "mnist": Mnist}
+
+_SAVE_EVERY, _LOG_EVERY = 500, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its folder holds it."""
+
+    folder: Path
+    recipe: AbstractRecipe
+    field: Any
+    """The field with the averaged parameters of the newest checkpoint."""
+    step: int
+    """The step of that checkpoint; the run is finished where it is `recipe.steps`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step was taken."""
+        return self.step >= self.recipe.steps
+
+    def draw(self, sampler: Sampler, n: int, **options: Any) -> np.ndarray:
+        """`n` draws; see `AbstractRecipe.draw`."""
+        return self.recipe.draw(self.field, sampler, n, **options)
+
+    def report(self, sampler: Sampler, num: int) -> dict[str, Any]:
+        """Judges the run by `num` draws; writes and returns `report.json`."""
+        start = time.monotonic()
+        bars: list[Bar] = self.recipe.evaluate(self.field, sampler, num)
+        report = {
+            "recipe": read_config(self.folder)[0],
+            "step": self.step,
+            "sampler": dataclasses.asdict(sampler),
+            "num": num,
+            "seconds": round(time.monotonic() - start, 1),
+            "bars": [bar.as_json() for bar in bars],
+        }
+        write_json(self.folder / REPORT, report)
+        return report
+
+
+def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> int:
+    """Makes `folder` the recipe's own; returns the step of the newest checkpoint in it, 0 without any.
+
+    Raises `ValueError` for options that do not go together and data that cannot be read, before anything is written,
+    and where the folder holds something else, or another run that is not to be overwritten.
+    """
+    recipe.init()
+    recipe.batch(0)
+    claim(folder, type(recipe).__name__.lower(), recipe, overwrite=overwrite)
+    return _newest(folder)
+
+
+def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> Run:
+    """Trains the recipe into `folder`, from where an interrupted run of it stopped, and draws its pictures.
+
+    A finished run is loaded. Raises as `begin` does, and where the run is damaged.
+    """
+    begin(recipe, folder, overwrite=overwrite)
+    state, losses = jf.train.fit(
+        recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
+        save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    run = Run(folder, recipe, state.ema, int(state.step))
+    if len(losses) or not (folder / LOSS).exists():
+        recipe.pictures(run.field, folder)
+        _loss_picture(folder)  # the last: where it is, all are
+    return run
+
+
+def load(folder: Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES) -> Run:
+    """The run in `folder`, as its newest checkpoint has it; `recipes` are those that it may be of.
+
+    Raises `ValueError` where `folder` is not that of a run, or the checkpoint cannot be read.
+    """
+    name, options = read_config(folder)
+    if name not in recipes:
+        raise ValueError(f"A recipe is one of {', '.join(recipes)}. {folder} holds a run of {name}; choose another.")
+    try:
+        recipe = recipes[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    except TypeError as error:
+        raise ValueError(
+            f"A run is read by the version of jflow that wrote it. {folder} holds other options ({error}); train anew."
+        ) from error
+    if not _newest(folder):
+        raise ValueError(
+            f"A run can be drawn from after its first checkpoint, every {_SAVE_EVERY} steps. {folder} has none yet; "
+            "the command that began it goes on with it."
+        )
+    state = jf.train.restore(folder / "checkpoints", recipe.init(), key=_key(recipe))
+    return Run(folder, recipe, state.ema, int(state.step))
+
+
+def _newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    return max((int(entry.name) for entry in (folder / "checkpoints").glob("*") if entry.name.isdecimal()), default=0)
+
+
+def _key(recipe: AbstractRecipe) -> Key[Array, ""]:
+    """The key of training; the other half is for data that are drawn."""
+    return jr.split(jr.key(recipe.seed))[0]
+
+
+def _loss_picture(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figure = jf.plot.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
+    with whole_file(folder / LOSS) as path:
+        figure.savefig(path)
