@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from ._brownian import Recorded
 from ._misc import all_finite, scalar_time, state_dtype
 from ._problem import AbstractProblem, NoiseTerm
 from ._types import PRNGKey, Solution
@@ -78,6 +79,11 @@ def _path(problem, brownian, key):
         raise ValueError(
             "An adaptive SDE needs a Brownian path known at every time: pass brownian=diffrax.VirtualBrownianTree(...) "
             "with the interval, tolerance, shape and key; or give a grid, times=, and a key."
+        )
+    if isinstance(brownian, Recorded):
+        raise ValueError(
+            "Recorded noise belongs to the steps of a fixed grid, times=. For adaptive steps pass "
+            "brownian=diffrax.VirtualBrownianTree(...)."
         )
     return brownian
 
