@@ -1,0 +1,100 @@
+"""Sample i depends on (key, i) alone: not on the batch, the chunk, the devices or the other samples."""
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import jflow as jf
+
+N, ALONE = 4096, (0, 3, 4095)
+KEY = jr.key(11)
+TIMES = jf.uniform_times(16)
+
+
+def world(dtype=jnp.float32):
+    means = jnp.asarray([[-2.0, 0.5], [1.0, 1.0], [0.5, -1.5]], dtype)
+    return jf.distributions.GaussianMixture(means, stds=jnp.asarray([0.5, 0.8, 0.6], dtype))
+
+
+def batches(field, **options):
+    """The same draws in one batch, in chunks, over eight devices, and seven alone in a batch of their own."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole = jf.generate(field, KEY, N, (2,), batch_size=N, progress=False, **options).x
+    yield "chunks", whole, jf.generate(field, KEY, N, (2,), batch_size=1500, progress=False, **options).x
+    yield "mesh", whole, jf.generate(field, KEY, N, (2,), batch_size=N, mesh=mesh, progress=False, **options).x
+    yield "seven", whole[:7], jf.generate(field, KEY, 7, (2,), batch_size=7, progress=False, **options).x
+    one = jax.jit(lambda i: jf.sample(field, jr.fold_in(KEY, i), (2,), **options).x)
+    yield "alone", whole[list(ALONE)], np.stack([one(jnp.uint32(i)) for i in ALONE])
+
+
+@pytest.mark.parametrize("options", [{"solver": dfx.Heun()}, {"eta": 1.0}], ids=["ode", "sde"])
+def test_fixed_grids_agree_to_rounding(options):
+    for name, expected, got in batches(world().field(jf.CondOT()), times=TIMES, **options):
+        np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def test_noise_is_the_same_to_the_last_bit():
+    """With no drift the state is the sum of its increments, in order."""
+
+    def walk(i):
+        options = {"diffusion": lambda t, x, args: 1.0, "key": jr.fold_in(KEY, i), "times": TIMES}
+        return jf.solve(lambda t, x, args: jnp.zeros_like(x), jnp.zeros(2), **options).x
+
+    many = jax.jit(jax.vmap(walk))
+    whole = many(jnp.arange(N))
+    np.testing.assert_array_equal(whole[:7], many(jnp.arange(7)))
+    alone = jax.jit(walk)
+    np.testing.assert_array_equal(whole[jnp.asarray(ALONE)], jnp.stack([alone(i) for i in ALONE]))
+    spread = jax.sharding.NamedSharding(
+        jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),
+        jax.sharding.PartitionSpec("data"),
+    )
+    np.testing.assert_array_equal(whole, many(jax.device_put(jnp.arange(N), spread)))
+
+
+@pytest.mark.slow
+def test_adaptive_steps_agree_in_float32():
+    tolerance = 1e-5
+    control = dfx.PIDController(tolerance, tolerance)
+    for name, expected, got in batches(world().field(jf.CondOT()), t0=0.0, t1=1.0, stepsize_controller=control):
+        difference = np.abs(got - expected)
+        assert np.median(difference) <= 1e-5, name
+        assert difference.max() <= 100 * tolerance, name
+
+
+@pytest.mark.slow
+def test_adaptive_steps_agree_in_float64():
+    with jax.enable_x64(True):
+        control = dfx.PIDController(1e-6, 1e-6)
+        options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": control, "dtype": jnp.float64}
+        for name, expected, got in batches(world(jnp.float64).field(jf.CondOT()), **options):
+            assert expected.dtype == np.float64
+            np.testing.assert_allclose(got, expected, atol=1e-8, err_msg=name)
+
+
+def test_a_bad_sample_spoils_no_other_and_costs_few_steps():
+    """One NaN start in a batch of the same shape: the others keep their bits; 20 extra steps at most."""
+    field = world().field(jf.CondOT())
+    starts = jr.normal(KEY, (16, 2))
+    bad = starts.at[5].set(jnp.nan)
+    good = jnp.arange(16) != 5
+
+    @jax.jit
+    @jax.vmap
+    def adaptive(x):
+        return jf.decode(field, x, t0=0.0, t1=1.0)
+
+    @jax.jit
+    @jax.vmap
+    def grid(x):
+        return jf.decode(field, x, times=TIMES)
+
+    for run in (adaptive, grid):
+        clean, mixed = run(starts), run(bad)
+        np.testing.assert_array_equal(mixed.x[good], clean.x[good])
+        assert mixed.status[5] == 1 and mixed.t[5] == 0
+        assert (mixed.status[good] == 0).all()
+    assert adaptive(bad).nfe[5] <= adaptive(starts).nfe.max() + 20 * 6
