@@ -46,6 +46,7 @@ from ._sample import encode as encode
 from ._sample import sample as sample
 from ._solve import flow_map as flow_map
 from ._solve import solve as solve
+from ._solver import DPMpp as DPMpp
 from ._times import AbstractLaw as AbstractLaw
 from ._times import LogitNormal as LogitNormal
 from ._times import LogNormalSigma as LogNormalSigma

@@ -104,21 +104,23 @@ def field_equation(
     return FieldEquation(field, clock, eta, diffusion)
 
 
-def check_singular(problem: FieldEquation, args: Any, times: tuple[Any, ...]) -> None:
-    """Raises `ValueError` where, at concrete times, the prediction does not determine the right-hand side."""
+def check_singular(problem: FieldEquation, args: Any, times: tuple[Any, ...], reached: Any = None) -> None:
+    """Raises `ValueError` where, at concrete times, the prediction does not determine the right-hand side, or where the
+    clock is infinite, there or at the time that is `reached` last.
+    """
     field, path = problem.field, problem.field.path
-    for t in times:
+    for t, evaluated in [(t, True) for t in times] + ([] if reached is None else [(reached, False)]):
         if concrete(t) is None or isinstance(jnp.asarray(path.alpha(t)), jax.core.Tracer):
             continue
         with jax.ensure_compile_time_eval():
             t = jnp.asarray(t)
-            eta = problem.level(t)
+            eta = problem.level(t) if evaluated else 0.0
             if isinstance(eta, jax.core.Tracer):
                 continue
             values = [problem.clock.time(path, t, eta)]
             if (factor := problem.clock.scale(path, t, eta)) is not None:
                 values.append(factor)
-            if isinstance(field, AbstractNetwork) and problem.coefficient is None:
+            if evaluated and isinstance(field, AbstractNetwork) and problem.coefficient is None:
                 plain = isinstance(problem.clock, PathClock) and not problem.noisy
                 target = prediction_row(path, "velocity", t) if plain else problem.clock.rhs(path, t, eta)
                 if not (plain and field.predicts == "velocity"):
@@ -133,8 +135,10 @@ def _singular_message(problem, t):
     if t < 0.5:
         fix = (
             "start a little later, as times=jnp.linspace(1e-3, 1.0, n + 1) (the start is then sigma(t) eps, and the "
-            "neglected alpha(t) x1 is the cost), or take RatioClock(), AngleClock() or, for an SDE, ThetaClock()"
+            "neglected alpha(t) x1 is the cost)"
         )
+        if not isinstance(problem.clock, ThetaClock):
+            fix += ", or take RatioClock(), AngleClock() or, for an SDE, ThetaClock()"
     else:
         fix = (
             "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or let the "

@@ -16,6 +16,7 @@ from ._equation import check_singular, count_network, field_equation, stage_time
 from ._field import AbstractField
 from ._misc import as_state
 from ._solve import check_mode, check_times, fixed
+from ._solver import choose_clock
 from ._types import Number, PRNGKey, Solution, Time
 
 
@@ -69,7 +70,7 @@ def log_prob(
         t0, t1 = 0.0, 1.0
     check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
-    equation = field_equation(field, clock, None, None)
+    equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, x, divergence, key)
     if times is None:
         check_singular(equation, args, (t1, t0))
@@ -81,7 +82,7 @@ def log_prob(
         check_times(times, backward=False)
         times = jnp.asarray(times)
         t0, t1, solver = times[0], times[-1], dfx.Euler() if solver is None else solver
-        check_singular(equation, args, (t1, stage_times(times[::-1], solver)[1]))
+        check_singular(equation, args, (t1, stage_times(times[::-1], solver)[1]), t0)
         out = fixed(problem, state, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)
     return with_density(problem, count_network(field, args, out), t0, t1, base, None)
 

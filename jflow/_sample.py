@@ -20,6 +20,7 @@ from ._equation import check_singular, count_network, field_equation, stage_time
 from ._field import AbstractField
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
+from ._solver import check_same_clock, choose_clock
 from ._types import PRNGKey, Solution, Time
 
 End = Literal["denoise", "stop"] | dfx.AbstractSolver
@@ -61,7 +62,8 @@ def sample(
     - `args`: the condition; `(condition, scale)` for a guided field.
     - `times`: an increasing grid of path times, as `uniform_times(n)`; or `t0`, `t1` for an adaptive solve.
     - `solver`: any diffrax solver; `diffrax.Euler()` on a grid, `diffrax.Tsit5()` adaptively.
-    - `clock`: in which time it is integrated; the path's own, or `ThetaClock()` where `eta` is given.
+    - `clock`: in which time it is integrated; the one a solver brings along (as `DPMpp` does), else the path's own,
+      or `ThetaClock()` where `eta` is given.
     - `eta`: `None` for the ODE, else the level of the SDE with the same marginals: 1 is the reverse SDE.
       A number, or on a grid a function of t.
     - `diffusion`: instead of `eta`, an absolute coefficient `g(t, x, args)`: the drift is `velocity + g^2/2 score`.
@@ -106,7 +108,7 @@ def sample(
 
 def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, base, *, solver, saveat, options):
     """The sample of an ODE with its density; the probes take the key that noise would have taken."""
-    equation = field_equation(field, clock, None, None)
+    equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, as_state(x0), divergence, key)
     if times is None:
         check_singular(equation, args, (t0, t1))
@@ -122,7 +124,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
         check_times(times, backward=False)
         times, solver = jnp.asarray(times), dfx.Euler() if solver is None else solver
         t0, t1 = times[0], times[-1]
-        check_singular(equation, args, stage_times(times, solver))
+        check_singular(equation, args, stage_times(times, solver), times[-1])
         out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
     return with_density(problem, count_network(field, args, out), t0, t1, base, state[0])
 
@@ -169,7 +171,7 @@ def decode(
     """
     check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
-    problem = field_equation(field, clock, eta, diffusion)
+    problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
     if times is None:
         if callable(eta):
             raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
@@ -190,12 +192,13 @@ def _resolve_end(problem, end):
         return "denoise" if problem.field.predicts == "data" or not problem.clock.finite_end else "stop"
     if end not in ("denoise", "stop") and not isinstance(end, dfx.AbstractSolver):
         raise ValueError(f"end is 'denoise', 'stop', or a diffrax solver for the last step. Got {end!r}.")
+    check_same_clock(end, problem.clock, "The last step is taken as the others,")
     return end
 
 
 def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
     """The grid but for its last step where that is another's, then the last step."""
-    check_singular(problem, args, stage_times(times, solver, end))
+    check_singular(problem, args, stage_times(times, solver, end), None if end == "denoise" else times[-1])
     if end == "stop":
         return count_network(problem.field, args, fixed(
             problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat
@@ -265,7 +268,7 @@ def encode(
     """
     check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
-    problem = field_equation(field, clock, None, None)
+    problem = field_equation(field, choose_clock(solver, clock, None), None, None)
     if times is None:
         check_singular(problem, args, (t1, t0))
         return count_network(field, args, adaptive(
@@ -275,7 +278,7 @@ def encode(
     check_times(times, backward=False)
     times = jnp.asarray(times)
     solver = dfx.Euler() if solver is None else solver
-    check_singular(problem, args, (times[-1], stage_times(times[::-1], solver)[1]))
+    check_singular(problem, args, (times[-1], stage_times(times[::-1], solver)[1]), times[0])
     return count_network(field, args, fixed(
         problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat
     ))  # fmt: skip

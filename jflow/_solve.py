@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._adaptive import adaptive
-from ._brownian import Recorded, shape_of
+from ._brownian import Recorded, levy_kinds, shape_of
+from ._clock import PathClock
 from ._loop import scan_steps
 from ._misc import as_state, cast_like, check_key, concrete, scale, state_dtype
 from ._problem import AbstractProblem, Interval
+from ._solver import check_same_clock
 from ._types import PRNGKey, Solution, Time
 
 
@@ -91,6 +93,7 @@ def solve(
 
     Source: Kloeden & Platen 1992, sections 10.2 and 14.1 for Euler-Maruyama.
     """
+    check_same_clock(solver, PathClock(), "A drift is integrated")
     problem = Equation(drift, diffusion)
     x0 = as_state(x0, dtype)
     check_mode(times, t0, t1, stepsize_controller, adjoint, event)
@@ -197,11 +200,11 @@ def fixed(
     if problem.noisy and brownian is None:
         check_key(key, "An SDE")
     every, with_start, fn = _saves(saveat)
-    if isinstance(brownian, Recorded):
-        _check_recorded(brownian, times.shape[0] - 1)
+    noise_like = noise_shape(problem, x0, args, times[0]) if problem.noisy else None
+    if problem.noisy and isinstance(brownian, Recorded):
+        _check_recorded(brownian, times.shape[0] - 1, noise_like, solver)
     out = scan_steps(
-        problem, x0, args, times, solver=solver, key=key, brownian=brownian,
-        noise_like=noise_shape(problem, x0, args, times[0]) if problem.noisy else None,
+        problem, x0, args, times, solver=solver, key=key, brownian=brownian, noise_like=noise_like,
         save=(lambda t, x: fn(t, x, args)) if every else None,
     )  # fmt: skip
     ts = xs = None
@@ -217,10 +220,22 @@ def fixed(
     return Solution(x=out.x, nfe=nfe, status=out.status, t=out.t, ts=ts, xs=xs)
 
 
-def _check_recorded(brownian, n):
-    lengths = {leaf.shape[0] for leaf in jtu.tree_leaves(brownian.normals)}
-    if lengths != {n}:
-        raise ValueError(f"Recorded noise has one normal event a step: {n} for this grid. Got {sorted(lengths)}.")
+def _check_recorded(brownian, n, noise_like, solver):
+    """Recorded normals are those that the loop would draw."""
+    if levy_kinds(solver) > 1:
+        raise ValueError(
+            f"Recorded noise holds increments, and {type(solver).__name__} takes Lévy areas too. Pass key=, or "
+            "brownian=diffrax.VirtualBrownianTree(...) with its levy_area."
+        )
+    structure = jtu.tree_structure(noise_like)
+    if jtu.tree_structure(brownian.normals) != structure:
+        raise ValueError(f"Recorded noise has the structure of the noise, {structure}. Got another.")
+    for normals, like in zip(jtu.tree_leaves(brownian.normals), jtu.tree_leaves(noise_like), strict=True):
+        if jnp.shape(normals) != (n, *like.shape):
+            raise ValueError(
+                f"Recorded noise has one normal event a step: {n} for this grid, of shape {like.shape} each. "
+                f"Got an array of shape {jnp.shape(normals)}, where {(n, *like.shape)} is due."
+            )
 
 
 def flow_map(

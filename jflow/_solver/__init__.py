@@ -1,0 +1,6 @@
+"""Solvers of fields, one method a file, each a `diffrax.AbstractSolver`."""
+
+from ._multistep import AbstractMultistep as AbstractMultistep
+from ._multistep import check_same_clock as check_same_clock
+from ._multistep import choose_clock as choose_clock
+from .dpmpp import DPMpp as DPMpp
