@@ -5,7 +5,7 @@ at a time, and `field(path)`, the exact field: velocity, data, noise and score a
 losses and trained networks against them.
 """
 
-from ._abstract import AbstractDensity, AbstractDistribution, Moments
+from ._abstract import AbstractDensity, AbstractDistribution, ExactField, Moments
 from ._boxes import Boxes, checkerboard
 from ._gaussian import Gaussian
 from ._labelled import HierarchicalGaussian, LabelledMixture

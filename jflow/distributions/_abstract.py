@@ -1,18 +1,23 @@
 """What every exact world is: samples, a law at each time, and an exact field along any path."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree, Shaped
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from .._field import AbstractNetwork
 from .._misc import as_state, concrete, scalar_time
 from .._path import AbstractPath
 from .._prediction import Prediction, Row, check_prediction, prediction_row
 from .._types import Event, PRNGKey, Time
+
+Numbers = ArrayLike | Sequence[Any]
+"""Parameters as people write them: arrays, numbers, lists of numbers."""
 
 
 class Moments(NamedTuple):
@@ -61,7 +66,7 @@ class AbstractDistribution(eqx.Module):
             predicts = "velocity" if isinstance(self, AbstractDensity) else "data"
         return ExactField(self, path, predicts)
 
-    def moments(self, alpha: Time, sigma: Time, x: Shaped[Array, "..."], args: Any = None) -> Moments:
+    def moments(self, alpha: Time, sigma: Time, x: Shaped[ArrayLike, "..."], args: Any = None) -> Moments:
         """Log-density, `E[z | x]` and score of `x = alpha z + sigma eps`, for one `x` of the event's shape.
 
         All three are NaN-free at `sigma = 0` where the mathematics is finite, and NaN where `x` is impossible.
@@ -82,11 +87,11 @@ class AbstractDistribution(eqx.Module):
 class AbstractDensity(AbstractDistribution):
     """A distribution that has a density."""
 
-    def log_prob(self, x: Shaped[Array, "..."], args: Any = None) -> Float[Array, ""]:
+    def log_prob(self, x: Shaped[ArrayLike, "..."], args: Any = None) -> Float[Array, ""]:
         """The log-density at `x`, in nats."""
         return self.moments(1.0, 0.0, x, args).log_prob
 
-    def score(self, x: Shaped[Array, "..."], args: Any = None) -> Float[Array, "..."]:
+    def score(self, x: Shaped[ArrayLike, "..."], args: Any = None) -> Float[Array, "..."]:
         """The gradient of `log_prob`, of the shape of `x`."""
         return self.moments(1.0, 0.0, x, args).score
 
@@ -136,43 +141,54 @@ class ExactField(AbstractNetwork):
     def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
         return self._predict("score", t, x, args)
 
-    def _predict(self, name, t, x, args):
-        return self.mixed((prediction_row(self.path, name, _time(t, x)),), t, x, args)[0]
-
     def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = _time(t, x)
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        self._check_end(rows, t, sigma)
-        moments = self.distribution.moments(alpha, sigma, x, args)
-        out = []
-        for row in rows:
-            a, b = self._weights(row, t, sigma)
-            total = b * moments.score if a is None else a * moments.data + b * moments.score
-            out.append(total.astype(x.dtype))
-        return tuple(out)
+        return self._combine([self._weights(row, t) for row in rows], t, x, args)
 
-    def _weights(self, row, t, sigma):
-        """A row as weights of data and score: `(a/s, -b sigma/s)`.
+    def _predict(self, name, t, x, args):
+        t = _time(t, x)
+        if name != "velocity":
+            return self.mixed((prediction_row(self.path, name, t),), t, x, args)[0]
+        weights = self.path.alpha_dot(t), -self.path.sigma_sigma_dot(t)
+        return self._combine([weights], t, x, args)[0]
+
+    def _weights(self, row, t):
+        """A row as weights of data and score, `(a/s, -b sigma/s)`; `None` for one that vanishes at every time.
 
         Where `s = 0` the row is `sigma` times one that is finite in data and score: a velocity's (plus any multiple
         of the score) along a path of infinite `sigma'`, or a score's.
         """
         singular = row.s == 0
         s = jnp.where(singular, 1, row.s)
-        b = -row.b * jnp.where(singular, 1, sigma / s)
-        if isinstance(row.a, float) and row.a == 0:
-            return None, b
-        return jnp.where(singular, self.path.alpha_dot(t), row.a / s), b
+        a = None if _vanishes(row.a) else jnp.where(singular, self.path.alpha_dot(t), row.a / s)
+        b = None if _vanishes(row.b) else -row.b * jnp.where(singular, 1, self.path.sigma(t) / s)
+        return a, b
 
-    def _check_end(self, rows, t, sigma):
-        level = concrete(sigma)
-        wants_noise = any(not (isinstance(row.b, float) and row.b == 0) for row in rows)
-        if level == 0 and wants_noise and not isinstance(self.distribution, AbstractDensity):
+    def _combine(self, weights, t, x, args):
+        """Sums of data and score with the weights given, from one evaluation."""
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        if any(b is not None for _, b in weights):
+            self._check_end(t, sigma)
+        moments = self.distribution.moments(alpha, sigma, x, args)
+
+        def total(a, b):
+            parts = [w * q for w, q in ((a, moments.data), (b, moments.score)) if w is not None]
+            return sum(parts[1:], parts[0]).astype(x.dtype)
+
+        return tuple(total(a, b) for a, b in weights)
+
+    def _check_end(self, t, sigma):
+        if concrete(sigma) == 0 and not isinstance(self.distribution, AbstractDensity):
             raise ValueError(
                 f"Velocity, noise and score of a {type(self.distribution).__name__} are infinite where sigma(t) = 0. "
                 f"Got t = {float(t):g}. Stop a little earlier, as at t = 0.999 (the noise left is sigma(t)), or take "
                 "the data prediction, which is the nearest point: end='denoise' makes it the last step."
             )
+
+
+def _vanishes(weight):
+    """Whether a weight of a row is the Python zero."""
+    return isinstance(weight, float) and weight == 0
 
 
 def _time(t, x):
@@ -188,7 +204,7 @@ def cast(tree: PyTree, dtype: Any) -> Any:
 def values(x: Any, name: str) -> Array:
     """A parameter given as numbers, in the default float type; raises `ValueError` where one is not finite."""
     x = jnp.asarray(x, jnp.result_type(float))
-    if (known := concrete(x)) is not None and not jnp.isfinite(known).all():
+    if (known := concrete(x)) is not None and not np.isfinite(known).all():
         raise ValueError(f"{name} are finite numbers. Got a non-finite one.")
     return x
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, Float
 
 from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, Moments, log_weights, values
+from ._abstract import AbstractDensity, Moments, Numbers, log_weights, values
 from ._mixing import draw, mix
 from ._truncated import interval_moments
 
@@ -32,9 +32,9 @@ class Boxes(AbstractDensity):
 
     def __init__(
         self,
-        lows: Shaped[ArrayLike, "k ..."],
-        highs: Shaped[ArrayLike, "k ..."],
-        weights: Shaped[ArrayLike, "k"] | None = None,
+        lows: Numbers,
+        highs: Numbers,
+        weights: Numbers | None = None,
     ):
         """`lows`, `highs` of shape `(k, *event)`, the corners of the boxes; `weights` of any positive sum, by default
         proportional to the volumes, so that boxes that do not overlap have one density.

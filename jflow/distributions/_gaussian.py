@@ -7,12 +7,12 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, Float
 
 from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, Moments, positive, values
+from ._abstract import AbstractDensity, Moments, Numbers, positive, values
 from ._mixing import residual
 
 
@@ -29,9 +29,9 @@ class Gaussian(AbstractDensity):
 
     def __init__(
         self,
-        mean: Shaped[ArrayLike, "..."],
-        std: Shaped[ArrayLike, "..."] | None = None,
-        cov: Shaped[ArrayLike, "d d"] | None = None,
+        mean: Numbers,
+        std: Numbers | None = None,
+        cov: Numbers | None = None,
     ):
         """`mean` of the event's shape; either `std`, a number or of the event's shape, or `cov`, a matrix.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, positive
+from ._abstract import AbstractDensity, Numbers, positive
 from ._gaussian import gaussian_moments
 from ._mixing import draw
 from ._mixture import GaussianMixture
@@ -30,7 +30,7 @@ class LabelledMixture(AbstractDensity):
     labels: Array
     classes: int = eqx.field(static=True)
 
-    def __init__(self, mixture: GaussianMixture, labels: Shaped[ArrayLike, "k"] | None = None):
+    def __init__(self, mixture: GaussianMixture, labels: Numbers | None = None):
         """`mixture` of `k` components; `labels` the class of each, by default every component its own.
 
         Raises `ValueError` unless the labels are `k` integers in which each of `0, ..., n - 1` occurs.
@@ -92,7 +92,7 @@ class HierarchicalGaussian(AbstractDensity):
     variance: Array
     event: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, std: Shaped[ArrayLike, ""], shape: tuple[int, ...] = ()):
+    def __init__(self, std: Numbers, shape: tuple[int, ...] = ()):
         """`std`, the standard deviation given the condition; `shape` the event's. Raises `ValueError` for a `std`
         that is not positive.
         """

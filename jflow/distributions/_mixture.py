@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from .._misc import scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, log_weights, values
+from ._abstract import AbstractDensity, Numbers, log_weights, values
 from ._gaussian import gaussian_moments, gaussian_sample, spread
 from ._mixing import draw, mix
 
@@ -28,10 +28,10 @@ class GaussianMixture(AbstractDensity):
 
     def __init__(
         self,
-        means: Shaped[ArrayLike, "k ..."],
-        stds: Shaped[ArrayLike, "k ..."] | None = None,
-        covs: Shaped[ArrayLike, "k d d"] | None = None,
-        weights: Shaped[ArrayLike, "k"] | None = None,
+        means: Numbers,
+        stds: Numbers | None = None,
+        covs: Numbers | None = None,
+        weights: Numbers | None = None,
     ):
         """`means` of shape `(k, *event)`; either `stds`, of shape `(k,)` or that of the means, or `covs`, of shape
         `(k, d, d)` for events that are vectors; `weights` of any positive sum, by default equal.

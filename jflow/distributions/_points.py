@@ -3,12 +3,12 @@
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, Float
 
 from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDistribution, Moments, log_weights, values
+from ._abstract import AbstractDistribution, Moments, Numbers, log_weights, values
 from ._mixing import mix, residual
 from ._mixture import GaussianMixture
 
@@ -23,7 +23,7 @@ class PointSet(AbstractDistribution):
 
     points: Array
 
-    def __init__(self, points: Shaped[ArrayLike, "n ..."]):
+    def __init__(self, points: Numbers):
         """`points` of shape `(n, *event)`. Raises `ValueError` where there is none, or one is not finite."""
         self.points = values(points, "Points")
         if self.points.ndim == 0 or self.points.shape[0] == 0:

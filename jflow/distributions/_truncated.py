@@ -4,13 +4,13 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erfc, erfcx
 from jaxtyping import Array, Float
 
 from ._abstract import Moments
 from ._mixing import residual
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
+# half width of the quadrature in standard deviations, and its number of nodes
+_RULES = {np.dtype(np.float32): (6.0, 24), np.dtype(np.float64): (9.0, 64)}
 
 
 def interval_moments(
@@ -18,58 +18,49 @@ def interval_moments(
 ) -> Moments:
     """Log-density, `E[z | x]` and score of `x = alpha z + std eps`, `z` uniform on `[low, high]`, elementwise.
 
-    With `c` the centre and `h` the half width of the interval, `y = (x - alpha c)/std` and `q = alpha h/std`:
-    `z = c + h u`, where `u` has the density proportional to `exp(q y u - q^2 u^2 / 2)` on `[-1, 1]`, and
+    With `c` the centre and `h` the half width of the interval, `y = |x - alpha c|/std` and `q = alpha h/std`, the
+    data lies at `c +- h v/q` where `v` is `N(y, 1)` truncated to `[-q, q]`, of probability `Z`; then
 
-        E[u] = (y + r)/q ,   score = r/std ,   r = (phi(y + q) - phi(y - q)) / (Phi(y + q) - Phi(y - q)) .
+        p(x) = Z/(2 q std) ,   score = +-r/std ,   r = E[v] - y = (phi(y + q) - phi(y - q))/Z .
 
-    Where the noise is wide beside the interval (`q < 1`), `y + r` would cancel, and the integrals over `u` are
-    taken by a Gauss-Legendre rule instead; where `std = 0` the limits are.
+    `Z` and `E[v]` are integrals over the part of `[-q, q]` that has mass, relative to the density at the mode, by a
+    Gauss-Legendre rule: nothing cancels or underflows, neither in the tails nor where the noise is wide beside the
+    interval. Where `std = 0` the limits are taken.
     """
-    centre, half = (low + high) / 2, (high - low) / 2
     none = std == 0
     safe = jnp.where(none, 1, std)
+    centre, half = (low + high) / 2, (high - low) / 2
     offset = residual(x, alpha, centre)
     sign = jnp.where(offset < 0, -1, 1).astype(x.dtype)
     beyond = jnp.where(offset < 0, -residual(x, alpha, low), residual(x, alpha, high))  # below 0 in the interval
-    y, q, edge = sign * offset / safe, alpha * half / safe, beyond / safe
-    # further out the rule would need more nodes, and nothing cancels
-    wide = (q < 1) & (y * q < 12)
-    log_wide, u_wide = _wide(jnp.where(wide, y, 0.0), jnp.where(wide, q, 0.0))
-    ratio = jnp.where(wide, 1.0, q)
-    log_narrow, r_narrow = _narrow(jnp.where(wide, 0.0, edge), ratio)
-    log_prob = jnp.where(wide, log_wide - jnp.log(safe), log_narrow - jnp.log(2 * safe * ratio))
-    u = jnp.where(wide, u_wide, 1 + (edge - r_narrow) / ratio)
-    r = jnp.where(wide, q * u_wide - y, -r_narrow)
+    log_prob, u, r = _truncated(sign * offset / safe, alpha * half / safe, beyond / safe)
     # the limits without noise: uniform, the nearest point of the interval, constant density
     width = jnp.where(none, alpha * half, 1)
-    log_prob = jnp.where(none, jnp.where(beyond <= 0, -jnp.log(2 * width), -jnp.inf), log_prob)
+    log_prob = jnp.where(none, jnp.where(beyond <= 0, -jnp.log(2 * width), -jnp.inf), log_prob - jnp.log(safe))
     u = jnp.where(none, jnp.minimum(sign * offset / width, 1), u)
     r = jnp.where(none, 0, r)
     return Moments(log_prob, centre + half * sign * u, sign * r / safe)
 
 
-def _wide(y, q):
-    """`log p` in units of the noise, and `E[u]`, by quadrature over `u`."""
-    nodes = jnp.asarray(_NODES, y.dtype).reshape(-1, *[1] * y.ndim)
-    weights = jnp.asarray(_WEIGHTS, y.dtype).reshape(-1, *[1] * y.ndim)
-    density = weights * jnp.exp((q * y)[None] * nodes - (q**2 / 2)[None] * nodes**2)
+def _truncated(y, q, edge):
+    """`log Z/(2 q)`, `E[v]/q` and `r` for `y >= 0`, where `edge = y - q` comes with its own digits."""
+    reach, n = _RULES[y.dtype]
+    nodes, weights = (jnp.asarray(v, y.dtype).reshape(-1, *[1] * y.ndim) for v in np.polynomial.legendre.leggauss(n))
+    # relative to the mode, min(y, q), the log-density of v = mode + d is d (outside - d/2)
+    outside, mode = jnp.maximum(edge, 0), jnp.minimum(y, q)
+    below = reach**2 / (outside + jnp.sqrt(outside**2 + reach**2))
+    start, end = -jnp.minimum(below, mode + q), jnp.minimum(reach, q - mode)
+    middle, radius = (start + end) / 2, (end - start) / 2
+    d = middle[None] + radius[None] * nodes
+    density = weights * jnp.exp(d * (outside[None] - d / 2))
     total = jnp.sum(density, axis=0)
-    log_prob = jnp.log(total / 2) - y**2 / 2 - math.log(2 * math.pi) / 2
-    return log_prob, jnp.sum(density * nodes, axis=0) / total
-
-
-def _narrow(edge, q):
-    """`log(Phi(y + q) - Phi(y - q))` and `-r` at `y = edge + q >= 0`, by tail functions scaled outside."""
-    root = math.sqrt(2)
-    y = edge + q
-    decay = -jnp.expm1(-2 * y * q)  # 1 - phi(y + q)/phi(y - q)
-    outside = edge > 0
-    # outside, all is taken relative to the density at the edge
-    out = jnp.where(outside, edge, 0.0)
-    scaled = erfcx(out / root) - (1 - decay) * erfcx((out + 2 * q) / root)
-    log_out, r_out = jnp.log(scaled / 2) - out**2 / 2, math.sqrt(2 / math.pi) * decay / scaled
-    inn = jnp.where(outside, 0.0, edge)
-    mass = 1 - (erfc(-inn / root) + erfc((inn + 2 * q) / root)) / 2
-    r_in = jnp.exp(-(inn**2) / 2) / math.sqrt(2 * math.pi) * decay / mass
-    return jnp.where(outside, log_out, jnp.log(mass)), jnp.where(outside, r_out, r_in)
+    place = jnp.sum(density * nodes, axis=0) / total
+    # where the rule runs over the whole interval, its nodes are v/q: finite for q = 0 too
+    whole = (below >= mode + q) & (reach >= q - mode)
+    ratio = jnp.where(whole, 1, q)
+    u = jnp.where(whole, place, (mode + middle + radius * place) / ratio)
+    share = jnp.where(whole, 1, radius / ratio)
+    log_prob = jnp.log(share * total / 2) - outside**2 / 2 - math.log(2 * math.pi) / 2
+    inside = jnp.minimum(edge, 0)
+    flux = -jnp.exp(-(inside**2) / 2) * -jnp.expm1(-2 * y * q) / jnp.where(q < 1, 1, radius * total)
+    return log_prob, u, jnp.where(q < 1, q * u - y, flux)
