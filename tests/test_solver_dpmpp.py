@@ -1,0 +1,298 @@
+"""DPM-Solver++: the textbook recursions, orders, exact spreads, starts, ends, and what it refuses."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from references import MIX1, Counter, gaussian
+from scipy.integrate import solve_ivp
+
+import jflow as jf
+from jflow._solver._multistep import History, choose_clock
+from jflow._solver._phi import exponential_moments
+
+SOLVERS = {
+    "1": jf.DPMpp(order=1),
+    "2": jf.DPMpp(order=2),
+    "2 midpoint": jf.DPMpp(order=2, variant="midpoint"),
+    "3": jf.DPMpp(order=3),
+    "3 half": jf.DPMpp(order=3, variant="half_curvature"),
+}
+ETAS = (0.0, 0.3, 1.0, 2.0)
+GRID = np.array([0.02, 0.05, 0.11, 0.2, 0.33, 0.41, 0.52, 0.66, 0.74, 0.85, 0.93, 0.97])
+
+
+def mixture(path):
+    weights, means, stds = (jnp.asarray(v) for v in MIX1)
+    return jf.distributions.GaussianMixture(means, stds=stds, weights=weights).field(path)
+
+
+def data_prediction(alpha, sigma, x):
+    """`E[x1 | x]` of the same mixture, in numpy."""
+    weights, means, stds = MIX1[0], MIX1[1][:, 0], MIX1[2]
+    variance = (alpha * stds) ** 2 + sigma**2
+    gap = np.asarray(x)[..., None] - alpha * means
+    logits = np.log(weights) - gap**2 / (2 * variance) - np.log(variance) / 2
+    share = np.exp(logits - logits.max(-1, keepdims=True))
+    share /= share.sum(-1, keepdims=True)
+    return (share * (means + alpha * stds**2 / variance * gap)).sum(-1)
+
+
+def textbook(name, alphas, sigmas, x, eta, z):
+    """The recursions as papers print them: exact moments and a Vandermonde system, or differences of predictions."""
+    half_log_snr, kappa, seen = np.log(alphas / sigmas), 1 + eta, []
+    for i in range(len(alphas) - 1):
+        h = half_log_snr[i + 1] - half_log_snr[i]
+        seen.insert(0, data_prediction(alphas[i], sigmas[i], x))
+        points = min(int(name[0]), len(seen))
+        nodes = half_log_snr[i - np.arange(points)] - half_log_snr[i]
+        moments = [-np.expm1(-kappa * h)]
+        for k in range(1, points):
+            moments.append(h**k - k / kappa * moments[-1])
+        if name == "2 midpoint" and points == 2:
+            update = moments[0] * (seen[0] - (seen[0] - seen[1]) * h / (2 * nodes[1]))
+        elif name == "3 half" and points == 3:
+            r0, r1, eh = -nodes[1] / h, (nodes[1] - nodes[2]) / h, kappa * h
+            d0, d1 = (seen[0] - seen[1]) / r0, (seen[1] - seen[2]) / r1
+            phi2 = np.expm1(-eh) / eh + 1
+            first, second = d0 + r0 * (d0 - d1) / (r0 + r1), (d0 - d1) / (r0 + r1)
+            update = moments[0] * seen[0] + phi2 * first - (phi2 / eh - 0.5) * second
+        else:
+            weights = np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
+            update = sum(c * d for c, d in zip(weights, seen, strict=False))
+        x = sigmas[i + 1] / sigmas[i] * np.exp(-eta * h) * x + alphas[i + 1] * update
+        x = x + sigmas[i + 1] * np.sqrt(-np.expm1(-2 * eta * h)) * z[i]
+    return x
+
+
+def carry(field, solver, **fixed):
+    """One compiled sampler for every grid of a length, level and noise."""
+
+    @eqx.filter_jit
+    def run(x0, times, eta, z):
+        return jf.decode(field, x0, times=times, eta=eta, solver=solver, brownian=jf.Recorded(z), **fixed).x
+
+    return run
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_steps_are_those_of_the_papers(name, x64):
+    rng = np.random.default_rng(0)
+    x0, z, grid = rng.normal(size=1), rng.normal(size=(len(GRID) - 1, 1)), GRID
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-5)):
+        run = carry(mixture(jf.CondOT()), SOLVERS[name], end="stop", dtype=dtype)
+        for eta in ETAS:
+            want = textbook(name, grid, 1 - grid, x0, eta, z)
+            got = run(x0, jnp.asarray(grid), jnp.asarray(eta), jnp.asarray(z, dtype))
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance, err_msg=f"{name} {eta} {dtype}")
+
+
+def test_without_eta_it_is_the_ode_along_any_path(x64):
+    path, z, x0 = jf.VP(), np.zeros((10, 1)), np.array([0.7])
+    times = jf.log_snr_times(10, path, -8.0, 8.0)
+    alphas, sigmas = (np.asarray(jax.vmap(f)(times)) for f in (path.alpha, path.sigma))
+    want = textbook("2", alphas, sigmas, x0, 0.0, z)
+    np.testing.assert_allclose(carry(mixture(path), SOLVERS["2"], end="stop")(x0, times, None, z), want, rtol=1e-12)
+
+
+def test_it_brings_its_clock_and_order_one_is_euler_there():
+    field, key, times = mixture(jf.CondOT()), jax.random.key(0), jf.uniform_times(8)
+
+    @eqx.filter_jit
+    def both(eta):
+        ours = jf.sample(field, key, (1,), times=times, eta=eta, solver=SOLVERS["1"])
+        return ours, jf.sample(field, key, (1,), times=times, eta=eta, clock=jf.ThetaClock(), solver=dfx.Euler())
+
+    for eta in (None, 0.5):
+        ours, euler = both(eta)
+        assert jnp.array_equal(ours.x, euler.x) and ours.nfe == euler.nfe == 8
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """The flow of the mixture with `alpha = 1` at 321 levels of noise, equal in log-SNR, and the levels."""
+    levels = np.linspace(-np.log(6.0), -np.log(0.08), 321)
+    starts = np.linspace(-8.0, 8.0, 9)
+    rate = lambda half, x: data_prediction(1.0, np.exp(-half), x) - x  # noqa: E731
+    ends = levels[0], levels[-1]
+    return levels, solve_ivp(rate, ends, starts, "DOP853", levels, rtol=1e-13, atol=1e-13).y.T
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_order_is_the_advertised_one(name, flow, x64):
+    """Steps of the solver itself, with `alpha = 1`: `tau = 1/sigma`, `u = tau x`; starting values from the flow."""
+    solver, path, (levels, exact) = SOLVERS[name], jf.VE(0.08, 6.0), flow
+    field = mixture(path)
+
+    def rhs(tau, u, args):
+        t = path.log_snr_inverse(2 * jnp.log(tau))
+        return jax.vmap(lambda x: field.data(t, x[None])[0])(u / tau)
+
+    terms, ahead = dfx.ODETerm(rhs), solver.points - 1
+    step = jax.jit(lambda *point: solver.step(terms, *point[:3], None, point[3], False))
+    errors, counts = [], (80, 160, 320)
+    for n in counts:
+        every = 320 // n
+        taus, xs = np.exp(levels[::every]), exact[::every]
+        past = [jnp.asarray(taus[j]) for j in reversed(range(ahead))]
+        slopes = [jnp.asarray(data_prediction(1.0, 1 / taus[j], xs[j])) for j in reversed(range(ahead))]
+        u, state = taus[ahead] * xs[ahead], History(jnp.asarray(ahead, jnp.int32), tuple(past), tuple(slopes))
+        for tau0, tau1 in zip(taus[ahead:-1], taus[ahead + 1 :], strict=True):
+            u, _, _, state, _ = step(jnp.asarray(tau0), jnp.asarray(tau1), u, state)
+        errors.append(np.sqrt(np.mean((u / taus[-1] - xs[-1]) ** 2)))
+    assert min(errors) > 1e-11
+    slope = np.log2(errors[-2] / errors[-1])
+    assert abs(slope - solver.order(terms)) < 0.1, errors
+
+
+PRINTED = {  # relative error of the standard deviation at n = 16 and n = 64
+    "2 midpoint": {16: "+1.7e-02", 64: "+1.3e-03"},
+    "2": {16: "+4.7e-02", 64: "+2.9e-03"},
+    "3 half": {16: "+2.4e-02", 64: "+1.0e-03"},
+    "3": {16: "+1.7e-02", 64: "+5.4e-04"},
+}
+
+
+@pytest.mark.parametrize("n", [16, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PRINTED)
+def test_the_spread_on_gaussian_data_is_the_printed_one(name, n, x64):
+    """`N(0, 0.25)`, `alpha = 1`, sigma from 20 to 0.05, equal steps in log-SNR: a linear map of start and normals."""
+    run = carry(gaussian(jf.VE(0.05, 20.0), mean=0.0, predicts="data"), SOLVERS[name], end="stop")
+    starts = jnp.eye(n + 1, 1) * jnp.sqrt(0.25 + 20.0**2)
+    normals = jnp.eye(n + 1, n, -1)[..., None]
+    columns = jax.vmap(run, (0, None, None, 0))(starts, jf.uniform_times(n), jnp.asarray(1.0), normals)
+    error = jnp.sqrt((columns**2).sum() / (0.25 + 0.05**2)) - 1
+    assert f"{float(error):+.1e}" == PRINTED[name][n]
+
+
+def test_exponential_moments_have_no_cancellation(x64):
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    s, w = (nodes + 1) / 2, weights / 2
+    for h in (0.0, 1e-9, -1e-4, 0.3, 0.999, 1.001, -1.5, 7.0, -9.0):
+        want = [(w * np.exp(-h * (1 - s)) * s**k).sum() for k in range(3)]
+        np.testing.assert_allclose(exponential_moments(jnp.asarray(h), 2), want, rtol=1e-13)
+
+
+NET = jf.Field(lambda t, x, args: -args * jnp.tanh(x) * (1 + t), jf.CondOT(), "velocity")
+
+
+def test_one_call_a_step_and_one_compilation():
+    """Also from t = 0, where log-SNR is infinite, and for keys, levels, conditions and grids of one length."""
+    net = Counter(NET.net)
+    field = jf.Field(net, jf.CondOT(), "velocity")
+
+    @eqx.filter_jit
+    def run(key, times, args, eta):
+        return jf.sample(field, key, (2,), args=args, times=times, eta=eta, solver=SOLVERS["3"])
+
+    for seed, times in enumerate((jf.uniform_times(6), jf.log_snr_times(6, field.path, -8.0, 8.0))):
+        out = run(jax.random.key(seed), times, jnp.asarray(1.0 + seed), jnp.asarray(0.3 * seed))
+        assert out.nfe == 6 == net.take() and out.status == 0 and out.t == times[-1]
+    traces = net.traces
+    run(jax.random.key(5), jnp.linspace(0.1, 0.9, 7), jnp.asarray(0.2), jnp.asarray(2.0))
+    assert net.traces == traces
+
+
+@pytest.mark.parametrize("n", [1, 3, 1000])
+def test_any_number_of_steps(n):
+    """From t = 0 to t = 1; the second step has no slope yet there, and is Euler's."""
+
+    @eqx.filter_jit
+    def run(solver, end, eta, times):
+        return jf.sample(NET, jax.random.key(1), (2,), args=1.0, times=times, eta=eta, solver=solver, end=end)
+
+    out = run(SOLVERS["3"], "denoise", None, jf.uniform_times(n))
+    assert out.status == 0 and out.nfe == n and jnp.isfinite(out.x).all()
+    if n == 3:
+        euler = run(SOLVERS["1"], "denoise", None, jf.uniform_times(n))
+        np.testing.assert_allclose(out.x, euler.x, rtol=1e-5)
+    if n == 1000:
+        noisy = run(SOLVERS["3"], "stop", 1.0, jf.log_snr_times(n, jf.CondOT(), -16.0, 16.0))
+        assert noisy.status == 0 and jnp.isfinite(noisy.x).all()
+
+
+def test_gradients_are_those_of_finite_differences(x64):
+    """In the start, the condition, the level of noise and the grid, which starts at t = 0."""
+    z = jax.random.normal(jax.random.key(0), (5, 2))
+
+    @jax.jit
+    def total(x0, args, eta, times):
+        out = jf.decode(
+            NET, x0, args=args, times=times, eta=eta, solver=SOLVERS["3"], end="stop", brownian=jf.Recorded(z)
+        )
+        return jnp.sum(jnp.sin(out.x))
+
+    point = (jnp.array([0.3, -0.5]), jnp.asarray(1.3), jnp.asarray(0.7), jnp.array([0.0, 0.1, 0.3, 0.5, 0.7, 0.9]))
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*point)
+    assert all(jnp.isfinite(s).all() for s in slopes)
+    inside = jnp.arange(6) > 0  # noise of the first instants has an infinite slope at t = 0
+    way = (
+        jnp.array([1.0, 0.5]),
+        jnp.asarray(-0.4),
+        jnp.asarray(0.3),
+        inside * jnp.array([0, 1.0, -0.5, 0.3, 0.2, 0.1]),
+    )
+    moved = [total(*(p + sign * 1e-5 * w for p, w in zip(point, way, strict=True))) for sign in (1, -1)]
+    along = sum(jnp.sum(s * w) for s, w in zip(slopes, way, strict=True))
+    np.testing.assert_allclose(along, (moved[0] - moved[1]) / 2e-5, rtol=1e-6)
+
+
+def test_the_way_back_and_the_density(x64):
+    field, path, solver = mixture(jf.CondOT()), jf.CondOT(), SOLVERS["3"]
+
+    @jax.jit
+    def there_and_back(x, times):
+        noise = jf.encode(field, x, times=times, solver=solver).x
+        density = jf.log_prob(field, x, times=times.at[0].set(0.0), solver=solver).log_prob
+        return jf.decode(field, noise, times=times, solver=solver, end="stop").x, density
+
+    errors = []
+    for n in (64, 128):
+        times, x1 = jf.log_snr_times(n, path, -12.0, 10.0), jnp.array([0.9])
+        back, density = there_and_back(x1, times)
+        np.testing.assert_allclose(back, x1, rtol=1e-3)
+        errors.append(abs(density - field.distribution.at(path, times[-1]).log_prob(x1)))
+    assert errors[1] < 0.005 and errors[0] / errors[1] > 3.5
+
+
+@pytest.mark.slow
+def test_constant_steps_of_diffeqsolve_are_those_of_the_grid(x64):
+    path, solver, clock, x0 = jf.CondOT(), SOLVERS["3"], jf.ThetaClock(), jnp.array([0.4])
+    taus = jnp.linspace(*(clock.time(path, jnp.asarray(t)) for t in (0.2, 0.6)), 9)
+    times = jax.vmap(lambda tau: clock.path_time(path, tau))(taus)
+    on_grid = jf.decode(NET, x0, args=1.0, times=times, solver=solver, end="stop")
+    steps = {"dt0": taus[1] - taus[0], "stepsize_controller": dfx.ConstantStepSize()}
+    by_diffrax = jf.decode(NET, x0, args=1.0, t0=0.2, t1=0.6, solver=solver, **steps)
+    np.testing.assert_allclose(by_diffrax.x, on_grid.x, rtol=1e-12)
+
+
+def test_what_does_not_fit_is_refused():
+    for bad, match in (
+        ({"order": 4}, "order 1, 2 or 3. Got order=4"),
+        ({"order": True}, "Got order=True"),
+        ({"variant": "heun"}, "'exact', 'midpoint', 'half_curvature'. Got variant='heun'"),
+        ({"order": 3, "variant": "midpoint"}, "pass order=2, or variant='exact'"),
+        ({"order": 2, "variant": "half_curvature"}, "pass order=3, or variant='exact'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            jf.DPMpp(**bad)
+    x0, times, solver = jnp.ones(2), jf.uniform_times(4), jf.DPMpp()
+    for options, match in (
+        ({"clock": jf.SigmaClock()}, r"brings it along. Got another clock, SigmaClock\(\): leave out clock="),
+        ({"eta": lambda t: 1 - t}, "one eta holds for the whole grid"),
+        ({"diffusion": lambda t, x, args: 1.0}, "diffusion="),
+        ({"end": "stop"}, "t = 1, .*stop a little earlier"),
+        ({"solver": dfx.Heun(), "end": solver}, r"Got DPMpp\(\), a method of ThetaClock\(\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            jf.decode(NET, x0, times=times, **({"solver": solver} | options))
+    with pytest.raises(ValueError, match=r"PathClock\(\). Got DPMpp\(\)"):
+        jf.solve(lambda t, x, args: -x, x0, times=times, solver=solver)
+    with pytest.raises(ValueError, match=r"t = 0, .* of ThetaClock: start a little later"):
+        jf.decode(jf.Field(NET.net, jf.CondOT(), "noise"), x0, times=times, solver=solver)
+    assert choose_clock(solver, jf.ThetaClock(), None) == jf.ThetaClock()
+    assert choose_clock(dfx.HalfSolver(solver), None, None) == jf.ThetaClock()
+    assert choose_clock(dfx.Heun(), None, None) is None
