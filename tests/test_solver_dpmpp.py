@@ -196,7 +196,7 @@ def test_one_call_a_step_and_one_compilation():
     assert net.traces == traces
 
 
-@pytest.mark.parametrize("n", [1, 3, 1000])
+@pytest.mark.parametrize("n", [1, 3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_any_number_of_steps(n):
     """From t = 0 to t = 1; the second step has no slope yet there, and is Euler's."""
 
@@ -240,6 +240,7 @@ def test_gradients_are_those_of_finite_differences(x64):
     np.testing.assert_allclose(along, (moved[0] - moved[1]) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_way_back_and_the_density(x64):
     field, path, solver = mixture(jf.CondOT()), jf.CondOT(), SOLVERS["3"]
 
