@@ -25,10 +25,10 @@ def trained(d, draw, *, steps, batch=256, width=64, depth=3):
     field = jf.Field(net, jf.CondOT(), predicts="velocity")
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
     state = jf.train.init(field, optimizer, ema=0.99)
-    draw = jax.jit(lambda key: jax.vmap(draw)(jr.split(key, batch)))
+    draws = jax.jit(lambda key: jax.vmap(draw)(jr.split(key, batch)))
     for step in range(steps):
         key_batch, key_loss = jr.split(jr.fold_in(jr.key(0), step))
-        state, _ = jf.train.step(state, matching, key_loss, draw(key_batch))
+        state, _ = jf.train.step(state, matching, key_loss, draws(key_batch))
     return state.ema
 
 
