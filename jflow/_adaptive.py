@@ -49,7 +49,9 @@ def adaptive(
         )
     terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
     if problem.noisy:
-        terms = dfx.MultiTerm(terms, NoiseTerm(_coefficient(problem, eta), _path(problem, brownian, key)))
+        source = _path(problem, brownian, key)
+        noise = NoiseTerm(_coefficient(problem, eta), source, lambda tau: problem.noise_time(tau, eta))
+        terms = dfx.MultiTerm(terms, noise)
     u0 = x0 if interval.enter is None else problem.scaled(interval.enter, x0)
     saved = dfx.SaveAt(t1=True) if saveat is None else saveat
     sol = dfx.diffeqsolve(
@@ -58,7 +60,7 @@ def adaptive(
         stepsize_controller=controller, event=_stop(event), max_steps=max_steps, throw=False,
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )  # fmt: skip
-    return _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0)
+    return _adaptive_solution(problem, solver, sol, eta, saveat)
 
 
 def _stop(event):
@@ -88,7 +90,7 @@ def _path(problem, brownian, key):
     return brownian
 
 
-def _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0):
+def _adaptive_solution(problem, solver, sol, eta, saveat):
     """The result of `diffeqsolve` in the path's time and state."""
     tau, u = sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"])
     t, x = problem.locate(tau, u, eta)
@@ -98,20 +100,27 @@ def _adaptive_solution(problem, solver, controller, sol, eta, saveat, dt0):
     status = jnp.where(diverged, 1, jnp.where(fine, 0, jnp.where(out_of_steps, 2, 1))).astype(jnp.int32)
     ts = xs = None
     if saveat is not None:
-        ts = jax.vmap(lambda s, y: problem.locate(s, y, eta)[0])(sol.ts["user"], sol.ys["user"])
-        xs = jax.vmap(lambda s, y: problem.locate(s, y, eta)[1])(sol.ts["user"], sol.ys["user"])
-    calls = _adaptive_calls(solver, controller, sol.stats["num_steps"], dt0)
+        ts, xs = jax.vmap(lambda s, y: _located(problem, s, y, eta))(sol.ts["user"], sol.ys["user"])
+    calls = _adaptive_calls(solver, sol.stats["num_steps"])
     return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
 
 
-def _adaptive_calls(solver, controller, steps, dt0):
-    """Evaluations that `diffeqsolve` made: two to choose the first step, and the stages of every step, rejected
-    ones too; a first-same-as-last method evaluates its first stage once.
+def _located(problem, tau, u, eta):
+    """A saved time and state of the path; slots that were not filled stay infinite."""
+    filled = jnp.isfinite(tau)
+    t, x = problem.locate(jnp.where(filled, tau, 1.0), u, eta)
+    return jnp.where(filled, t, tau), jtu.tree_map(lambda leaf: jnp.where(filled, leaf, jnp.inf), x)
+
+
+def _adaptive_calls(solver, steps):
+    """Evaluations that `diffeqsolve` made: the stages of every step, rejected ones too; a first-same-as-last method
+    evaluates its first stage once. (The first step's size costs none: diffrax takes 0.01 for the terms it wraps.)
     """
+    if isinstance(solver, dfx.Euler):
+        return steps.astype(jnp.int32)
     tableau = getattr(solver, "tableau", None)
     if not (isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)):
         return None
-    first = 2 if dt0 is None and isinstance(controller, dfx.PIDController) else 0
     if tableau.fsal:
-        return (first + 1 + (tableau.num_stages - 1) * steps).astype(jnp.int32)
-    return (first + tableau.num_stages * steps).astype(jnp.int32)
+        return (1 + (tableau.num_stages - 1) * steps).astype(jnp.int32)
+    return (tableau.num_stages * steps).astype(jnp.int32)

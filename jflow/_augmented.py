@@ -31,6 +31,9 @@ class Augmented(AbstractProblem):
     def scaled(self, factor, x):
         return scale(factor, x[0]), x[1]
 
+    def noise_time(self, tau, eta):
+        return tau
+
     def locate(self, tau, u, eta):
         t, x = self.equation.locate(tau, u[0], eta)
         return t, (x, u[1])

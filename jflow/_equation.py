@@ -58,6 +58,10 @@ class FieldEquation(AbstractProblem):
     def scaled(self, factor, x):
         return scale(factor, x)
 
+    def noise_time(self, tau, eta):
+        path = self.field.path
+        return self.clock.noise_time(path, self.clock.path_time(path, tau, eta), eta)
+
     def locate(self, tau, u, eta):
         t = self.clock.path_time(self.field.path, tau, eta)
         factor = self.clock.scale(self.field.path, t, eta)

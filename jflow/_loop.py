@@ -156,10 +156,11 @@ class _Step:
         ode = dfx.ODETerm(drift)
         if not problem.noisy:
             return u0, ode
-        control = self.brownian
-        if normals is not None:
-            control = step_path(interval.tau0, interval.tau1, interval.variance, normals)
-        return u0, dfx.MultiTerm(ode, NoiseTerm(diffusion, control))
+        if normals is None:
+            noise = NoiseTerm(diffusion, self.brownian, lambda tau: problem.noise_time(tau, eta))
+        else:
+            noise = NoiseTerm(diffusion, step_path(interval.tau0, interval.tau1, interval.variance, normals))
+        return u0, dfx.MultiTerm(ode, noise)
 
 
 def unrolled_step(

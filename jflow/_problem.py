@@ -37,6 +37,10 @@ class AbstractProblem(eqx.Module):
         """`u` from `x`, or back, by a factor of the state."""
 
     @abc.abstractmethod
+    def noise_time(self, tau: Any, eta: Any) -> Any:
+        """The time in which the Brownian motion runs."""
+
+    @abc.abstractmethod
     def locate(self, tau: Any, u: PyTree, eta: Any) -> tuple[Any, PyTree]:
         """`(t, x)` of `(tau, u)`."""
 
@@ -59,12 +63,13 @@ class NoiseTerm(dfx.AbstractTerm):
 
     coefficient: Any
     control: Any
+    noise_time: Any = lambda tau: tau  # in which a source of noise is asked
 
     def vf(self, t, y, args):
         return self.coefficient(t, y, args)
 
     def contr(self, t0, t1, **kwargs):
-        return self.control.evaluate(t0, t1, **kwargs)
+        return self.control.evaluate(self.noise_time(t0), self.noise_time(t1), **kwargs)
 
     def prod(self, vf, control):
         if not isinstance(vf, (dict, list, tuple)) and jnp.ndim(vf) == 0:

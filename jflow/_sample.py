@@ -71,7 +71,7 @@ def sample(
       others; or a solver for it. By default `"denoise"` for a field that predicts the data, and for a clock that
       is infinite where sigma = 0; else `"stop"`.
     - `base`: a distribution to draw the state at `times[0]` from, by `base.sample(key)`.
-    - `brownian`: a source of noise in the clock's time, or `jflow.Recorded` normals.
+    - `brownian`: a source of noise in the clock's noise time (`clock.noise_time`), or `jflow.Recorded` normals.
     - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`.
     - `log_prob`, `divergence`: the sample's log-density in nats beside it, as `jflow.log_prob` computes it, for
       an ODE whose every step is a step of the solver (`end="stop"`).

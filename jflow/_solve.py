@@ -38,6 +38,9 @@ class Equation(AbstractProblem):
     def scaled(self, factor, x):
         return scale(factor, x)
 
+    def noise_time(self, tau, eta):
+        return tau
+
     def locate(self, tau, u, eta):
         return tau, u
 
