@@ -87,12 +87,17 @@ class FieldEquation(AbstractProblem):
         return self.clock.diffusion(self.field.path, t, eta)
 
 
+def check_field(field: Any) -> None:
+    """Raises `TypeError` for what is no field."""
+    if not isinstance(field, AbstractField):
+        raise TypeError(f"A sampler takes a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}.")
+
+
 def field_equation(
     field: AbstractField, clock: AbstractClock | None, eta: Any, diffusion: Callable[..., Any] | None
 ) -> FieldEquation:
     """The equation to solve, its arguments checked."""
-    if not isinstance(field, AbstractField):
-        raise TypeError(f"A sampler takes a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}.")
+    check_field(field)
     if diffusion is not None and not (eta is None and (clock is None or isinstance(clock, PathClock))):
         raise ValueError(
             "diffusion= is an absolute coefficient in the path's own time; it goes without eta= and without another "
@@ -108,7 +113,7 @@ def field_equation(
     return FieldEquation(field, clock, eta, diffusion)
 
 
-def check_singular(problem: FieldEquation, args: Any, times: tuple[Any, ...], reached: Any = None) -> None:
+def check_singular(problem: FieldEquation, times: tuple[Any, ...], reached: Any = None) -> None:
     """Raises `ValueError` where, at concrete times, the prediction does not determine the right-hand side, or where the
     clock is infinite, there or at the time that is `reached` last.
     """

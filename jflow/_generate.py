@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ._field import AbstractField
 from ._misc import check_key
-from ._parallel import check_mesh, shard_batch
-from ._sample import sample
+from ._parallel import check_split, count_devices, shard_batch
+from ._sample import plan, sample
 from ._types import PRNGKey, Solution
 
 
@@ -52,9 +52,11 @@ def generate(
     for name, value in (("n", n), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} is an integer of at least 1. Got {value!r}.")
-    devices = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
+    devices = count_devices(mesh)
     batch_size = min(batch_size, -(-n // devices) * devices)
-    check_mesh(mesh, batch_size)
+    check_split(batch_size, devices)
+    if not options.get("log_prob"):
+        plan(field, **options)
     shared, split = _split_args(args, args_in_axes, n)
     options = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, np.ndarray)) else leaf, options)
     shape = tuple(shape) if isinstance(shape, list) else shape

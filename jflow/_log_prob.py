@@ -73,7 +73,7 @@ def log_prob(
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, x, divergence, key)
     if times is None:
-        check_singular(equation, args, (t1, t0))
+        check_singular(equation, (t1, t0))
         out = adaptive(
             problem, state, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
             brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
@@ -82,7 +82,7 @@ def log_prob(
         check_times(times, backward=False)
         times = jnp.asarray(times)
         t0, t1, solver = times[0], times[-1], dfx.Euler() if solver is None else solver
-        check_singular(equation, args, (t1, stage_times(times[::-1], solver)[1]), t0)
+        check_singular(equation, (t1, stage_times(times[::-1], solver)[1]), t0)
         out = fixed(problem, state, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)
     return with_density(problem, count_network(field, args, out), t0, t1, base, None)
 

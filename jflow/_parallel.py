@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 
 def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callable[..., Any]:
@@ -12,6 +12,7 @@ def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callabl
 
     The other arguments are replicated. There are no collectives: each device works on its samples alone.
     """
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
     batched = PartitionSpec(mesh.axis_names[0])
 
     def sharded(*args):
@@ -21,13 +22,17 @@ def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callabl
     return sharded
 
 
-def check_mesh(mesh: Mesh | None, batch_size: int) -> None:
-    """Raises `ValueError` where the batch does not split evenly over the mesh."""
+def count_devices(mesh: Any) -> int:
+    """Devices that a batch is split over; raises `TypeError` for what is no mesh."""
     if mesh is None:
-        return
+        return 1
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is a jax mesh, as jax.make_mesh((jax.device_count(),), ('data',)). Got {mesh!r}.")
-    devices = mesh.shape[mesh.axis_names[0]]
+    return mesh.shape[mesh.axis_names[0]]
+
+
+def check_split(batch_size: int, devices: int) -> None:
+    """Raises `ValueError` where the batch does not split evenly over the devices."""
     if batch_size % devices:
         raise ValueError(
             f"batch_size is a multiple of the devices of the mesh. Got {batch_size} for {devices} devices; "

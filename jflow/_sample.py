@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,9 +13,10 @@ from jaxtyping import PyTree
 
 from ._adaptive import adaptive
 from ._augmented import augmented, with_density
+from ._brownian import Recorded
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._equation import check_singular, count_network, field_equation, stage_times
+from ._equation import FieldEquation, check_field, check_singular, count_network, field_equation, stage_times
 from ._field import AbstractField
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
@@ -82,12 +82,13 @@ def sample(
     does not determine the right-hand side.
     """
     check_key(key, "A sample")
+    check_field(field)
+    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     key_start, key_noise = jr.split(key)
     start = times if times is not None else t0
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
     if base is None:
         like = _event(shape, dtype)
-        first = jnp.asarray(start)[0] if times is not None else jnp.asarray(start)
+        first = jnp.asarray(start).reshape(-1)[0]
         x0 = scale(field.path.sigma(first), normal_like(key_start, like))
     else:
         x0 = base.sample(key_start)
@@ -111,7 +112,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, as_state(x0), divergence, key)
     if times is None:
-        check_singular(equation, args, (t0, t1))
+        check_singular(equation, (t0, t1))
         out = adaptive(
             problem, state, args, t0, t1, solver=solver, key=None, brownian=None, saveat=saveat, **options
         )  # fmt: skip
@@ -124,7 +125,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
         check_times(times, backward=False)
         times, solver = jnp.asarray(times), dfx.Euler() if solver is None else solver
         t0, t1 = times[0], times[-1]
-        check_singular(equation, args, stage_times(times, solver), times[-1])
+        check_singular(equation, stage_times(times, solver), times[-1])
         out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
     return with_density(problem, count_network(field, args, out), t0, t1, base, state[0])
 
@@ -169,21 +170,49 @@ def decode(
     With `times=ts[k:]` a partly noised state is carried on. The arguments are those of `sample`; `key` is needed
     where the equation is an SDE. Returns a `Solution`.
     """
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    problem, solver, end = plan(
+        field, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion, end=end, t0=t0, t1=t1,
+        stepsize_controller=stepsize_controller, adjoint=adjoint, event=event,
+    )  # fmt: skip
     x = as_state(x, dtype)
-    problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
     if times is None:
-        if callable(eta):
-            raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
-        check_singular(problem, args, (t0, t1))
         return count_network(field, args, adaptive(
             problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
             brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
         ))  # fmt: skip
+    return _on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
+
+
+def plan(
+    field: AbstractField,
+    *,
+    times: Any = None,
+    solver: dfx.AbstractSolver | None = None,
+    clock: AbstractClock | None = None,
+    eta: Any = None,
+    diffusion: Callable[..., Any] | None = None,
+    end: End | None = None,
+    t0: Any = None,
+    t1: Any = None,
+    stepsize_controller: Any = None,
+    adjoint: Any = None,
+    event: Any = None,
+    **_: Any,
+) -> tuple[FieldEquation, Any, Any]:
+    """The equation, the solver and the end policy of a sample, checked as far as the arguments are concrete."""
+    problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
+    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    if times is None:
+        if callable(eta):
+            raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
+        check_singular(problem, (t0, t1))
+        return problem, solver, None
     end = _resolve_end(problem, end)
     check_times(times, backward=False, repeat_last=end == "denoise")
     solver = dfx.Euler() if solver is None else solver
-    return _on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
+    times = jnp.asarray(times)
+    check_singular(problem, stage_times(times, solver, end), None if end == "denoise" else times[-1])
+    return problem, solver, end
 
 
 def _resolve_end(problem, end):
@@ -198,7 +227,6 @@ def _resolve_end(problem, end):
 
 def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
     """The grid but for its last step where that is another's, then the last step."""
-    check_singular(problem, args, stage_times(times, solver, end), None if end == "denoise" else times[-1])
     if end == "stop":
         return count_network(problem.field, args, fixed(
             problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat
@@ -207,20 +235,29 @@ def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
     if times.shape[0] == 2:
         head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
     else:
-        head = fixed(problem, x, args, times[:-1], solver=solver, key=key, brownian=_drop(brownian), saveat=saveat)
+        head = fixed(
+            problem,
+            x,
+            args,
+            times[:-1],
+            solver=solver,
+            key=key,
+            brownian=_rows(brownian, slice(None, -1)),
+            saveat=saveat,
+        )
     if end == "denoise":
         last = Solution(x=problem.field.data(times[-2].astype(state_dtype(x)), head.x, args), nfe=jnp.int32(1))
     else:
-        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=brownian, saveat=None)
+        noise = _rows(brownian, slice(-1, None))
+        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
     return count_network(problem.field, args, _join(x, head, last, times, args, saveat))
 
 
-def _drop(brownian):
-    """Recorded normals but the last, which a denoising step does not take."""
-    normals = getattr(brownian, "normals", None)
-    if normals is None:
+def _rows(brownian, rows):
+    """The steps of recorded normals that a part of the grid takes; any other source as it is."""
+    if not isinstance(brownian, Recorded):
         return brownian
-    return eqx.tree_at(lambda b: b.normals, brownian, jtu.tree_map(lambda leaf: leaf[:-1], normals))
+    return Recorded(jtu.tree_map(lambda leaf: leaf[rows], brownian.normals))
 
 
 def _join(x0, head, last, times, args, saveat):
@@ -228,7 +265,8 @@ def _join(x0, head, last, times, args, saveat):
     okay = (head.status == 0) & all_finite(last.x)
     end_time = times[-1].astype(head.t.dtype)
     ts, xs = head.ts, head.xs
-    if saveat is not None and saveat.subs.steps:
+    n = times.shape[0] - 1
+    if saveat is not None and saveat.subs.steps and n % int(saveat.subs.steps) == 0:
         fn = saveat.subs.fn
         tail = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(end_time, last.x, args))
         if ts is None:
@@ -270,7 +308,7 @@ def encode(
     x = as_state(x, dtype)
     problem = field_equation(field, choose_clock(solver, clock, None), None, None)
     if times is None:
-        check_singular(problem, args, (t1, t0))
+        check_singular(problem, (t1, t0))
         return count_network(field, args, adaptive(
             problem, x, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
             brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
@@ -278,7 +316,7 @@ def encode(
     check_times(times, backward=False)
     times = jnp.asarray(times)
     solver = dfx.Euler() if solver is None else solver
-    check_singular(problem, args, (times[-1], stage_times(times[::-1], solver)[1]), times[0])
+    check_singular(problem, (times[-1], stage_times(times[::-1], solver)[1]), times[0])
     return count_network(field, args, fixed(
         problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat
     ))  # fmt: skip
