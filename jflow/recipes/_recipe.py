@@ -146,7 +146,16 @@ class AbstractRecipe(abc.ABC):
         return jf.Guided(field, self.num_classes), (label, None if scale == 1 else float(scale)), (0, None)
 
 
-def check_at_least(**values: tuple[float, float]) -> None:
+def check_options(recipe: Any) -> None:
+    """Raises `ValueError` where an option that recipes share is out of its range."""
+    check_at_least(steps=(recipe.steps, 1), batch_size=(recipe.batch_size, 1), seed=(recipe.seed, 0))
+    if not recipe.learning_rate > 0:
+        raise ValueError(f"learning_rate is positive. Got {recipe.learning_rate}.")
+    if not 0 <= getattr(recipe, "drop", 0.0) <= 1:
+        raise ValueError(f"drop is a share of the labels, in [0, 1]. Got {recipe.drop}.")
+
+
+def check_at_least(**values: tuple[float | int, int]) -> None:
     """Raises `ValueError` where a value is below its least: `name=(value, least)`."""
     for name, (value, least) in values.items():
         if not value >= least:

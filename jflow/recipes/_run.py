@@ -66,8 +66,8 @@ def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> i
     Raises `ValueError` for options that do not go together and data that cannot be read, before anything is written,
     and where the folder holds something else, or another run that is not to be overwritten.
     """
-    recipe.init()
     recipe.batch(0)
+    recipe.init()
     claim(folder, type(recipe).__name__.lower(), recipe, overwrite=overwrite)
     return _newest(folder)
 

@@ -11,7 +11,7 @@ from flax import nnx
 import jflow as jf
 
 from . import _images
-from ._recipe import AbstractRecipe, Bar, check_at_least
+from ._recipe import AbstractRecipe, Bar, check_options
 
 _data = ft.cache(jf.data.digits)
 
@@ -43,7 +43,7 @@ class Digits(AbstractRecipe):
     minutes: ClassVar = "2"
 
     def __post_init__(self):
-        check_at_least(steps=(self.steps, 1), batch_size=(self.batch_size, 1), seed=(self.seed, 0))
+        check_options(self)
 
     def init(self):
         net = jf.nn.UNet(

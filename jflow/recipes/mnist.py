@@ -12,7 +12,7 @@ from flax import nnx
 import jflow as jf
 
 from . import _images
-from ._recipe import AbstractRecipe, Bar, check_at_least
+from ._recipe import AbstractRecipe, Bar, check_options
 
 _data = ft.cache(jf.data.mnist)
 
@@ -37,7 +37,7 @@ class Mnist(AbstractRecipe):
 
     net: Literal["unet", "dit"] = "unet"
     """The network."""
-    steps: int = 4000
+    steps: int = 5000
     """Steps of the optimiser."""
     batch_size: int = 128
     """Images a step."""
@@ -56,12 +56,14 @@ class Mnist(AbstractRecipe):
     minutes: ClassVar = "15"
 
     def __post_init__(self):
-        check_at_least(steps=(self.steps, 1), batch_size=(self.batch_size, 1), seed=(self.seed, 0))
+        check_options(self)
 
     def init(self):
         rngs = nnx.Rngs(self.seed)
         if self.net == "unet":
-            net = FoldedUNet(self.shape, channels=(32, 64), layers=1, num_classes=self.num_classes, rngs=rngs)
+            net = FoldedUNet(
+                self.shape, channels=(32, 64), layers=1, attention=(1,), num_classes=self.num_classes, rngs=rngs
+            )
         else:
             net = jf.nn.DiT(self.shape, patch=4, dim=96, layers=4, heads=4, num_classes=self.num_classes, rngs=rngs)
         field = jf.Field(net, jf.CondOT(), predicts="velocity")

@@ -16,7 +16,7 @@ from flax import nnx
 import jflow as jf
 
 from ._folder import ANIMATION, SAMPLES, TRAJECTORIES, whole_file
-from ._recipe import AbstractRecipe, Bar, Sampler, check_at_least
+from ._recipe import AbstractRecipe, Bar, Sampler, check_options
 
 _draw_data = jax.jit(jf.data.moons, static_argnums=1)
 
@@ -46,7 +46,7 @@ class Moons(AbstractRecipe):
     minutes: ClassVar = "under 1"
 
     def __post_init__(self):
-        check_at_least(steps=(self.steps, 1), batch_size=(self.batch_size, 1), seed=(self.seed, 0))
+        check_options(self)
 
     def init(self):
         net = jf.nn.MLP(2, width=self.width, depth=self.depth, rngs=nnx.Rngs(self.seed))

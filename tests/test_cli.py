@@ -1,0 +1,364 @@
+"""The command line: what it writes, what it refuses, and how it says so."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jflow as jf
+from jflow.cli import main
+from jflow.recipes import RECIPES, AbstractRecipe, _run, mnist, train
+
+MOONS = ["train", "moons", "--steps", "12", "--batch-size", "16", "--width", "8", "--depth", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def moons(folder):
+    """A finished run without classes."""
+    main([*MOONS, "--out", str(folder / "moons")])
+    return folder / "moons"
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled(AbstractRecipe):
+    """A recipe of one's own: images of 2 x 2 pixels in ten classes."""
+
+    steps: int = 2
+    seed: int = 0
+
+    shape = (2, 2, 1)
+    num_classes = 10
+
+    def init(self):
+        net = jf.nn.MLP(self.shape, width=8, depth=1, num_classes=10, rngs=nnx.Rngs(self.seed))
+        return jf.train.init(jf.Field(net, jf.CondOT(), predicts="velocity"), optax.sgd(0.1))
+
+    def loss(self, field, key, example):
+        return jf.matching_loss(field, key, example["x"], example["label"])
+
+    def batch(self, step):
+        return {"x": np.zeros((4, 2, 2, 1), np.float32), "label": np.arange(4)}
+
+    def evaluate(self, field, sampler, num):
+        return []
+
+    def sheet(self, x, label):
+        return jf.plot.image_grid(x, label)
+
+    def pictures(self, field, folder):
+        pass
+
+
+@pytest.fixture(scope="module")
+def labelled_run(folder):
+    train(Labelled(), folder / "labelled")
+    return folder / "labelled"
+
+
+@pytest.fixture
+def labelled(labelled_run, monkeypatch):
+    """A finished run with classes."""
+    monkeypatch.setitem(RECIPES, "labelled", Labelled)
+    return labelled_run
+
+
+@pytest.fixture
+def copy(moons, tmp_path):
+    """A copy of the finished run, to damage."""
+    return Path(shutil.copytree(moons, tmp_path / "copy"))
+
+
+def files(folder):
+    """Every file below a folder, with its content."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(capsys, *argv):
+    """The one message of a command that is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in argv])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.strip() and "Traceback" not in error
+    return " ".join(error.replace("│", " ").split())
+
+
+def test_train_fills_the_run_folder(moons):
+    for name in ("config.json", "metrics.jsonl", "samples.png", "trajectories.png", "loss.png", "animation.gif"):
+        assert (moons / name).stat().st_size > 0, name
+    assert (moons / "checkpoints" / "12").is_dir()
+    config = json.loads((moons / "config.json").read_text())
+    assert config["recipe"] == "moons" and config["options"]["steps"] == 12
+    assert not [path.name for path in moons.iterdir() if path.name.startswith(".")]
+
+
+def test_a_finished_run_is_left_as_it_is(moons, capsys):
+    before = files(moons)
+    main([*MOONS, "--out", str(moons)])
+    assert "is trained already" in capsys.readouterr().out
+    assert files(moons) == before
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(moons, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_run, "_SAVE_EVERY", 5)
+    batch = RECIPES["moons"].batch
+
+    def stopping(recipe, step):
+        if step == 8:
+            raise KeyboardInterrupt
+        return batch(recipe, step)
+
+    monkeypatch.setattr(RECIPES["moons"], "pictures", lambda *_: called.append("pictures"))
+    called, out = [], tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RECIPES["moons"], "batch", stopping)
+        with pytest.raises(SystemExit) as stop:
+            main([*MOONS, "--out", str(out)])
+    assert stop.value.code == 130
+    assert not called
+    capsys.readouterr()
+    main([*MOONS, "--out", str(out)])
+    assert "from step 5 to 12" in capsys.readouterr().out
+    main(["sample", str(out), "--num", "7", "--out", str(tmp_path / "a.npz")])
+    main(["sample", str(moons), "--num", "7", "--out", str(tmp_path / "b.npz")])
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert np.array_equal(a["x"], b["x"])
+    assert called == ["pictures"]
+
+
+def test_overwrite_begins_anew_and_spares_other_files(copy, monkeypatch):
+    monkeypatch.setattr(RECIPES["moons"], "pictures", lambda *_: None)
+    (copy / "mine.txt").write_text("kept")
+    main([*MOONS[:2], "--steps", "3", *MOONS[4:], "--out", str(copy), "--overwrite"])
+    assert [path.name for path in (copy / "checkpoints").iterdir() if path.name.isdecimal()] == ["3"]
+    assert json.loads((copy / "config.json").read_text())["options"]["steps"] == 3
+    assert (copy / "mine.txt").read_text() == "kept"
+
+
+def test_sample_writes_arrays(labelled, tmp_path):
+    out = tmp_path / "draws.npz"
+    command = ["sample", str(labelled), "--num", "23", "--steps", "2", "--solver", "heun", "--seed", "0"]
+    main([*command, "--scale", "2", "--out", str(out)])
+    with np.load(out) as draws:
+        assert sorted(draws) == ["label", "x"]
+        x, label = draws["x"], draws["label"]
+    assert x.shape == (23, 2, 2, 1) and x.dtype == np.float32 and np.abs(x).max() <= 1
+    assert np.array_equal(label, np.arange(23) % 10)
+    main([*command, "--scale", "2", "--label", "7", "--out", str(out), "--overwrite"])
+    with np.load(out) as draws:
+        assert set(draws["label"]) == {7}
+        assert np.array_equal(draws["x"][7], x[7]) and not np.array_equal(draws["x"][6], x[6])
+
+
+def test_sample_draws_a_contact_sheet(moons, tmp_path):
+    from PIL import Image
+
+    main(["sample", str(moons), "--num", "20", "--out", str(tmp_path / "new" / "sheet.png")])
+    with Image.open(tmp_path / "new" / "sheet.png") as image:
+        assert min(image.size) > 100
+
+
+def test_sample_without_classes_writes_no_labels(moons, tmp_path):
+    main(["sample", str(moons), "--num", "5", "--out", str(tmp_path / "draws.npz")])
+    with np.load(tmp_path / "draws.npz") as draws:
+        assert list(draws) == ["x"] and draws["x"].shape == (5, 2)
+
+
+def test_evaluate_writes_and_prints_the_report(moons, capsys):
+    capsys.readouterr()
+    main(["evaluate", str(moons), "--num", "100", "--steps", "3"])
+    table = capsys.readouterr().out
+    report = json.loads((moons / "report.json").read_text())
+    assert report["num"] == 100 and report["sampler"] == {"steps": 3, "solver": "heun", "seed": 0}
+    for bar in report["bars"]:
+        assert set(bar) == {"bar", "figure", "target", "pass"}
+        assert bar["bar"] in table and bar["target"] in table
+    assert {bar["pass"] for bar in report["bars"]} <= {True, False}
+
+
+def test_recipes_are_listed(capsys):
+    main(["recipes"])
+    out = capsys.readouterr().out
+    for name, recipe in RECIPES.items():
+        assert name in out and recipe.minutes in out and recipe.__doc__.splitlines()[0] in out
+
+
+def test_demo_trains_evaluates_and_tells_where(tmp_path, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr("jflow.cli._train", lambda recipe, out, overwrite: called.append((recipe, out)))
+    monkeypatch.setattr("jflow.cli._evaluate", lambda *_: called.append("evaluated"))
+    main(["demo", "--out", str(tmp_path)])
+    assert called == [(RECIPES["digits"](), tmp_path), "evaluated"]
+    assert str(tmp_path / "samples.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["train", "digits"], ["sample"], ["evaluate"], ["demo"]])
+def test_help_shows_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    out = capsys.readouterr().out
+    assert not stop.value.code
+    options = [line for line in out.splitlines() if re.match(r"\W*--\w", line)]
+    assert len(options) >= 2 and out.count("default:") == len(options)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["train", "nothing"], "one of moons, digits, mnist. Got 'nothing'"),
+        (["train", "moons", "--steps", "many"], "--steps"),
+        (["train", "moons", "--steps", "0"], "steps is at least 1. Got 0"),
+        (["train", "moons", "--batch-size", "0"], "batch_size is at least 1. Got 0"),
+        (["train", "moons", "--seed", "-1"], "seed is at least 0. Got -1"),
+        (["train", "moons", "--width", "0"], "Got 0"),
+        (["train", "moons", "--ema", "2"], "decay in [0, 1)"),
+        (["train", "moons", "--learning-rate", "-1"], "learning_rate is positive. Got -1"),
+        (["train", "digits", "--drop", "1.5"], "in [0, 1]. Got 1.5"),
+        (["train", "digits", "--channels", "8", "8", "8", "8", "8"], "Got 8 x 8"),
+        (["train", "mnist", "--net", "vae"], "'unet', 'dit'"),
+        (["forecast"], "forecast"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_training_is_refused_before_anything_is_written(argv, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--steps", "0"], "steps is at least 1. Got 0"),
+        (["--num", "0"], "num is at least 1. Got 0"),
+        (["--solver", "magic"], "invalid choice 'magic' for argument '--solver'"),
+        (["--label", "10"], "A label is one of 0 to 9. Got 10"),
+        (["--label", "-1"], "A label is one of 0 to 9. Got -1"),
+        (["--scale", "nan"], "A guidance scale is a finite number. Got nan"),
+        (["--out", "draws.txt"], "an .npz or a .png file. Got draws.txt"),
+        (["--out", "/dev/null/draws.npz"], "needs a folder that can be written"),
+        (["--out", "."], ".npz or a .png"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_draws_are_refused(argv, says, labelled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, "sample", labelled, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_and_scales_need_classes(moons, tmp_path, capsys):
+    for option in (["--label", "1"], ["--scale", "2"]):
+        assert "recipes with classes" in refused(capsys, "sample", moons, *option, "--out", tmp_path / "draws.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_draws_is_not_overwritten_unasked(moons, tmp_path, capsys):
+    out = tmp_path / "draws.npz"
+    out.write_text("mine")
+    assert "which exists; pass --overwrite" in refused(capsys, "sample", moons, "--out", out)
+    assert out.read_text() == "mine"
+
+
+def test_a_run_is_not_overwritten_unasked(copy, capsys):
+    before = files(copy)
+    message = refused(capsys, *MOONS, "--learning-rate", "0.1", "--out", copy)
+    assert "learning_rate was 0.002, is 0.1" in message and "--overwrite" in message
+    assert files(copy) == before
+    (copy / "config.json").write_text((copy / "config.json").read_text().replace("moons", "digits"))
+    assert "holds one of digits, not moons" in refused(capsys, *MOONS, "--out", copy)
+
+
+def test_foreign_folders_are_left_alone(tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("mine")
+    for option in ([], ["--overwrite"]):
+        assert "which has no config.json" in refused(capsys, *MOONS, "--out", foreign, *option)
+    for command in ("sample", "evaluate"):
+        assert "which has no config.json" in refused(capsys, command, foreign)
+    (foreign / "config.json").write_text('{"recipe": 3}')
+    assert "whose config.json is something else" in refused(capsys, *MOONS, "--out", foreign, "--overwrite")
+    assert sorted(path.name for path in foreign.iterdir()) == ["config.json", "thesis.tex"]
+    assert "which is no folder" in refused(capsys, "sample", tmp_path / "missing")
+    assert "which is a file" in refused(capsys, *MOONS, "--out", foreign / "thesis.tex")
+    assert "needs a folder that can be written" in refused(capsys, *MOONS, "--out", foreign / "thesis.tex" / "run")
+
+
+def test_damaged_runs_are_told_apart(copy, tmp_path, capsys):
+    out = ["--out", tmp_path / "draws.npz"]
+    config = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(config.replace('"width": 8', '"width": 9'))
+    assert "same shapes" in refused(capsys, "sample", copy, *out)
+    (copy / "config.json").write_text(config.replace('"width"', '"height"'))
+    assert "version of jflow" in refused(capsys, "sample", copy, *out)
+    (copy / "config.json").write_text(config.replace('"moons"', '"suns"'))
+    assert "holds a run of suns" in refused(capsys, "sample", copy, *out)
+    (copy / "config.json").write_text(config[:20])
+    assert "whose config.json is something else" in refused(capsys, "sample", copy, *out)
+    (copy / "config.json").write_text(config)
+    for path in (copy / "checkpoints").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:-500])
+    assert "damaged" in refused(capsys, "sample", copy, *out)
+    assert "damaged" in refused(capsys, *MOONS, "--out", copy)
+    shutil.rmtree(copy / "checkpoints")
+    assert "after its first checkpoint" in refused(capsys, "evaluate", copy)
+    assert not (tmp_path / "draws.npz").exists()
+
+
+def test_a_truncated_data_file_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JFLOW_DATA_DIR", str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+    for part in ("images-idx3", "labels-idx1"):
+        (tmp_path / "mnist" / f"t10k-{part}-ubyte").write_bytes(b"\x00\x00\x08\x03short")
+    mnist._data.cache_clear()
+    message = refused(capsys, "train", "mnist", "--out", tmp_path / "run")
+    assert "truncated or altered" in message and not (tmp_path / "run").exists()
+
+
+def test_draws_that_diverge_are_reported_not_written(moons, tmp_path, monkeypatch, capsys):
+    load = _run.load
+
+    def broken(folder):
+        import jax
+
+        run = load(folder)
+        field = jax.tree_util.tree_map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, run.field)
+        return _run.Run(run.folder, run.recipe, field, run.step)
+
+    monkeypatch.setattr("jflow.cli.load", broken)
+    assert "5 of 5 diverged" in refused(capsys, "sample", moons, "--num", "5", "--out", tmp_path / "draws.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_installed_command(tmp_path):
+    """As a user calls it: the entry point, its exit code, its two streams."""
+
+    def call(*argv):
+        code = "import sys; from jflow.cli import main; sys.exit(main())"
+        env = {**os.environ, "XLA_FLAGS": ""}
+        return subprocess.run(
+            [sys.executable, "-c", code, *argv], capture_output=True, text=True, env=env, cwd=tmp_path
+        )
+
+    done = call("recipes")
+    assert done.returncode == 0 and "digits" in done.stdout and not done.stderr
+    done = call("sample", "runs/none")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("jflow: ") and done.stderr.count("\n") == 1
