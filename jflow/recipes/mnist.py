@@ -37,7 +37,7 @@ class Mnist(AbstractRecipe):
 
     net: Literal["unet", "dit"] = "unet"
     """The network."""
-    steps: int = 5000
+    steps: int = 4000
     """Steps of the optimiser."""
     batch_size: int = 128
     """Images a step."""
@@ -61,9 +61,7 @@ class Mnist(AbstractRecipe):
     def init(self):
         rngs = nnx.Rngs(self.seed)
         if self.net == "unet":
-            net = FoldedUNet(
-                self.shape, channels=(32, 64), layers=1, attention=(1,), num_classes=self.num_classes, rngs=rngs
-            )
+            net = FoldedUNet(self.shape, channels=(32, 64), layers=1, num_classes=self.num_classes, rngs=rngs)
         else:
             net = jf.nn.DiT(self.shape, patch=4, dim=96, layers=4, heads=4, num_classes=self.num_classes, rngs=rngs)
         field = jf.Field(net, jf.CondOT(), predicts="velocity")
