@@ -99,12 +99,17 @@ def _chunk(field, key, shared, options, static, index, part):
 def _split_args(args, axes, n):
     """The condition as two pytrees alike: what every sample shares, and what has a leading axis of length `n`."""
     args = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (int, float)) else leaf, args)
-    flags = jtu.tree_map(
-        lambda axis, sub: jtu.tree_map(lambda _: axis is not None, sub),
-        axes,
-        args,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    try:
+        flags = jtu.tree_map(
+            lambda axis, sub: jtu.tree_map(lambda _: axis is not None, sub),
+            axes,
+            args,
+            is_leaf=lambda leaf: leaf is None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"args_in_axes is a pytree prefix of args, as (0, None) for (labels, scale). Got {axes!r}: {error}"
+        ) from None
     for axis in jtu.tree_leaves(axes):
         if axis != 0:
             raise ValueError(f"args_in_axes holds 0 (one value a sample) and None (shared). Got {axis!r}.")

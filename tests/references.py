@@ -2,6 +2,7 @@
 
 import contextlib
 import functools as ft
+import re
 from typing import Any
 
 import equinox as eqx
@@ -131,6 +132,17 @@ def unchecked():
         yield
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def refuses(call, fragment, kind=ValueError):
+    """Asserts that a call raises `kind` with a message that has the fragment, run-time type checking switched off."""
+    try:
+        with unchecked():
+            call()
+    except kind as error:
+        assert re.search(fragment, str(error)), f"{fragment!r} is not in: {error}"
+    else:
+        raise AssertionError(f"nothing was refused where {fragment!r} was due")
 
 
 def within(sample, mean, se, factor=4.0):

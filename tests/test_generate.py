@@ -1,0 +1,207 @@
+"""Many samples: sample i is a function of the key and of i alone, by one compilation (closed form K5)."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from references import Counter, gaussian, refuses
+
+import jflow as jf
+
+KEY = jr.key(3)
+TIMES = jf.uniform_times(5)
+
+
+class Shifted(eqx.Module):
+    """A network with a parameter and a condition."""
+
+    weight: jax.Array
+
+    def __call__(self, t, x, label):
+        return self.weight * label - x * (1 - t)
+
+
+def conditional(weight=1.0):
+    return jf.Field(Shifted(jnp.asarray(weight)), jf.CondOT(), "velocity")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Samples drawn one by one, with and without noise."""
+    field = gaussian(jf.CondOT())
+
+    def draw(options):
+        one = jax.jit(lambda i: jf.sample(field, jr.fold_in(KEY, i), (2,), times=TIMES, saveat=STEPS, **options))
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *[one(i) for i in range(7)])
+
+    return {"ode": draw({}), "sde": draw({"eta": 1.0})}
+
+
+STEPS = dfx.SaveAt(t0=True, steps=True)
+OPTIONS = {"ode": {}, "sde": {"eta": 1.0}}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, "mesh"])
+def test_K5_sample_i_depends_on_the_key_and_on_i_alone(alone, batch_size):
+    mesh, size = (jax.make_mesh((8,), ("data",)), 8) if batch_size == "mesh" else (None, batch_size)
+    for kind in ("sde",) if batch_size in (1, 8) else ("ode", "sde"):
+        out = jf.generate(
+            gaussian(jf.CondOT()), KEY, 7, (2,), batch_size=size, mesh=mesh, times=TIMES, saveat=STEPS, **OPTIONS[kind]
+        )
+        assert isinstance(out.x, np.ndarray) and out.x.shape == (7, 2) and out.xs.shape == (7, 6, 2)
+        np.testing.assert_array_equal(out.xs[:, 0], alone[kind].xs[:, 0])  # the noise is the same bit for bit
+        np.testing.assert_allclose(out.xs, alone[kind].xs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(out.x, out.xs[:, -1])
+        np.testing.assert_array_equal(out.nfe, np.full(7, 5))
+        np.testing.assert_array_equal(out.status, np.zeros(7))
+        np.testing.assert_array_equal(out.t, np.ones(7))
+        assert out.log_prob is None
+
+
+def test_one_compilation_for_new_keys_parameters_scales_grids_and_numbers():
+    net = Counter(lambda t, x, args: x * args)
+    field = jf.Guided(jf.Field(net, jf.CondOT(), "velocity"), null=0.0)
+
+    def run(key, n, labels, scale, times, eta):
+        return jf.generate(
+            field, key, n, (2,), args=(labels, scale), args_in_axes=(0, None), batch_size=4, times=times, eta=eta
+        ).x
+
+    first = run(KEY, 10, jnp.arange(10.0), 2.0, TIMES, 1.0)  # the last chunk is partial
+    traces = net.traces
+    assert traces > 0
+    run(jr.key(9), 10, np.ones(10), 3.0, TIMES**2, 0.5)
+    run(KEY, 23, np.ones(23, np.float32), jnp.asarray(1.5), np.asarray(TIMES), 2.0)
+    assert net.traces == traces
+    again = run(KEY, 10, jnp.arange(10.0), 2.0, TIMES, 1.0)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_new_parameters_do_not_retrace():
+    counted = Counter(lambda t, x, label: -x)
+
+    class Net(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, t, x, label):
+            return self.weight * counted(t, x, label)
+
+    for weight in (1.0, 2.0):
+        field = jf.Field(Net(jnp.asarray(weight)), jf.VE(0.01, 20.0 * weight), "velocity")
+        jf.generate(field, KEY, 4, (2,), times=TIMES, batch_size=2)
+        assert counted.traces == 1
+
+
+def test_conditions_are_split_or_shared():
+    labels, times = np.arange(5.0), TIMES
+    field = conditional()
+    split = jf.generate(field, KEY, 5, (2,), args=labels, args_in_axes=0, batch_size=2, times=times)
+    for i in (0, 3, 4):
+        one = jf.sample(field, jr.fold_in(KEY, i), (2,), args=labels[i], times=times)
+        np.testing.assert_allclose(split.x[i], one.x, rtol=1e-5)
+    shared = jf.generate(field, KEY, 5, (2,), args=2.0, batch_size=2, times=times)
+    np.testing.assert_allclose(shared.x[2], split.x[2], rtol=1e-6)
+
+
+def test_guided_conditions_are_split_or_shared():
+    guided = jf.Guided(conditional(), 0.0)
+    labels, scales = jnp.arange(5.0), np.linspace(0, 4, 5)
+    both = jf.generate(guided, KEY, 5, (2,), args=(labels, scales), args_in_axes=0, batch_size=5, times=TIMES)
+    one = jf.generate(guided, KEY, 5, (2,), args=(labels, 2.0), args_in_axes=(0, None), batch_size=5, times=TIMES)
+    none = jf.generate(guided, KEY, 5, (2,), args=(labels, None), args_in_axes=(0, None), batch_size=5, times=TIMES)
+    np.testing.assert_allclose(both.x[2], one.x[2], rtol=1e-6)
+    np.testing.assert_array_equal(both.nfe, 10)
+    np.testing.assert_array_equal(none.nfe, 5)
+    scale_one = jf.generate(guided, KEY, 5, (2,), args=(labels, 1.0), args_in_axes=(0, None), batch_size=5, times=TIMES)
+    np.testing.assert_allclose(none.x, scale_one.x, rtol=1e-5)
+
+    def net(t, x, args):
+        return x * args["a"] + args["b"]["c"].sum()
+
+    tree = {"a": np.arange(5.0), "b": {"c": np.ones((5, 3))}}
+    field = jf.Field(net, jf.CondOT(), "velocity")
+    out = jf.generate(field, KEY, 5, (2,), args=tree, args_in_axes=0, batch_size=2, times=TIMES)
+    same = jf.generate(field, KEY, 5, (2,), args=tree, args_in_axes={"a": 0, "b": 0}, batch_size=5, times=TIMES)
+    np.testing.assert_allclose(out.x, same.x, rtol=1e-6)
+
+
+def test_labels_keep_their_type():
+    def net(t, x, label):
+        assert jnp.asarray(label).dtype == jnp.int32
+        return x * jax.nn.one_hot(label, 10).sum()
+
+    field = jf.Field(net, jf.CondOT(), "velocity")
+    for labels in (np.arange(4), jnp.arange(4)):
+        assert jf.generate(field, KEY, 4, (2,), args=labels, args_in_axes=0, times=TIMES).x.shape == (4, 2)
+    assert jf.generate(field, KEY, 2, (2,), args=3, times=TIMES).x.shape == (2, 2)
+
+
+def test_any_number_of_samples_on_a_mesh():
+    field, mesh = gaussian(jf.CondOT()), jax.make_mesh((4, 2), ("data", "model"))
+    few = jf.generate(field, KEY, 3, (2,), mesh=mesh, times=TIMES)
+    many = jf.generate(field, KEY, 9, (2,), mesh=mesh, batch_size=4, times=TIMES)
+    assert few.x.shape == (3, 2) and many.x.shape == (9, 2)
+    np.testing.assert_allclose(few.x, many.x[:3], rtol=1e-5)
+
+
+def test_events_may_be_pytrees_and_lists_of_sizes():
+    tree = {"a": jax.ShapeDtypeStruct((2,), jnp.float32), "b": jax.ShapeDtypeStruct((3, 1), jnp.float32)}
+    zero = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
+    out = jf.generate(zero, KEY, 3, tree, times=TIMES, batch_size=2)
+    assert jax.tree.map(np.shape, out.x) == {"a": (3, 2), "b": (3, 3, 1)}
+    assert jf.generate(zero, KEY, 2, [4, 4, 1], times=TIMES).x.shape == (2, 4, 4, 1)
+
+
+@pytest.mark.slow
+def test_adaptive_samples_do_not_depend_on_the_batch(x64):
+    field = gaussian(jf.Cosine())
+    options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": dfx.PIDController(1e-6, 1e-6), "dtype": jnp.float64}
+    out = jf.generate(field, KEY, 7, (2,), batch_size=3, **options)
+    for i in (0, 6):
+        one = jf.sample(field, jr.fold_in(KEY, i), (2,), **options)
+        np.testing.assert_allclose(out.x[i], one.x, rtol=1e-8)
+        assert out.nfe[i] == one.nfe
+
+
+def test_what_sample_refuses_generate_refuses_before_tracing():
+    net = Counter(lambda t, x, args: x)
+    noise = jf.Field(net, jf.CondOT(), "noise")
+    cases = [
+        ({"times": TIMES}, "Got t = 0, .*start a little later"),
+        ({"times": TIMES[::-1]}, "increase"),
+        ({"times": jnp.array([0.1, jnp.nan, 1.0])}, "finite"),
+        ({}, "either a grid"),
+        ({"times": TIMES + 0.1, "eta": -1.0}, "eta is a number of at least 0"),
+        ({"times": TIMES, "t0": 0.0}, "belongs to an adaptive solve"),
+        ({"t0": 0.0, "t1": 0.9}, "Got t = 0, .*start a little later"),
+    ]
+    for options, fragment in cases:
+        with pytest.raises(ValueError, match=fragment):
+            jf.generate(noise, KEY, 4, (2,), **options)
+    assert net.traces == 0
+
+
+def test_bad_input_is_refused_with_a_reason():
+    field, mesh = gaussian(jf.CondOT()), jax.make_mesh((8,), ("data",))
+    cases = [
+        ({"n": 0}, ValueError, "n is an integer of at least 1"),
+        ({"n": 2.5}, ValueError, "n is an integer of at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size is an integer of at least 1"),
+        ({"key": jr.PRNGKey(0)}, ValueError, "typed key"),
+        ({"key": jr.key(0, impl="rbg")}, ValueError, "rbg"),
+        ({"key": jr.split(KEY)}, ValueError, "vmap over them"),
+        ({"mesh": mesh, "batch_size": 12, "n": 100}, ValueError, "multiple of the devices"),
+        ({"mesh": 3}, TypeError, "mesh is a jax mesh"),
+        ({"args": np.arange(3.0), "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
+        ({"args": 2.0, "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
+        ({"args": np.arange(4.0), "args_in_axes": 1}, ValueError, "holds 0"),
+        ({"args": (np.arange(4.0), 1.0), "args_in_axes": (0,)}, ValueError, "args_in_axes"),
+        ({"shape": 2}, ValueError, "shape of one event"),
+        ({"step": 3}, TypeError, "step"),
+    ]
+    for options, kind, fragment in cases:
+        call = {"field": field, "key": KEY, "n": 4, "shape": (2,), "times": TIMES, **options}
+        refuses(lambda call=call: jf.generate(**call), fragment, kind)

@@ -1,0 +1,528 @@
+"""Samplers of one example against textbook recursions written out in numpy (closed forms A11 and H9)."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule
+
+import jflow as jf
+
+KEY = jr.key(0)
+STEPS = dfx.SaveAt(t0=True, steps=True)
+INTERIOR = np.array([0.05, 0.1, 0.3, 0.45, 0.8, 0.95])
+START = np.array([0.4, -1.1, 2.0])
+NAMES = ("CondOT", "VP", "VE", "root")
+
+
+def denoiser(alpha, sigma, x):
+    """`E[x1 | x]` of MIX1 in numpy, for each component of `x` alone."""
+    weights, means, stds = MIX1
+    variance = (alpha * stds) ** 2 + sigma**2
+    gap = np.asarray(x)[..., None] - alpha * means[:, 0]
+    log_r = np.log(weights / np.sqrt(variance)) - gap**2 / (2 * variance)
+    r = np.exp(log_r - log_r.max(-1, keepdims=True))
+    r /= r.sum(-1, keepdims=True)
+    return (r * (means[:, 0] + alpha * stds**2 / variance * gap)).sum(-1)
+
+
+def field_of(name, predicts):
+    """The exact field of three independent components, each a MIX1."""
+    one = mixture(PATHS[name], *MIX1, predicts=predicts)
+    return jf.Field(jax.tree_util.Partial(components, one.net), PATHS[name], predicts)
+
+
+def components(net, t, x, args):
+    return jax.vmap(lambda v: net(t, v[None], args)[0])(x)
+
+
+@eqx.filter_jit
+def decode(field, x, times, key=None, **options):
+    return jf.decode(field, x, times=times, key=key, **options)
+
+
+def check(name, run, truth, single=1e-5, double=1e-12):
+    """A sampler in both precisions against a recursion in double."""
+    for dtype, tolerance in (("float64", double), ("float32", single)):
+        with jax.enable_x64(dtype == "float64"):
+            x = run(dtype)
+            assert x.dtype == dtype
+            scale = np.abs(truth).max()
+            np.testing.assert_allclose(x, truth, rtol=tolerance, atol=tolerance * scale, err_msg=f"{name} {dtype}")
+
+
+# ------------------------------------------------------------------------------------------ one step, many names
+
+
+def ddim(name, times, x):
+    """`x' = alpha' data + sigma' noise` (Song et al. 2021, arXiv:2010.02502, equation 12 without noise)."""
+    for t0, t1 in zip(times[:-1], times[1:], strict=True):
+        (a0, s0, *_), (a1, s1, *_) = schedule(name, t0), schedule(name, t1)
+        data = denoiser(a0, s0, x)
+        x = a1 * data + s1 * (x - a0 * data) / s0
+    return x
+
+
+CLOCKS = {"sigma": jf.SigmaClock(), "theta": jf.ThetaClock(), "ratio": jf.RatioClock()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_H9_ddim_is_euler_in_three_clocks(name):
+    truth = ddim(name, INTERIOR, START)
+    for clock in [*CLOCKS.values(), *([jf.PathClock()] if name == "CondOT" else [])]:
+        predicts = "velocity" if isinstance(clock, jf.ThetaClock) else "data"
+
+        def run(dtype, clock=clock, predicts=predicts):
+            times, x = jnp.asarray(INTERIOR, dtype), jnp.asarray(START, dtype)
+            return decode(field_of(name, predicts), x, times, clock=clock, end="stop").x
+
+        check(f"{name} {type(clock).__name__}", run, truth, double=1e-10, single=2e-5)
+
+
+@pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
+def test_H9_one_step_is_exact_for_one_point(clock, x64):
+    z, noise = jnp.array([2.0, -1.0, 0.5]), jnp.asarray(START)
+    for name in ("CondOT", "Cosine", "LinearVP", "quadratic"):
+        path = PATHS[name]
+        field = jf.Field(lambda t, x, args: z, path, "data")
+        x = jf.decode(field, path.interpolate(0.2, noise, z), times=jnp.array([0.2, 0.9]), clock=clock, end="stop").x
+        np.testing.assert_allclose(x, path.interpolate(0.9, noise, z), rtol=1e-12, err_msg=name)
+
+
+def test_H9_euler_in_path_time_is_not_ddim_on_a_curved_path(x64):
+    field = field_of("VP", "data")
+    x = decode(field, jnp.asarray(START), jnp.asarray(INTERIOR), clock=jf.PathClock(), end="stop").x
+    assert np.abs(x - ddim("VP", INTERIOR, START)).max() > 1e-2
+
+
+# ------------------------------------------------------------------------------------------------------- EDM
+
+
+def edm_heun(levels, x):
+    """Algorithm 1 of Karras et al. 2022 (arXiv:2206.00364) with `s(t) = 1`, `sigma(t) = t`, without churn."""
+    calls, levels = 0, np.append(levels, 0.0)
+    for s0, s1 in zip(levels[:-1], levels[1:], strict=True):
+        d = (x - denoiser(1.0, s0, x)) / s0
+        calls, guess = calls + 1, x + (s1 - s0) * d
+        if s1 != 0:
+            slope = (guess - denoiser(1.0, s1, guess)) / s1
+            calls, guess = calls + 1, x + (s1 - s0) * (d + slope) / 2
+        x = guess
+    return x, calls
+
+
+def preconditioned(net, c_noise, x, args):
+    """What a network behind EDM's scalings has to say for the exact denoiser, `sigma_data = 0.5`."""
+    sigma = jnp.exp(4 * c_noise)
+    total = sigma**2 + 0.25
+    x = x * jnp.sqrt(total)
+    data = components(net, c_noise, x, sigma)
+    return (data - 0.25 / total * x) * jnp.sqrt(total) / (0.5 * sigma)
+
+
+def exact_edm(t, x, sigma):
+    """The exact denoiser of MIX1 at a noise level."""
+    return ExactNet(LevelPath(sigma), "data", *(np.asarray(v, float) for v in MIX1))(t, x, None)
+
+
+class LevelPath(eqx.Module):
+    """A stand-in for a path at one noise level."""
+
+    level: jax.Array
+
+    def alpha(self, t):
+        return jnp.ones_like(self.level)
+
+    def sigma(self, t):
+        return self.level
+
+
+def test_edm_heun_is_the_textbook_with_35_calls():
+    n = 18
+    levels = (80 ** (1 / 7) + np.arange(n) / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    truth, calls = edm_heun(levels, 80 * START)
+    assert calls == 35
+    net = Counter(jax.tree_util.Partial(preconditioned, exact_edm))
+
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-5)):
+        with jax.enable_x64(dtype == "float64"):
+            path = jf.VE(sigma_min=0.002, sigma_max=80.0)
+            edm = jf.Preconditioned(net, path, sigma_data=0.5)
+            times = jf.karras_times(n, path)
+            out = decode(edm, jnp.asarray(80 * START, dtype), times, clock=jf.SigmaClock(), solver=dfx.Heun())
+            assert net.take() == out.nfe == 35 and out.status == 0 and out.x.dtype == dtype
+            np.testing.assert_allclose(out.x, truth, rtol=tolerance, atol=tolerance)
+
+
+# ------------------------------------------------------------------------------------------------ every eta
+
+
+def frozen(name, times, x, eta, normals):
+    """The exact step for a frozen data prediction, at the level `eta(t)` of the SDE (numerics: section 0)."""
+    for t0, t1, z in zip(times[:-1], times[1:], normals, strict=True):
+        (a0, s0, *_), (a1, s1, *_), e = schedule(name, t0), schedule(name, t1), eta(t0)
+        h = np.log(a1 / s1) - np.log(a0 / s0)
+        x = (
+            s1 / s0 * np.exp(-e * h) * x
+            + a1 * -np.expm1(-(1 + e) * h) * denoiser(a0, s0, x)
+            + s1 * np.sqrt(-np.expm1(-2 * e * h)) * z
+        )
+    return x
+
+
+def ramp(t):
+    return 2 * t
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 2.0, ramp], ids=["0", "0.3", "1", "2", "ramp"])
+def test_the_default_clock_takes_the_frozen_data_step_of_any_eta(eta):
+    normals = np.asarray(jr.normal(KEY, (5, 3)), float)
+    level = eta if callable(eta) else lambda t: eta
+    for name in ("CondOT", "Cosine"):
+        truth = frozen(name, INTERIOR, START, level, normals)
+
+        def run(dtype, name=name):
+            times, x = jnp.asarray(INTERIOR, dtype), jnp.asarray(START, dtype)
+            noise = jf.Recorded(jnp.asarray(normals, dtype))
+            value = eta if callable(eta) else jnp.asarray(eta, dtype)
+            return decode(field_of(name, "data"), x, times, eta=value, brownian=noise, end="stop").x
+
+        check(name, run, truth)
+
+
+def test_the_frozen_data_step_at_one_is_the_ancestral_step_of_ddpm(x64):
+    """Ho et al. 2020 (arXiv:2006.11239), equations 6 and 7, along a variance-preserving path."""
+    normals = np.asarray(jr.normal(KEY, (5, 3)))
+    x = START
+    for t0, t1, z in zip(INTERIOR[:-1], INTERIOR[1:], normals, strict=True):
+        (a0, s0, *_), (a1, s1, *_) = schedule("LinearVP", t0), schedule("LinearVP", t1)
+        step = (a0 / a1) ** 2  # their alpha_t = 1 - beta_t; their t is the noisier time
+        mean = a1 * (1 - step) / s0**2 * denoiser(a0, s0, x) + np.sqrt(step) * s1**2 / s0**2 * x
+        x = mean + np.sqrt(s1**2 / s0**2 * (1 - step)) * z
+    noise = jf.Recorded(jnp.asarray(normals))
+    out = decode(
+        field_of("LinearVP", "data"), jnp.asarray(START), jnp.asarray(INTERIOR), eta=1.0, brownian=noise, end="stop"
+    )
+    np.testing.assert_allclose(out.x, x, rtol=1e-11)
+
+
+def test_eta_zero_is_the_ode():
+    field, times = field_of("CondOT", "velocity"), jf.uniform_times(6)
+    ode = decode(field, jnp.asarray(START, jnp.float32), times, clock=jf.ThetaClock())
+    for key in (jr.key(1), jr.key(2)):
+        sde = decode(field, jnp.asarray(START, jnp.float32), times, key, eta=jnp.asarray(0.0))
+        np.testing.assert_allclose(sde.x, ode.x, rtol=1e-6)
+        assert sde.nfe == ode.nfe == 6
+
+
+def test_an_absolute_coefficient_adds_half_its_square_times_the_score(x64):
+    times, x = np.array([0.3, 0.4, 0.6]), START
+    normals = np.asarray(jr.normal(KEY, (2, 3)))
+
+    def g(t, x, args):
+        return args * (1 - t) * (2 + jnp.cos(x[0]))
+
+    for t0, t1, z in zip(times[:-1], times[1:], normals, strict=True):
+        alpha, sigma, alpha_dot, sigma_dot = schedule("CondOT", t0)
+        data = denoiser(alpha, sigma, x)
+        noise, h = (x - alpha * data) / sigma, t1 - t0
+        level = float(g(t0, x, 0.7))
+        x = x + h * (alpha_dot * data + sigma_dot * noise - level**2 / 2 * noise / sigma) + level * np.sqrt(h) * z
+    for predicts in ("velocity", "noise", "data"):
+        out = decode(
+            field_of("CondOT", predicts), jnp.asarray(START), jnp.asarray(times), diffusion=g, args=0.7, end="stop",
+            brownian=jf.Recorded(jnp.asarray(normals)),
+        )  # fmt: skip
+        np.testing.assert_allclose(out.x, x, rtol=1e-10)
+
+
+# ------------------------------------------------------------------------------------------- start, end, layout
+
+
+def test_a_sample_is_a_draw_at_the_first_time_decoded():
+    field, times = field_of("CondOT", "velocity"), jnp.linspace(0.1, 1.0, 6)
+    key_start, key_noise = jr.split(KEY)
+    x0 = 0.9 * jr.normal(key_start, (3,))
+    for options in ({}, {"eta": 1.0}):
+        got = eqx.filter_jit(lambda k, options=options: jf.sample(field, k, (3,), times=times, **options))(KEY)
+        np.testing.assert_allclose(got.x, decode(field, x0, times, key_noise, **options).x, rtol=1e-5)
+        assert got.status == 0 and got.t == 1 and got.nfe == 5
+
+    class Base(eqx.Module):
+        def sample(self, key):
+            return jr.uniform(key, (3,))
+
+    own = jf.sample(field, KEY, (3,), times=times, base=Base(), saveat=STEPS)
+    np.testing.assert_array_equal(own.xs[0], jr.uniform(key_start, (3,)))
+    ve = jf.sample(gaussian(jf.VE(0.01, 50.0), predicts="noise"), KEY, (2000,), times=jf.uniform_times(2), saveat=STEPS)
+    assert abs(ve.xs[0].std() / 50 - 1) < 4 / np.sqrt(4000)
+
+
+def test_one_step_works():
+    x = jnp.asarray(START, jnp.float32)
+    grid = jf.uniform_times(1)
+    one = jf.decode(field_of("CondOT", "velocity"), x, times=grid)  # every noise goes to the mean of the data
+    np.testing.assert_allclose(one.x, 0.1, atol=1e-6)
+    assert one.nfe == 1 and one.t == 1
+    for options in ({}, {"eta": 1.0, "key": KEY}, {"clock": jf.RatioClock()}):
+        denoised = jf.decode(field_of("CondOT", "data"), x, times=grid, saveat=STEPS, **options)
+        np.testing.assert_allclose(denoised.x, 0.1, atol=1e-6)
+        assert denoised.nfe == 1 and denoised.status == 0 and denoised.xs.shape == (2, 3)
+        np.testing.assert_array_equal(denoised.ts, [0, 1])
+
+
+def test_end_policies():
+    x, times = jnp.asarray(START, jnp.float32), jf.uniform_times(5)
+    velocity, data = field_of("CondOT", "velocity"), field_of("CondOT", "data")
+    # on the linear path a step of Euler to t = 1 is the data prediction
+    runs = {
+        "stop": decode(velocity, x, times, end="stop"),
+        "denoise": decode(velocity, x, times, end="denoise"),
+        "default": decode(data, x, times),
+        "euler": decode(velocity, x, times, end=dfx.Euler()),
+    }
+    for name, run in runs.items():
+        np.testing.assert_allclose(run.x, runs["stop"].x, rtol=1e-5, err_msg=name)
+        assert run.nfe == 5 and run.t == 1 and run.status == 0
+    heun = decode(velocity, x, times, solver=dfx.Heun(), end=dfx.Midpoint())
+    assert heun.nfe == 10
+    last = jf.decode(
+        velocity, decode(velocity, x, times[:-1], solver=dfx.Heun()).x, times=times[-2:], solver=dfx.Midpoint()
+    )
+    np.testing.assert_allclose(heun.x, last.x, rtol=1e-6)
+    default = decode(data, x, times, solver=dfx.Heun())
+    assert default.nfe == 9  # two calls a step, one for the last
+
+
+def test_an_end_solver_takes_its_own_recorded_noise():
+    field, x, times = field_of("CondOT", "data"), jnp.asarray(START, jnp.float32), jnp.asarray(INTERIOR, jnp.float32)
+    noise = jf.Recorded(jr.normal(KEY, (5, 3)))
+    whole = decode(field, x, times, eta=1.0, brownian=noise, end="stop")
+    ended = decode(field, x, times, eta=1.0, brownian=noise, end=dfx.Euler())
+    np.testing.assert_allclose(ended.x, whole.x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "data"])
+def test_trajectories_have_a_state_for_every_time(predicts):
+    field, x, times = field_of("CondOT", predicts), jnp.asarray(START, jnp.float32), jf.uniform_times(5)
+    for options in ({}, {"eta": 1.0, "key": KEY}):
+        out = decode(field, x, times, saveat=STEPS, **options)
+        assert out.xs.shape == (6, 3)
+        np.testing.assert_array_equal(out.ts, times)
+        np.testing.assert_array_equal(out.xs[0], x)
+        np.testing.assert_array_equal(out.xs[-1], out.x)
+        np.testing.assert_array_equal(decode(field, x, times, **options).x, out.x)
+    few = decode(field, x, times, saveat=dfx.SaveAt(steps=2))
+    np.testing.assert_allclose(few.ts, [0.4, 0.8], rtol=1e-6)
+    only = decode(field, x, times, saveat=dfx.SaveAt(t0=True))
+    np.testing.assert_array_equal(only.xs, x[None])
+
+
+def test_a_partly_noised_state_is_carried_on():
+    field, x, times = field_of("Cosine", "noise"), jnp.asarray(START, jnp.float32), jnp.asarray(INTERIOR, jnp.float32)
+    whole = decode(field, x, times, saveat=STEPS)
+    tail = decode(field, whole.xs[2], times[2:])
+    np.testing.assert_allclose(tail.x, whole.x, rtol=1e-6)
+    noise = jr.normal(KEY, (5, 3))
+    whole = decode(field, x, times, eta=1.0, brownian=jf.Recorded(noise), saveat=STEPS, end="stop")
+    tail = decode(field, whole.xs[2], times[2:], eta=1.0, brownian=jf.Recorded(noise[2:]), end="stop")
+    np.testing.assert_allclose(tail.x, whole.x, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clock", [jf.PathClock(), jf.RatioClock(), jf.AngleClock()], ids=["path", "ratio", "angle"])
+def test_encode_and_decode_round_trip(clock, x64):
+    field, times = field_of("Cosine", "velocity"), jf.uniform_times(60)
+    x = jnp.asarray(START)
+
+    @jax.jit
+    def there_and_back(x):
+        noise = jf.encode(field, x, times=times, clock=clock, solver=dfx.Dopri5())
+        return noise, jf.decode(field, noise.x, times=times, clock=clock, solver=dfx.Dopri5())
+
+    noise, back = there_and_back(x)
+    np.testing.assert_allclose(back.x, x, atol=1e-6)
+    assert noise.t == 0 and noise.nfe == 360 and back.t == 1
+
+
+def test_encode_is_the_monotone_map_of_a_gaussian(x64):
+    for name in ("CondOT", "Cosine", "quadratic"):
+        out = eqx.filter_jit(
+            lambda f: jf.encode(f, jnp.asarray(START), times=jf.uniform_times(80), solver=dfx.Dopri5())
+        )(gaussian(PATHS[name]))
+        np.testing.assert_allclose(out.x, (START - 1) / 0.5, rtol=1e-7, err_msg=name)
+
+
+def test_A11_the_end_point_is_finite_or_refused():
+    """One point: its velocity `(z - x)/(1 - t)` is not defined at t = 1, its data prediction is."""
+    z = jnp.array([2.0, -1.0, 0.5])
+    data = jf.Field(lambda t, x, args: z, jf.CondOT(), "data")
+    solvers = [dfx.Euler(), dfx.Midpoint(), dfx.Ralston(), dfx.Heun(), dfx.Bosh3(), dfx.Dopri5(), dfx.Tsit5()]
+    x0 = jnp.zeros(3)
+
+    @jax.jit
+    def ends():
+        return [jf.decode(data, x0, times=jf.uniform_times(4), solver=solver) for solver in solvers]
+
+    for solution in ends():
+        np.testing.assert_allclose(solution.x, z, rtol=1e-5)
+        assert solution.status == 0
+    for solver in solvers:
+        reaches = isinstance(solver, (dfx.Heun, dfx.Dopri5, dfx.Tsit5))
+        if reaches:
+            with pytest.raises(ValueError, match=r"t = 1, .* stop a little earlier"):
+                jf.decode(data, x0, times=jf.uniform_times(4), solver=solver, end="stop")
+        else:
+            out = jf.decode(data, x0, times=jf.uniform_times(4), solver=solver, end="stop")
+            assert out.status == 0 and np.isfinite(out.x).all()
+
+
+# --------------------------------------------------------------------------------------------------- adaptive
+
+
+@eqx.filter_jit
+def adaptively(field, x, **options):
+    controller = dfx.PIDController(1e-6, 1e-6)
+    return jf.decode(field, x, t0=0.0, t1=1.0, stepsize_controller=controller, **options)
+
+
+def test_adaptive_samples_agree_over_clocks():
+    field, x = gaussian(jf.Cosine()), jnp.asarray(START, jnp.float32)
+    out = adaptively(field, x, saveat=dfx.SaveAt(steps=True), max_steps=60, clock=jf.RatioClock())
+    np.testing.assert_allclose(out.x, 1 + 0.5 * START, atol=1e-4)
+    assert out.status == 0 and out.t == pytest.approx(1)
+    kept = np.isfinite(out.ts)
+    assert 0 < kept.sum() < 60 and not np.isnan(out.ts).any()  # steps not taken stay at infinity
+    np.testing.assert_allclose(out.xs[kept][-1], out.x, rtol=1e-5)
+    truth = np.sin(np.pi / 2 * out.ts[kept])[:, None] + START * np.sqrt(
+        0.25 * np.sin(np.pi / 2 * out.ts[kept]) ** 2 + np.cos(np.pi / 2 * out.ts[kept]) ** 2
+    ).reshape(-1, 1)
+    np.testing.assert_allclose(out.xs[kept], truth, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clock", [jf.PathClock(), jf.AngleClock()], ids=["path", "angle"])
+def test_adaptive_samples_in_the_other_clocks(clock):
+    field, x = gaussian(jf.Cosine()), jnp.asarray(START, jnp.float32)
+    out = adaptively(field, x, clock=clock)
+    np.testing.assert_allclose(out.x, 1 + 0.5 * START, atol=1e-4)
+    encoded = eqx.filter_jit(lambda x: jf.encode(field, x, t0=0.0, t1=1.0, clock=clock))(out.x)
+    np.testing.assert_allclose(encoded.x, START, atol=1e-3)
+    assert encoded.t == pytest.approx(0, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- odds and ends
+
+
+def test_types_and_pytrees():
+    field, times = gaussian(jf.CondOT()), jf.uniform_times(2)
+    for dtype in (None, jnp.float32, jnp.bfloat16):
+        out = jax.eval_shape(lambda k: jf.sample(field, k, (3,), times=times, dtype=dtype), KEY)  # noqa: B023
+        assert out.x.dtype == (dtype or jnp.float32)
+    with jax.enable_x64(True):
+        for dtype, kept in ((None, "float32"), (jnp.float64, "float64")):
+            out = jax.eval_shape(lambda k: jf.sample(field, k, (3,), times=times, dtype=dtype, eta=1.0), jr.key(0))  # noqa: B023
+            assert out.x.dtype == out.t.dtype == kept
+    tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
+    shape = {"image": jax.ShapeDtypeStruct((4, 4, 1), jnp.float32), "vector": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    for options in ({}, {"eta": 1.0}):
+        out = jf.sample(tree, KEY, shape, times=times, **options)
+        assert jax.tree.map(jnp.shape, out.x) == {"image": (4, 4, 1), "vector": (3,)} and out.status == 0
+
+
+def test_a_broken_network_is_a_status():
+    field = jf.Field(lambda t, x, args: jnp.where(t > 0.5, jnp.nan, x), jf.CondOT(), "velocity")
+    out = jf.sample(field, KEY, (2,), times=jf.uniform_times(10))
+    assert out.status == 1 and out.t == pytest.approx(0.6)
+    last = jf.sample(
+        jf.Field(lambda t, x, args: x * jnp.nan, jf.CondOT(), "data"), KEY, (2,), times=jf.uniform_times(1)
+    )
+    assert last.status == 1 and last.t == 0
+
+
+SINGULAR = [  # predicts, options, where, what is said
+    ("noise", {}, "t = 0", "start a little later"),
+    ("score", {}, "t = 0", "start a little later"),
+    ("data", {"end": "stop", "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
+    ("velocity", {"clock": jf.SigmaClock()}, "t = 0", "start a little later"),
+    ("velocity", {"clock": jf.PathClock(), "eta": 1.0}, "t = 0", "ThetaClock"),
+    ("velocity", {"clock": jf.RatioClock(), "eta": 1.0}, "t = 0", "ThetaClock"),
+    ("velocity", {"clock": jf.ThetaClock(), "end": "stop"}, "t = 1", "end='denoise'"),
+    ("velocity", {"eta": 1.0, "end": "stop"}, "t = 1", "end='denoise'"),
+    ("velocity", {"eta": 1.0, "end": dfx.Euler()}, "t = 1", "end='denoise'"),
+    (
+        "score",
+        {"times": jnp.linspace(0.1, 1.0, 5), "solver": dfx.Heun(), "clock": jf.ThetaClock(), "end": "stop"},
+        "t = 1",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("predicts", "options", "where", "advice"), SINGULAR)
+def test_a_singular_end_is_refused_before_tracing(predicts, options, where, advice):
+    net = Counter(lambda t, x, args: x)
+    options = {"times": jf.uniform_times(4), "key": KEY, **options}
+    with pytest.raises(ValueError, match=f"Got {where}, .*{advice}"):
+        jf.decode(jf.Field(net, jf.CondOT(), predicts), jnp.ones(2), **options)
+    assert net.traces == 0
+
+
+def test_a_singular_end_of_an_adaptive_or_backward_solve_is_refused():
+    data = gaussian(jf.CondOT(), predicts="data")
+    with pytest.raises(ValueError, match=r"Got t = 1, .*stop a little earlier"):
+        jf.decode(data, jnp.ones(2), t0=0.0, t1=1.0)
+    with pytest.raises(ValueError, match=r"Got t = 1, .*stop a little earlier"):
+        jf.encode(data, jnp.ones(2), times=jf.uniform_times(4))
+    with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):
+        jf.encode(gaussian(jf.CondOT(), predicts="noise"), jnp.ones(2), times=jf.uniform_times(4), solver=dfx.Heun())
+    with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):
+        jf.sample(gaussian(jf.CondOT(), predicts="noise"), KEY, (2,), t0=0.0, t1=0.9)
+
+
+def test_paths_that_do_not_reach_the_ends_are_not_refused():
+    def shape(field):
+        return jax.eval_shape(lambda x: jf.decode(field, x, times=jf.uniform_times(3)), jnp.ones(2)).x.shape
+
+    for path in (jf.VE(), jf.VP()):
+        for predicts in ("noise", "data", "score"):
+            assert shape(gaussian(path, predicts=predicts)) == (2,)
+
+
+def test_bad_input_is_refused_with_a_reason():
+    field, times, x = gaussian(jf.CondOT()), jf.uniform_times(4), jnp.ones(2)
+    noisy = {"eta": 1.0, "key": KEY}
+    cases = [
+        (lambda: jf.sample(lambda t, x, a: x, KEY, (2,), times=times), TypeError, "takes a field"),
+        (lambda: jf.sample(field, None, (2,), times=times), ValueError, "pass key="),
+        (lambda: jf.sample(field, jr.PRNGKey(0), (2,), times=times), ValueError, "typed key"),
+        (lambda: jf.sample(field, jr.split(KEY), (2,), times=times), ValueError, "vmap over them"),
+        (lambda: jf.sample(field, jr.key(0, impl="rbg"), (2,), times=times), ValueError, "rbg"),
+        (lambda: jf.sample(field, KEY, 2, times=times), ValueError, "shape of one event"),
+        (lambda: jf.sample(field, KEY, [2, 3], times=times), ValueError, "shape of one event"),
+        (lambda: jf.sample(field, KEY, (2,)), ValueError, "either a grid"),
+        (lambda: jf.sample(field, KEY, (2,), times=times[::-1]), ValueError, "increase"),
+        (lambda: jf.sample(field, KEY, (2,), times=jnp.asarray(0.5)), ValueError, "at least two times"),
+        (lambda: jf.sample(field, KEY, (2,), times=jnp.array([0.0, jnp.nan, 1.0])), ValueError, "finite"),
+        (lambda: jf.decode(field, x, times=jnp.array([0.0, 0.5, 0.5, 1.0])), ValueError, "increase"),
+        (lambda: jf.decode(field, x, times=times, eta=1.0), ValueError, "pass key="),
+        (lambda: jf.decode(field, x, times=times, eta=-0.5, key=KEY), ValueError, "eta is a number of at least 0"),
+        (lambda: jf.decode(field, x, times=times, eta=jnp.nan, key=KEY), ValueError, "eta is a number of at least 0"),
+        (lambda: jf.decode(field, x, times=times, eta=jnp.ones(2), key=KEY), ValueError, "eta is a number"),
+        (lambda: jf.decode(field, x, times=times, diffusion=lambda *_: 1.0, **noisy), ValueError, "without eta="),
+        (
+            lambda: jf.decode(field, x, times=times, diffusion=lambda *_: 1.0, clock=jf.RatioClock(), key=KEY),
+            ValueError,
+            "path's own time",
+        ),
+        (lambda: jf.decode(field, x, times=times, end="denoised"), ValueError, "end is 'denoise', 'stop'"),
+        (lambda: jf.decode(field, x, t0=0.0, t1=1.0, eta=lambda t: t, key=KEY), ValueError, "fixed grid"),
+        (lambda: jf.decode(field, x, times=times, t0=0.0, t1=1.0), ValueError, "belongs to an adaptive solve"),
+        (lambda: jf.encode(field, x, times=times[::-1]), ValueError, "increase"),
+        (lambda: jf.encode(field, x), ValueError, "either a grid"),
+        (lambda: jf.decode(jf.Field(lambda t, x, a: x[0], jf.CondOT(), "data"), x, times=times), ValueError, "shape"),
+    ]
+    for call, kind, fragment in cases:
+        refuses(call, fragment, kind)
