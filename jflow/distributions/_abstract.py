@@ -77,9 +77,9 @@ class AbstractDistribution(eqx.Module):
                 f"An event of this {type(self).__name__} has shape {self.shape}. Got {jnp.shape(x)}; "
                 "if these differ by a leading batch axis, a jax.vmap is missing."
             )
-        x = as_state(x)
-        alpha, sigma = (jnp.asarray(number).astype(x.dtype) for number in (alpha, sigma))
-        log_prob, data, score = cast(self, x.dtype)._moments(alpha, sigma, x, args)
+        point: Array = as_state(x)
+        alpha, sigma = (jnp.asarray(number).astype(point.dtype) for number in (alpha, sigma))
+        log_prob, data, score = cast(self, point.dtype)._moments(alpha, sigma, point, args)
         possible = log_prob > -jnp.inf
         return Moments(log_prob, jnp.where(possible, data, jnp.nan), jnp.where(possible, score, jnp.nan))
 
