@@ -68,7 +68,7 @@ def log_prob(
     """
     if times is None and t0 is None and t1 is None:
         t0, t1 = 0.0, 1.0
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, x, divergence, key)

@@ -83,7 +83,7 @@ def sample(
     """
     check_key(key, "A sample")
     check_field(field)
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     key_start, key_noise = jr.split(key)
     start = times if times is not None else t0
     if base is None:
@@ -171,7 +171,7 @@ def decode(
     where the equation is an SDE. Returns a `Solution`.
     """
     problem, solver, end = plan(
-        field, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion, end=end, t0=t0, t1=t1,
+        field, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion, end=end, t0=t0, t1=t1, dt0=dt0,
         stepsize_controller=stepsize_controller, adjoint=adjoint, event=event,
     )  # fmt: skip
     x = as_state(x, dtype)
@@ -194,6 +194,7 @@ def plan(
     end: End | None = None,
     t0: Any = None,
     t1: Any = None,
+    dt0: Any = None,
     stepsize_controller: Any = None,
     adjoint: Any = None,
     event: Any = None,
@@ -201,7 +202,7 @@ def plan(
 ) -> tuple[FieldEquation, Any, Any]:
     """The equation, the solver and the end policy of a sample, checked as far as the arguments are concrete."""
     problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     if times is None:
         if callable(eta):
             raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
@@ -304,7 +305,7 @@ def encode(
     encoded state in `x`. Raises `ValueError` where the velocity is undefined at the start: stop the grid short of
     t = 1, which treats the data as a state of that earlier time.
     """
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     x = as_state(x, dtype)
     problem = field_equation(field, choose_clock(solver, clock, None), None, None)
     if times is None:

@@ -1,7 +1,7 @@
 """The lecture's ODE and SDE: any drift, any deterministic diffusion coefficient, any grid."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_origin
 
 import diffrax as dfx
 import equinox as eqx
@@ -99,7 +99,7 @@ def solve(
     check_same_clock(solver, PathClock(), "A drift is integrated")
     problem = Equation(drift, diffusion)
     x0 = as_state(x0, dtype)
-    check_mode(times, t0, t1, stepsize_controller, adjoint, event)
+    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     if times is not None:
         return fixed(problem, x0, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat)
     return adaptive(
@@ -108,7 +108,7 @@ def solve(
     )  # fmt: skip
 
 
-def check_mode(times: Any, t0: Any, t1: Any, controller: Any, adjoint: Any, event: Any) -> None:
+def check_mode(times: Any, t0: Any, t1: Any, dt0: Any, controller: Any, adjoint: Any, event: Any) -> None:
     """Raises `ValueError` unless the call is either a fixed grid or an adaptive solve."""
     if times is None:
         if t0 is None or t1 is None:
@@ -116,7 +116,7 @@ def check_mode(times: Any, t0: Any, t1: Any, controller: Any, adjoint: Any, even
                 "A solve takes either a grid, times=jflow.uniform_times(n), or both ends, t0= and t1=. Got neither."
             )
         return
-    extra = {"t0": t0, "t1": t1, "stepsize_controller": controller, "adjoint": adjoint, "event": event}
+    extra = {"t0": t0, "t1": t1, "dt0": dt0, "stepsize_controller": controller, "adjoint": adjoint, "event": event}
     given = [name for name, value in extra.items() if value is not None]
     if given:
         raise ValueError(
@@ -199,6 +199,7 @@ def fixed(
     """The solve of a problem on a grid of path times."""
     check_times(times, backward=not problem.noisy)
     solver = dfx.Euler() if solver is None else solver
+    _check_solver(solver, problem.noisy)
     times = jnp.asarray(times).astype(state_dtype(x0))
     if problem.noisy and brownian is None:
         check_key(key, "An SDE")
@@ -221,6 +222,18 @@ def fixed(
             xs = first if xs is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), first, xs)
     nfe = None if out.calls is None else jnp.asarray(out.calls, jnp.int32)
     return Solution(x=out.x, nfe=nfe, status=out.status, t=out.t, ts=ts, xs=xs)
+
+
+def _check_solver(solver, noisy):
+    """The loop of a fixed grid takes explicit solvers, and an ODE none that is made for two terms."""
+    name = type(solver).__name__
+    if isinstance(solver, dfx.AbstractImplicitSolver):
+        raise ValueError(
+            f"A fixed grid (times=) is for explicit solvers. Got {name}, which is implicit: solve with t0=, t1= and "
+            "stepsize_controller=diffrax.StepTo(times), or adaptively."
+        )
+    if not noisy and get_origin(solver.term_structure) is dfx.MultiTerm:
+        raise ValueError(f"{name} is a solver for SDEs. Got an equation without noise: take diffrax.Heun() or another.")
 
 
 def _check_recorded(brownian, n, noise_like, solver):
