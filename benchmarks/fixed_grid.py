@@ -132,7 +132,8 @@ def main():
     print("| program | beside | ratio | jflow, ms | other, ms |\n|---|---|---|---|---|")
     for solver in ("Euler", "Heun"):
         ratio, a, b = ode_row(solver)
-        print(f"| {solver}, 100 steps, MLP 3 x 256, batch 4096 | a scan | {ratio:.3f} | {a * 1e3:.1f} | {b * 1e3:.1f} |")
+        label = f"{solver}, 100 steps, MLP 3 x 256, batch 4096"
+        print(f"| {label} | a scan | {ratio:.3f} | {a * 1e3:.1f} | {b * 1e3:.1f} |")
     for d, batch in ((2, 4096), (3072, 64)):
         for name, (ratio, a, b) in sde_rows(d, batch):
             label = f"Euler-Maruyama, 200 steps, d = {d}, batch {batch}"

@@ -99,7 +99,7 @@ def _adaptive_solution(problem, solver, sol, eta, saveat):
     out_of_steps = sol.result == dfx.RESULTS.max_steps_reached
     status = jnp.where(diverged, 1, jnp.where(fine, 0, jnp.where(out_of_steps, 2, 1))).astype(jnp.int32)
     ts = xs = None
-    if saveat is not None:
+    if sol.ts["user"] is not None and saveat is not None:
         ts, xs = jax.vmap(lambda s, y: _located(problem, s, y, eta))(sol.ts["user"], sol.ys["user"])
     calls = _adaptive_calls(solver, sol.stats["num_steps"])
     return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)

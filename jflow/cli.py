@@ -59,8 +59,8 @@ def sample(
         if out.suffix == ".png":
             loaded.recipe.sheet(x, labels).savefig(path)
         else:
-            arrays = {"x": x} if labels is None else {"x": x, "label": labels}
-            np.savez(path, allow_pickle=False, **arrays)
+            arrays: dict[str, Any] = {"x": x} if labels is None else {"x": x, "label": labels}
+            np.savez(path, **arrays)
     print(f"{num} draws: {out}")
 
 

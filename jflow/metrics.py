@@ -77,9 +77,7 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
     return float(_transport_cost(x, y, p)[0] ** (1 / p))
 
 
-def sliced_wasserstein(
-    key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2
-) -> float:
+def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2) -> float:
     """Sliced Wasserstein distance of order `p >= 1`; in units of the data.
 
     `(E_theta W_p(theta.X, theta.Y)^p)^(1/p)`, `theta` uniform on the unit sphere, by `num_projections`
@@ -118,9 +116,7 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any 
     x, y = _pair(x, y)
     n = min(len(x), len(y))
     if not 2 <= folds <= n:
-        raise ValueError(
-            f"There are at least two folds, each with a point of both samples. Got {folds} for {n}."
-        )
+        raise ValueError(f"There are at least two folds, each with a point of both samples. Got {folds} for {n}.")
     seed = int(jax.random.bits(key, dtype=jnp.uint32))
     rng = np.random.default_rng(seed)
     points = np.concatenate([rng.permutation(x)[:n], rng.permutation(y)[:n]])
@@ -152,9 +148,7 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[Any], Any] | None
         raise ValueError(f"A covariance takes at least two points. Got samples of {len(x)} and {len(y)}.")
     # With C = R'R and C' = S'S, tr (C C')^(1/2) is the sum of the singular values of R S'. This keeps the
     # full precision where the root of a product, nearly singular or not symmetric, loses half of the digits.
-    root_x, root_y = (
-        np.asarray(np.linalg.qr((z - z.mean(0)) / math.sqrt(len(z) - 1), mode="r")) for z in (x, y)
-    )
+    root_x, root_y = (np.asarray(np.linalg.qr((z - z.mean(0)) / math.sqrt(len(z) - 1), mode="r")) for z in (x, y))
     overlap = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
     shift = x.mean(0) - y.mean(0)
     return float(shift @ shift + (root_x**2).sum() + (root_y**2).sum() - 2 * overlap)
