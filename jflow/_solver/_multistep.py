@@ -8,7 +8,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._clock import AbstractClock, ThetaClock
 from .._misc import combine
@@ -41,15 +41,15 @@ class AbstractMultistep(dfx.AbstractItoSolver[History]):
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
     @abc.abstractmethod
-    def gap(self, t0: Array, t1: Array) -> Array:
+    def gap(self, t0: Float[Array, ""], t1: Float[Array, ""]) -> Float[Array, ""]:
         """`xi(t1) - xi(t0)`."""
 
     @abc.abstractmethod
-    def moments(self, gap: Array) -> tuple[Array, ...]:
+    def moments(self, gap: Float[Array, ""]) -> tuple[Float[Array, ""], ...]:
         """The means over a step from `t0` of `(xi - xi(t0))^k`, `k = 1, ..., points - 1`."""
 
     @abc.abstractmethod
-    def finite(self, t: Array) -> Array:
+    def finite(self, t: Float[Array, ""]) -> Bool[Array, ""]:
         """Whether `xi(t)` is finite."""
 
     def init(self, terms, t0, t1, y0, args):

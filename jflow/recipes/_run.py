@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 import jflow as jf
 
@@ -40,7 +40,7 @@ class Run:
         """Whether every step was taken."""
         return self.step >= self.recipe.steps
 
-    def draw(self, sampler: Sampler, n: int, **options: Any) -> np.ndarray:
+    def draw(self, sampler: Sampler, n: int, **options: Any) -> Float[np.ndarray, " n ..."]:
         """`n` draws; see `AbstractRecipe.draw`."""
         return self.recipe.draw(self.field, sampler, n, **options)
 
