@@ -47,6 +47,7 @@ from ._sample import sample as sample
 from ._solve import flow_map as flow_map
 from ._solve import solve as solve
 from ._solver import DPMpp as DPMpp
+from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._times import AbstractLaw as AbstractLaw
 from ._times import LogitNormal as LogitNormal
 from ._times import LogNormalSigma as LogNormalSigma

@@ -118,6 +118,8 @@ def _adaptive_calls(solver, steps):
     """
     if isinstance(solver, dfx.Euler):
         return steps.astype(jnp.int32)
+    if (calls := getattr(solver, "calls", None)) is not None:
+        return (calls * steps).astype(jnp.int32)
     tableau = getattr(solver, "tableau", None)
     if not (isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)):
         return None

@@ -11,7 +11,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree, Shaped
 
-from ._misc import safe_sqrt, scale, size
+from ._misc import combine, safe_sqrt, scale, size
 from ._types import PRNGKey
 
 
@@ -58,20 +58,36 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
     t1: Any
     increment: Any
     levy_area: Any = eqx.field(static=True)
+    noise_time: Any = None  # of a solver that asks for the noise up to one time inside the step
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
-        """The increment over the step; raises `ValueError` for any other interval."""
-        if t0 is not self.t0 or t1 is not self.t1:
-            raise ValueError(
-                "On a fixed grid the noise is one increment a step, and this solver asks for it inside a step. "
-                "Pass brownian=diffrax.VirtualBrownianTree(...), which knows the path at every time."
-            )
-        return self.increment if use_levy else self.increment.W
+        """The increment over the step; raises `ValueError` for another interval, but for one from `t0` to a time inside
+        where there is a second normal for it.
+        """
+        if t0 is self.t0 and t1 is self.t1:
+            return self.increment if use_levy else self.increment.W
+        if t0 is self.t0 and self.noise_time is not None:
+            return self._inside(t1)
+        raise ValueError(
+            "On a fixed grid the noise is one increment a step, and this solver asks for it inside a step. "
+            "Pass brownian=diffrax.VirtualBrownianTree(...), which knows the path at every time."
+        )
+
+    def _inside(self, t):
+        """The increment `W_q` up to a share `q` of the step, given that over the step, `W`: the Brownian bridge
+        `q W + sqrt(12 q (1 - q)) H`, whose normal is that of the Lévy area (of variance a twelfth of that of `W`, and
+        independent of it). The pair has the law it has along one path; the area itself then is not that of the path.
+        """
+        start, inside, stop = (self.noise_time(s) for s in (self.t0, t, self.t1))
+        moves = stop > start
+        share = jnp.where(moves, (inside - start) / jnp.where(moves, stop - start, 1), 0)
+        return combine((share, self.increment.W), (safe_sqrt(12 * share * (1 - share)), self.increment.H))
 
 
-def step_path(t0: Any, t1: Any, variance: Any, normals: tuple[PyTree, ...]) -> StepBrownianPath:
+def step_path(t0: Any, t1: Any, variance: Any, normals: tuple[PyTree, ...], noise_time: Any = None) -> StepBrownianPath:
     """The path of one step from its normals: the increment, then, where given, the space-time and the
-    space-time-time Lévy areas, of variances `variance`, `variance/12` and `variance/720`.
+    space-time-time Lévy areas, of variances `variance`, `variance/12` and `variance/720`. With `noise_time`, a function
+    of the time, the second normal serves for a time inside.
 
     Source: Foster, dos Reis & Strange 2023, arXiv:2210.17543, section 1.
     """
@@ -79,7 +95,7 @@ def step_path(t0: Any, t1: Any, variance: Any, normals: tuple[PyTree, ...]) -> S
     names, factors = ("W", "H", "K")[: len(normals)], (1.0, 1 / math.sqrt(12), 1 / math.sqrt(720))
     values = {k: scale(f * std, z) for k, f, z in zip(names, factors, normals, strict=False)}
     kind = (dfx.BrownianIncrement, dfx.SpaceTimeLevyArea, dfx.SpaceTimeTimeLevyArea)[len(normals) - 1]
-    return StepBrownianPath(t0, t1, kind(dt=t1 - t0, **values), kind)
+    return StepBrownianPath(t0, t1, kind(dt=t1 - t0, **values), kind, noise_time)
 
 
 def block_length(x: PyTree) -> int:
@@ -110,7 +126,9 @@ def block_normals(key: PRNGKey, block: Any, x: PyTree, kinds: int) -> tuple[PyTr
 
 
 def levy_kinds(solver: dfx.AbstractSolver) -> int:
-    """How many normals a step of the solver takes: the increment, and the Lévy areas it asks for."""
+    """How many normals a step of the solver takes: the increment, and the Lévy areas or the inner time it asks for."""
+    if getattr(solver, "asks_inside", False):
+        return 2
     area = getattr(solver, "minimal_levy_area", dfx.AbstractBrownianIncrement)
     if issubclass(area, dfx.AbstractSpaceTimeTimeLevyArea):
         return 3

@@ -156,10 +156,16 @@ class _Step:
         ode = dfx.ODETerm(drift)
         if not problem.noisy:
             return u0, ode
+
+        def noise_time(tau):
+            return problem.noise_time(tau, eta)
+
         if normals is None:
-            noise = NoiseTerm(diffusion, self.brownian, lambda tau: problem.noise_time(tau, eta))
+            noise = NoiseTerm(diffusion, self.brownian, noise_time)
         else:
-            noise = NoiseTerm(diffusion, step_path(interval.tau0, interval.tau1, interval.variance, normals))
+            inside = noise_time if getattr(self.solver, "asks_inside", False) else None
+            path = step_path(interval.tau0, interval.tau1, interval.variance, normals, inside)
+            noise = NoiseTerm(diffusion, path)
         return u0, dfx.MultiTerm(ode, noise)
 
 

@@ -240,8 +240,8 @@ def _check_recorded(brownian, n, noise_like, solver):
     """Recorded normals are those that the loop would draw."""
     if levy_kinds(solver) > 1:
         raise ValueError(
-            f"Recorded noise holds increments, and {type(solver).__name__} takes Lévy areas too. Pass key=, or "
-            "brownian=diffrax.VirtualBrownianTree(...) with its levy_area."
+            f"Recorded noise holds increments, and {type(solver).__name__} takes more: Lévy areas, or times inside "
+            "a step. Pass key=, or brownian=diffrax.VirtualBrownianTree(...), with the levy_area it takes."
         )
     structure = jtu.tree_structure(noise_like)
     if jtu.tree_structure(brownian.normals) != structure:

@@ -4,3 +4,4 @@ from ._multistep import AbstractMultistep as AbstractMultistep
 from ._multistep import check_same_clock as check_same_clock
 from ._multistep import choose_clock as choose_clock
 from .dpmpp import DPMpp as DPMpp
+from .dpmpp_singlestep import DPMppSinglestep as DPMppSinglestep

@@ -131,6 +131,11 @@ def choose_clock(solver: dfx.AbstractSolver | None, clock: AbstractClock | None,
                 f"clock, {type(clock).__name__}(): leave out clock=, or take a solver of any clock, as diffrax.Heun()."
             )
         clock = own
+    if eta is not None and getattr(solver, "ode_only", False):
+        raise ValueError(
+            f"{type(solver).__name__}() is a method for the ODE. Got eta={eta}: leave out eta=, or take one with a "
+            "stochastic form, as jflow.DPMppSinglestep(order=2) or jflow.DPMpp()."
+        )
     remembers = isinstance(solver, AbstractMultistep) and solver.points > 1
     if remembers and callable(eta) and (clock is None or isinstance(clock, ThetaClock)):
         raise ValueError(
