@@ -46,6 +46,7 @@ from ._sample import encode as encode
 from ._sample import sample as sample
 from ._solve import flow_map as flow_map
 from ._solve import solve as solve
+from ._solver import Adams as Adams
 from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._times import AbstractLaw as AbstractLaw

@@ -35,6 +35,7 @@ def adaptive(
     """The solve of a problem by `diffeqsolve(throw=False)`, stopped where the state is not finite."""
     solver = dfx.Tsit5() if solver is None else solver
     controller = dfx.PIDController(1e-5, 1e-5) if stepsize_controller is None else stepsize_controller
+    _check_controller(solver, controller)
     dtype = state_dtype(x0)
     t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
     interval = jtu.tree_map(lambda leaf: leaf[0], problem.intervals(jnp.stack([t0, t1])))
@@ -61,6 +62,17 @@ def adaptive(
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )  # fmt: skip
     return _adaptive_solution(problem, solver, sol, eta, saveat)
+
+
+def _check_controller(solver, controller):
+    """Steps adapt to an error estimate, which a solver without an embedded method does not give."""
+    adapts = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
+    if adapts and (isinstance(solver, dfx.Euler) or not getattr(solver, "error_estimate", True)):
+        name = type(solver).__name__
+        raise ValueError(
+            f"Adaptive steps need a solver with an error estimate. Got {name}(), which has none: give a grid, times=, "
+            "or stepsize_controller=diffrax.ConstantStepSize() and dt0=, or take diffrax.Tsit5()."
+        )
 
 
 def _stop(event):

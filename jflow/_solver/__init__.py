@@ -3,5 +3,6 @@
 from ._multistep import AbstractMultistep as AbstractMultistep
 from ._multistep import check_same_clock as check_same_clock
 from ._multistep import choose_clock as choose_clock
+from .adams import Adams as Adams
 from .dpmpp import DPMpp as DPMpp
 from .dpmpp_singlestep import DPMppSinglestep as DPMppSinglestep

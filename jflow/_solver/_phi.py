@@ -27,3 +27,11 @@ def exponential_moments(h: Float[Array, ""], n: int) -> tuple[Float[Array, ""], 
     for k in range(1, n + 1):
         up.append((1 - k * up[-1]) / far)
     return tuple(jnp.where(small, a, b) for a, b in zip(reversed(down), up, strict=True))
+
+
+def exponential_means(h: Float[Array, ""], n: int) -> tuple[Float[Array, ""], ...]:
+    """The means over a step in `tau` of `(log tau - log tau_0)^k`, `k = 1, ..., n`, for `h = log tau_1 - log tau_0`:
+    `h^k m_k(h) / m_0(h)`.
+    """
+    first, *rest = exponential_moments(h, n)
+    return tuple(h**k * m / first for k, m in enumerate(rest, 1))

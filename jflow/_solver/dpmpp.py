@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
 from ._multistep import AbstractMultistep
-from ._phi import exponential_moments
+from ._phi import exponential_means
 
 Variant = Literal["exact", "midpoint", "half_curvature"]
 
@@ -40,7 +40,9 @@ class DPMpp(AbstractMultistep):
 
     points: int = eqx.field(static=True)
     variant: Variant = eqx.field(static=True)
+    corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = ThetaClock()
+    ode_only: ClassVar[bool] = False
 
     def __init__(self, order: Any = 2, variant: Any = "exact"):
         """`order`: 1, 2 or 3; `variant`: `"exact"`, `"midpoint"` (order 2) or `"half_curvature"` (order 3).
@@ -72,9 +74,8 @@ class DPMpp(AbstractMultistep):
     def finite(self, t):
         return t != 0
 
-    def moments(self, gap):
-        first, *rest = exponential_moments(gap, self.points - 1)
-        means = [gap**k * m / first for k, m in enumerate(rest, 1)]
+    def moments(self, gap, n, degree):
+        means = list(exponential_means(gap, n))
         if self.variant == "midpoint":
             means[0] = gap / 2
         if self.variant == "half_curvature":
