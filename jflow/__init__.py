@@ -49,6 +49,7 @@ from ._solve import solve as solve
 from ._solver import Adams as Adams
 from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
+from ._solver import EDMChurn as EDMChurn
 from ._times import AbstractLaw as AbstractLaw
 from ._times import LogitNormal as LogitNormal
 from ._times import LogNormalSigma as LogNormalSigma

@@ -16,7 +16,7 @@ from ._equation import check_singular, count_network, field_equation, stage_time
 from ._field import AbstractField
 from ._misc import as_state
 from ._solve import check_mode, check_times, fixed
-from ._solver import choose_clock
+from ._solver import check_ode_solver, choose_clock
 from ._types import Number, PRNGKey, Solution, Time
 
 
@@ -69,6 +69,7 @@ def log_prob(
     if times is None and t0 is None and t1 is None:
         t0, t1 = 0.0, 1.0
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
+    check_ode_solver(solver, "log_prob follows the ODE")
     x = as_state(x, dtype)
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, x, divergence, key)

@@ -20,7 +20,7 @@ from ._equation import FieldEquation, check_field, check_singular, count_network
 from ._field import AbstractField
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
-from ._solver import check_same_clock, choose_clock
+from ._solver import EDMChurn, adds_noise, check_ode_solver, check_same_clock, choose_clock
 from ._types import PRNGKey, Solution, Time
 
 End = Literal["denoise", "stop"] | dfx.AbstractSolver
@@ -109,6 +109,7 @@ def sample(
 
 def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, base, *, solver, saveat, options):
     """The sample of an ODE with its density; the probes take the key that noise would have taken."""
+    check_ode_solver(solver, "log_prob=True takes the ODE")
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, as_state(x0), divergence, key)
     if times is None:
@@ -201,6 +202,13 @@ def plan(
     **_: Any,
 ) -> tuple[FieldEquation, Any, Any]:
     """The equation, the solver and the end policy of a sample, checked as far as the arguments are concrete."""
+    churns = adds_noise(solver)
+    if churns and not (eta is None and diffusion is None and times is not None):
+        raise ValueError(
+            f"{type(solver).__name__} adds noise of its own to the ODE, on a fixed grid: it goes without eta=, "
+            "diffusion= and adaptive steps. Drop these and pass times=, or take another solver, as diffrax.Heun()."
+        )
+    eta = 0.0 if churns else eta  # the ODE, with a normal for each step
     problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     if times is None:
@@ -213,6 +221,8 @@ def plan(
     solver = dfx.Euler() if solver is None else solver
     times = jnp.asarray(times)
     check_singular(problem, stage_times(times, solver, end), None if end == "denoise" else times[-1])
+    if isinstance(solver, EDMChurn):
+        solver = solver.on_grid(times.shape[0] - 1)
     return problem, solver, end
 
 
@@ -222,6 +232,7 @@ def _resolve_end(problem, end):
         return "denoise" if problem.field.predicts == "data" or not problem.clock.finite_end else "stop"
     if end not in ("denoise", "stop") and not isinstance(end, dfx.AbstractSolver):
         raise ValueError(f"end is 'denoise', 'stop', or a diffrax solver for the last step. Got {end!r}.")
+    check_ode_solver(end, "A solver for the last step adds no noise")
     check_same_clock(end, problem.clock, "The last step is taken as the others,")
     return end
 
@@ -306,6 +317,7 @@ def encode(
     t = 1, which treats the data as a state of that earlier time.
     """
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
+    check_ode_solver(solver, "encode follows the ODE")
     x = as_state(x, dtype)
     problem = field_equation(field, choose_clock(solver, clock, None), None, None)
     if times is None:

@@ -200,6 +200,20 @@ def choose_clock(solver: dfx.AbstractSolver | None, clock: AbstractClock | None,
     return clock
 
 
+def check_ode_solver(solver: Any, what: str) -> None:
+    """Raises `ValueError` where a solver adds noise of its own."""
+    if adds_noise(solver):
+        raise ValueError(
+            f"{what}. Got {type(_unwrapped(solver)).__name__}(), which adds noise of its own: take another solver, as "
+            "diffrax.Heun()."
+        )
+
+
+def adds_noise(solver: Any) -> bool:
+    """Whether a solver of the ODE adds noise of its own, one normal a step."""
+    return getattr(_unwrapped(solver), "stochastic", False)
+
+
 def check_same_clock(solver: Any, clock: AbstractClock, what: str) -> None:
     """Raises `ValueError` where a solver belongs to another clock than the one that is integrated in."""
     solver = _unwrapped(solver)
