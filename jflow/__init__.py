@@ -54,6 +54,7 @@ from ._times import AbstractLaw as AbstractLaw
 from ._times import LogitNormal as LogitNormal
 from ._times import LogNormalSigma as LogNormalSigma
 from ._times import Uniform as Uniform
+from ._times import eased_times as eased_times
 from ._times import karras_times as karras_times
 from ._times import log_snr_times as log_snr_times
 from ._times import stratified_times as stratified_times

@@ -69,6 +69,22 @@ def test_log_snr_times_take_the_bounds_of_the_path_where_they_are_finite():
         jf.log_snr_times(4, jf.CondOT(), 8.0, -8.0)
 
 
+def test_eased_times_are_half_uniform_and_half_cosine_in_the_ratio_clock(x64):
+    n, names = 9, ("CondOT", "Cosine", "VP", "VE")
+
+    @jax.jit
+    def grids():
+        times = {name: jf.eased_times(n, PATHS[name]) for name in names}
+        return {k: (ts, jax.vmap(lambda t, k=k: jf.RatioClock().time(PATHS[k], t))(ts)) for k, ts in times.items()}
+
+    s = np.arange(n + 1) / n
+    for name, (times, tau) in grids().items():
+        assert times.shape == (n + 1,) and times[0] == 0 and times[-1] == 1, name
+        shares = (s + (1 - np.cos(np.pi * s)) / 2) / 2
+        np.testing.assert_allclose((tau - tau[0]) / (tau[-1] - tau[0]), shares, atol=1e-12, err_msg=name)
+    assert jf.eased_times(1, PATHS["VP"]).tolist() == [0, 1]
+
+
 def test_rounding_never_turns_a_grid_around():
     for path in (jf.CondOT(), jf.VP(), jf.VE()):
         for times in (jf.log_snr_times(40, path, -80.0, 80.0), jf.karras_times(40, path, 1e-12, 1e12)):
@@ -81,6 +97,8 @@ def test_bad_grids_say_what_a_grid_is():
             jf.uniform_times(n)
         with unchecked(), pytest.raises(ValueError, match="at least one step"):
             jf.karras_times(n, jf.VE())
+        with unchecked(), pytest.raises(ValueError, match="at least one step"):
+            jf.eased_times(n, jf.VE())
     for bounds in ((0.0, 80.0), (-1.0, 80.0), (float("nan"), 80.0)):
         with pytest.raises(ValueError, match="sigma_min"):
             jf.karras_times(5, jf.VE(), *bounds)
