@@ -47,22 +47,55 @@ def karras_times(
     ramp = jnp.linspace(0.0, 1.0, n) if n > 1 else jnp.zeros(1)
     levels = ((1 - ramp) * high ** (1 / rho) + ramp * low ** (1 / rho)) ** rho
     times = jax.vmap(lambda level: path.log_snr_inverse(-2 * jnp.log(level)))(levels)
-    return _monotone(jnp.concatenate([times, jnp.ones(1, times.dtype)]))
+    return _ended(jnp.concatenate([times, jnp.ones(1, times.dtype)]), 0.0 if sigma_max is None else None, 1.0)
 
 
-def log_snr_times(n: int, path: AbstractPath, lo: Time | None = None, hi: Time | None = None) -> Float[Array, "{n}+1"]:
+def log_snr_times(
+    n: int, path: AbstractPath, lo: Time | None = None, hi: Time | None = None, rho: Time = 1.0
+) -> Float[Array, "{n}+1"]:
     """`n` steps equal in log-SNR, from `lo` to `hi` (`log(alpha^2/sigma^2)`, whole, not half): `n + 1` points.
+
+    With `rho` the poly-exponential grid, `log_snr = hi - (1 - i/n)^rho (hi - lo)`: above 1 the steps are shorter
+    towards the data, below 1 towards the noise.
 
     **Arguments:** `lo`, `hi`: bounds; may be left out where the path's log-SNR is finite at that end.
 
-    Raises `ValueError` for `n < 1`, a bound that is missing, or `lo >= hi`.
+    Raises `ValueError` for `n < 1`, a bound that is missing, `lo >= hi`, or a `rho` that is not positive.
 
-    Source: Lu et al. 2022, arXiv:2206.00927, section 3 (half log-SNR there).
+    Source: Lu et al. 2022, arXiv:2206.00927, section 3 (half log-SNR there); with `rho`, k-diffusion's
+    `get_sigmas_polyexponential`.
     """
     _check_steps(n)
     low, high = _bound(path, 0.0, lo, "lo"), _bound(path, 1.0, hi, "hi")
     _check_order(high, low, "hi above lo")
-    return _monotone(jax.vmap(path.log_snr_inverse)(jnp.linspace(low, high, n + 1)))
+    left = jnp.linspace(1.0, 0.0, n + 1) ** parameter(rho, "rho")
+    times = jax.vmap(path.log_snr_inverse)((1 - left) * high + left * low)
+    return _ended(times, 0.0 if lo is None else None, 1.0 if hi is None else None)
+
+
+def ratio_times(n: int, path: AbstractPath) -> Float[Array, "{n}+1"]:
+    """`n` steps equal in `alpha/(alpha + sigma)`, the time of `RatioClock`, from t = 0 to t = 1: `n + 1` points.
+
+    On CondOT these are `uniform_times(n)`; on another path the times of equal signal-to-noise ratio.
+
+    Raises `ValueError` for `n < 1`.
+    """
+    _check_steps(n)
+
+    def ratio(t):
+        return path.alpha(t) / (path.alpha(t) + path.sigma(t))
+
+    r = jnp.linspace(ratio(jnp.asarray(0.0)), ratio(jnp.asarray(1.0)), n + 1)
+    return _ended(jax.vmap(lambda r: path.log_snr_inverse(2 * (jnp.log(r) - jnp.log1p(-r))))(r), 0.0, 1.0)
+
+
+def cosine_times(n: int) -> Float[Array, "{n}+1"]:
+    """`n` steps from t = 0 to t = 1 that grow from noise to data, `t = 1 - cos(pi i / (2 n))`: `n + 1` points.
+
+    Raises `ValueError` for `n < 1`. Source: Du et al. 2024, arXiv:2407.05407, section 2.3.
+    """
+    _check_steps(n)
+    return _ended(2 * jnp.sin(jnp.pi / 4 * jnp.linspace(0.0, 1.0, n + 1)) ** 2, 0.0, 1.0)
 
 
 def eased_times(n: int, path: AbstractPath) -> Float[Array, "{n}+1"]:
@@ -111,8 +144,12 @@ def _check_steps(n: Any):
         raise ValueError(f"A grid has at least one step: n is an integer of at least 1. Got {n!r}.")
 
 
-def _monotone(times):
-    """Rounding of the inverse must not turn a grid around at its ends."""
+def _ended(times, first, last):
+    """The grid with its ends as they are meant, where they are; rounding of an inverse must not turn it around."""
+    if first is not None:
+        times = jnp.maximum(times, first).at[0].set(first)
+    if last is not None:
+        times = jnp.minimum(times, last).at[-1].set(last)
     return jax.lax.cummax(times)
 
 

@@ -69,6 +69,7 @@ def test_log_snr_times_take_the_bounds_of_the_path_where_they_are_finite():
         jf.log_snr_times(4, jf.CondOT(), 8.0, -8.0)
 
 
+<<<<<<< HEAD
 def test_eased_times_are_half_uniform_and_half_cosine_in_the_ratio_clock(x64):
     n, names = 9, ("CondOT", "Cosine", "VP", "VE")
 
@@ -83,6 +84,69 @@ def test_eased_times_are_half_uniform_and_half_cosine_in_the_ratio_clock(x64):
         shares = (s + (1 - np.cos(np.pi * s)) / 2) / 2
         np.testing.assert_allclose((tau - tau[0]) / (tau[-1] - tau[0]), shares, atol=1e-12, err_msg=name)
     assert jf.eased_times(1, PATHS["VP"]).tolist() == [0, 1]
+=======
+def test_poly_exponential_times(x64):
+    """`log(sigma/alpha)` as k-diffusion has it: `ramp^rho (log sigma_max - log sigma_min) + log sigma_min`."""
+    for n, rho in ((10, 0.7), (10, 1.0), (1, 3.0), (7, 2.0)):
+        times = jf.log_snr_times(n, jf.CondOT(), -6.0, 8.0, rho=rho)
+        levels = np.linspace(1, 0, n + 1) ** rho * (3.0 + 4.0) - 4.0
+        np.testing.assert_allclose(np.log((1 - times) / times), levels, atol=1e-12)
+    for rho in (0.0, -1.0):
+        with pytest.raises(ValueError, match="rho is a positive number"):
+            jf.log_snr_times(4, jf.CondOT(), -6.0, 8.0, rho=rho)
+
+
+@pytest.mark.parametrize("name", ["CondOT", "VP", "VE", "root"])
+def test_ratio_times_are_equal_in_the_time_of_the_ratio_clock(name, x64):
+    path, clock = PATHS[name], jf.RatioClock()
+    times = jf.ratio_times(9, path)
+    taus = jax.vmap(lambda t: clock.time(path, t))(times)
+    np.testing.assert_allclose(np.diff(taus), (taus[-1] - taus[0]) / 9, rtol=1e-9)
+    if name == "CondOT":
+        np.testing.assert_allclose(times, np.linspace(0, 1, 10), atol=1e-15)
+
+
+def test_cosine_times_grow_from_noise_to_data(x64):
+    np.testing.assert_allclose(jf.cosine_times(9), 1 - np.cos(np.pi * np.arange(10) / 18), atol=1e-15)
+
+
+def test_every_grid_ends_at_its_ends():
+    """To the last bit, for one step too, and in between strictly increasing."""
+    grids = {
+        "uniform": jf.uniform_times,
+        "cosine": jf.cosine_times,
+        **{
+            f"ratio {name}": lambda n, path=path: jf.ratio_times(n, path)
+            for name, path in PATHS.items()
+            if name in ("VP", "VE", "root")
+        },
+        "log-SNR": lambda n: jf.log_snr_times(n, jf.VE(0.002, 80.0)),
+        "poly": lambda n: jf.log_snr_times(n, jf.VE(0.01, 50.0), rho=3.0),
+        "karras": lambda n: jf.karras_times(n, jf.VE(0.002, 80.0)),
+    }
+    for name, grid in grids.items():
+        for n in (1, 50):
+            times = np.asarray(grid(n))
+            assert times.shape == (n + 1,) and times[0] == 0 and times[-1] == 1, name
+            steps = np.diff(times)[: -1 if name == "karras" else None]
+            assert (steps > 0).all(), (name, n)
+        with pytest.raises(ValueError, match="at least one step"):
+            grid(0)
+
+
+@pytest.mark.parametrize("name", ["CondOT", "VP", "root"])
+def test_a_shifted_grid_is_translated_in_log_snr(name, x64):
+    path, factor = PATHS[name], 3.0
+    times = jnp.linspace(0.0, 1.0, 9) if name != "VP" else jnp.linspace(0.2, 1.0, 9)  # VP has no lower log-SNR at 0
+    shifted = jax.vmap(path.shift, (0, None))(times, factor)
+    moved = jax.vmap(path.log_snr)(shifted) - jax.vmap(path.log_snr)(times)
+    np.testing.assert_allclose(moved[1:-1], -2 * np.log(factor), rtol=1e-9)
+    np.testing.assert_allclose(shifted[-1], 1, rtol=1e-15)
+    if name == "CondOT":  # equation 23 of Esser et al. 2024 (arXiv:2403.03206), whose time is 1 - t
+        s = 1 - np.asarray(times)
+        np.testing.assert_allclose(1 - shifted, factor * s / (1 + (factor - 1) * s), rtol=1e-12, atol=1e-15)
+        assert shifted[0] == 0
+>>>>>>> c34f68e (Add grids uniform in the signal ratio, cosine and poly-exponential)
 
 
 def test_rounding_never_turns_a_grid_around():
