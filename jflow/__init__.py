@@ -54,11 +54,8 @@ from ._times import AbstractLaw as AbstractLaw
 from ._times import LogitNormal as LogitNormal
 from ._times import LogNormalSigma as LogNormalSigma
 from ._times import Uniform as Uniform
-<<<<<<< HEAD
-from ._times import eased_times as eased_times
-=======
 from ._times import cosine_times as cosine_times
->>>>>>> c34f68e (Add grids uniform in the signal ratio, cosine and poly-exponential)
+from ._times import eased_times as eased_times
 from ._times import karras_times as karras_times
 from ._times import log_snr_times as log_snr_times
 from ._times import ratio_times as ratio_times

@@ -81,12 +81,7 @@ def ratio_times(n: int, path: AbstractPath) -> Float[Array, "{n}+1"]:
     Raises `ValueError` for `n < 1`.
     """
     _check_steps(n)
-
-    def ratio(t):
-        return path.alpha(t) / (path.alpha(t) + path.sigma(t))
-
-    r = jnp.linspace(ratio(jnp.asarray(0.0)), ratio(jnp.asarray(1.0)), n + 1)
-    return _ended(jax.vmap(lambda r: path.log_snr_inverse(2 * (jnp.log(r) - jnp.log1p(-r))))(r), 0.0, 1.0)
+    return _ratio_grid(jnp.linspace(0.0, 1.0, n + 1), path)
 
 
 def cosine_times(n: int) -> Float[Array, "{n}+1"]:
@@ -109,11 +104,15 @@ def eased_times(n: int, path: AbstractPath) -> Float[Array, "{n}+1"]:
     """
     _check_steps(n)
     shares = jnp.linspace(0.0, 1.0, n + 1)
-    eased = (shares + jnp.sin(jnp.pi / 2 * shares) ** 2) / 2
+    return _ratio_grid((shares + jnp.sin(jnp.pi / 2 * shares) ** 2) / 2, path)
+
+
+def _ratio_grid(shares, path):
+    """The times at which `alpha/(alpha + sigma)` has covered the shares of its way from t = 0 to t = 1."""
     first, last = (jax.nn.sigmoid(path.log_snr(jnp.asarray(t, shares.dtype)) / 2) for t in (0.0, 1.0))
-    inner = first + (last - first) * eased[1:-1]
+    inner = first + (last - first) * shares[1:-1]
     times = jax.vmap(lambda tau: path.log_snr_inverse(2 * jax.scipy.special.logit(tau)))(inner)
-    return _monotone(jnp.concatenate([jnp.zeros(1, times.dtype), times, jnp.ones(1, times.dtype)]))
+    return _ended(jnp.concatenate([jnp.zeros(1, times.dtype), times, jnp.ones(1, times.dtype)]), 0.0, 1.0)
 
 
 def _level(path, t, value, name):

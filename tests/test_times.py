@@ -69,7 +69,6 @@ def test_log_snr_times_take_the_bounds_of_the_path_where_they_are_finite():
         jf.log_snr_times(4, jf.CondOT(), 8.0, -8.0)
 
 
-<<<<<<< HEAD
 def test_eased_times_are_half_uniform_and_half_cosine_in_the_ratio_clock(x64):
     n, names = 9, ("CondOT", "Cosine", "VP", "VE")
 
@@ -84,7 +83,8 @@ def test_eased_times_are_half_uniform_and_half_cosine_in_the_ratio_clock(x64):
         shares = (s + (1 - np.cos(np.pi * s)) / 2) / 2
         np.testing.assert_allclose((tau - tau[0]) / (tau[-1] - tau[0]), shares, atol=1e-12, err_msg=name)
     assert jf.eased_times(1, PATHS["VP"]).tolist() == [0, 1]
-=======
+
+
 def test_poly_exponential_times(x64):
     """`log(sigma/alpha)` as k-diffusion has it: `ramp^rho (log sigma_max - log sigma_min) + log sigma_min`."""
     for n, rho in ((10, 0.7), (10, 1.0), (1, 3.0), (7, 2.0)):
@@ -146,7 +146,6 @@ def test_a_shifted_grid_is_translated_in_log_snr(name, x64):
         s = 1 - np.asarray(times)
         np.testing.assert_allclose(1 - shifted, factor * s / (1 + (factor - 1) * s), rtol=1e-12, atol=1e-15)
         assert shifted[0] == 0
->>>>>>> c34f68e (Add grids uniform in the signal ratio, cosine and poly-exponential)
 
 
 def test_rounding_never_turns_a_grid_around():
