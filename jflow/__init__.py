@@ -46,10 +46,13 @@ from ._sample import encode as encode
 from ._sample import sample as sample
 from ._solve import flow_map as flow_map
 from ._solve import solve as solve
+from ._solver import DEIS as DEIS
 from ._solver import Adams as Adams
 from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._solver import EDMChurn as EDMChurn
+from ._solver import SASolver as SASolver
+from ._solver import UniPC as UniPC
 from ._times import AbstractLaw as AbstractLaw
 from ._times import LogitNormal as LogitNormal
 from ._times import LogNormalSigma as LogNormalSigma

@@ -7,5 +7,8 @@ from ._multistep import check_same_clock as check_same_clock
 from ._multistep import choose_clock as choose_clock
 from .adams import Adams as Adams
 from .churn import EDMChurn as EDMChurn
+from .deis import DEIS as DEIS
 from .dpmpp import DPMpp as DPMpp
 from .dpmpp_singlestep import DPMppSinglestep as DPMppSinglestep
+from .sa import SASolver as SASolver
+from .unipc import UniPC as UniPC

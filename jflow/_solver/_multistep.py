@@ -189,7 +189,7 @@ def choose_clock(solver: dfx.AbstractSolver | None, clock: AbstractClock | None,
     if eta is not None and getattr(solver, "ode_only", False):
         raise ValueError(
             f"{type(solver).__name__}() is a method for the ODE. Got eta={eta}: leave out eta=, or take one with a "
-            "stochastic form, as jflow.DPMpp() or jflow.DPMppSinglestep(order=2)."
+            "stochastic form, as jflow.SASolver() or jflow.DPMpp()."
         )
     remembers = isinstance(solver, AbstractMultistep) and solver.memory > 0
     if remembers and callable(eta) and (clock is None or isinstance(clock, ThetaClock)):
