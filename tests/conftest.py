@@ -1,13 +1,18 @@
 """Settings of every test: they must be made before jax and jflow are first imported."""
 
 import os
+import shutil
 import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-DEVICES = "--xla_force_host_platform_device_count"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+# eight CPU devices; and a test compiles far longer than it computes, so LLVM is not to optimise
+FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_backend_optimization_level": "0"}
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(f"{k}={v}" for k, v in FLAGS.items() if k not in given)]).strip()
+
+CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -18,6 +23,17 @@ if "jflow" in sys.modules:
 install_import_hook("jflow", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# programs that were compiled before are read again: `make clean` forgets them
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_sessionstart(session):
+    """Programs of code that is no more do not pile up; the workers share the folder, so one process cleans it."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not CACHE.is_dir():
+        return
+    if sum(file.stat().st_size for file in CACHE.iterdir()) > 2**29:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_configure(config):
