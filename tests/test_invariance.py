@@ -57,7 +57,7 @@ def test_noise_is_the_same_to_the_last_bit():
 
 @pytest.mark.slow
 def test_adaptive_steps_agree_in_float32():
-    """A step may be accepted here and rejected there; near the border of two modes the flow magnifies what comes of it."""
+    """A step may be accepted here and rejected there, which the flow magnifies near the border of two modes."""
     tolerance = 1e-5
     control = dfx.PIDController(tolerance, tolerance)
     for name, expected, got in batches(world().field(jf.CondOT()), t0=0.0, t1=1.0, stepsize_controller=control):
