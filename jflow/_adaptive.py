@@ -61,7 +61,7 @@ def adaptive(
         stepsize_controller=controller, event=_stop(event), max_steps=max_steps, throw=False,
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )  # fmt: skip
-    return _adaptive_solution(problem, solver, sol, eta, saveat)
+    return _adaptive_solution(problem, solver, sol, eta, saveat, problem.cost(t0, args))
 
 
 def _check_controller(solver, controller):
@@ -102,7 +102,7 @@ def _path(problem, brownian, key):
     return brownian
 
 
-def _adaptive_solution(problem, solver, sol, eta, saveat):
+def _adaptive_solution(problem, solver, sol, eta, saveat, cost):
     """The result of `diffeqsolve` in the path's time and state."""
     tau, u = sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"])
     t, x = problem.locate(tau, u, eta)
@@ -114,7 +114,8 @@ def _adaptive_solution(problem, solver, sol, eta, saveat):
     if sol.ts["user"] is not None and saveat is not None:
         ts, xs = jax.vmap(lambda s, y: _located(problem, s, y, eta))(sol.ts["user"], sol.ys["user"])
     calls = _adaptive_calls(solver, sol.stats["num_steps"])
-    return Solution(x=x, nfe=calls, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
+    nfe = None if calls is None or not isinstance(cost, int) else calls * cost
+    return Solution(x=x, nfe=nfe, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
 
 
 def _located(problem, tau, u, eta):

@@ -43,6 +43,9 @@ class Augmented(AbstractProblem):
         factor = self.equation.clock.scale(self.equation.field.path, t, eta)
         return rate, trace if factor is None else trace / factor
 
+    def cost(self, t, args):
+        return self.equation.cost(t, args)
+
     def diffusion(self, t, x, args, eta):
         raise NotImplementedError
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from ._field import AbstractField, AbstractNetwork
 from ._misc import concrete, scale
 from ._prediction import Row, coefficients, prediction_row
 from ._problem import AbstractProblem, Interval, needed_stages
-from ._types import Solution
 
 
 class FieldEquation(AbstractProblem):
@@ -71,6 +69,9 @@ class FieldEquation(AbstractProblem):
         if isinstance(self.clock, PathClock) and not self.noisy:
             return self.field.velocity(t, x, args)
         return self.field.mixed((self.rhs(t, x, args, eta),), t, x, args)[0]
+
+    def cost(self, t, args):
+        return self.field.evaluations(args, t)
 
     def rhs(self, t, x, args, eta):
         """The right-hand side as a row of weights of data and noise."""
@@ -168,10 +169,3 @@ def stage_times(times: Any, solver: dfx.AbstractSolver, end: Any = "stop") -> tu
         return times[0], times[-2]
     reaches = any(tableau.c[i - 1] == 1 for i in needed_stages(tableau) if i)
     return times[0], times[-1] if reaches else times[-2]
-
-
-def count_network(field: AbstractField, args: Any, solution: Solution) -> Solution:
-    """The solution with `nfe` in network evaluations: a guided call counts 2."""
-    if solution.nfe is None:
-        return solution
-    return eqx.tree_at(lambda s: s.nfe, solution, solution.nfe * field.evaluations(args))

@@ -46,8 +46,8 @@ class AbstractField(eqx.Module):
         """Several quantities `s q = a data + b noise` at once, from one evaluation."""
 
     @abc.abstractmethod
-    def evaluations(self, args: Any = None) -> int:
-        """Network evaluations one call costs."""
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
+        """Network evaluations one call costs: a Python number, or an array where that depends on the time `t`."""
 
 
 class AbstractNetwork(AbstractField):
@@ -77,7 +77,7 @@ class AbstractNetwork(AbstractField):
         value = self(t, x, args)
         return tuple(convert(self.path, t, x, value, self.predicts, row) for row in rows)
 
-    def evaluations(self, args: Any = None) -> int:
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
         return 1
 
 
@@ -180,10 +180,13 @@ class _Rematched(AbstractNetwork):
     def predicts(self) -> Prediction:
         return "data"
 
+    def _time(self, t):
+        return self.field.path.log_snr_inverse(self.path.log_snr(t))
+
     def _source(self, t, x):
         """Time and state of the field's own path with the signal-to-noise ratio of `(t, x)`."""
         t = scalar_time(t)
-        t_own = self.field.path.log_snr_inverse(self.path.log_snr(t))
+        t_own = self._time(t)
         own = jnp.hypot(self.field.path.alpha(t_own), self.field.path.sigma(t_own))
         return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
 
@@ -205,8 +208,8 @@ class _Rematched(AbstractNetwork):
     def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
         return self.mixed((prediction_row(self.path, "score", t),), t, x, args)[0]
 
-    def evaluations(self, args: Any = None) -> int:
-        return self.field.evaluations(args)
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
+        return self.field.evaluations(args, None if t is None else self._time(t))
 
 
 def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:

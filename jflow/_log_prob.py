@@ -12,7 +12,7 @@ from ._adaptive import adaptive
 from ._augmented import augmented, with_density
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._equation import check_singular, count_network, field_equation, stage_times
+from ._equation import check_singular, field_equation, stage_times
 from ._field import AbstractField
 from ._misc import as_state
 from ._solve import check_mode, check_times, fixed
@@ -85,7 +85,7 @@ def log_prob(
         t0, t1, solver = times[0], times[-1], dfx.Euler() if solver is None else solver
         check_singular(equation, (t1, stage_times(times[::-1], solver)[1]), t0)
         out = fixed(problem, state, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)
-    return with_density(problem, count_network(field, args, out), t0, t1, base, None)
+    return with_density(problem, out, t0, t1, base, None)
 
 
 def bits_per_dim(

@@ -7,6 +7,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, Float, PyTree
 
 from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_path
@@ -21,7 +22,7 @@ class Steps(NamedTuple):
     x: PyTree
     t: Array
     status: Array
-    calls: int | None  # right-hand sides for the whole grid
+    nfe: Any  # network evaluations for the whole grid, None where they are not known
     saved: Any
 
 
@@ -42,17 +43,20 @@ def scan_steps(
     `key` draws the increments, by the index of the step; `brownian` (`Recorded`, or a diffrax path) replaces them.
     `save(t, x)` is stacked over the steps where it is not `None`.
     """
-    table, calls = problem.intervals(times), [0]
-    step = _Step(problem, solver, args, brownian, calls)
-    carry = x0, step.start(x0, table), jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    table, costs = problem.intervals(times), []
+    step = _Step(problem, solver, args, brownian, costs)
+    spent = None if isinstance(problem.cost(times[0], args), int) else jnp.zeros((), jnp.int32)
+    carry = x0, step.start(x0, table), spent, jnp.zeros((), jnp.int32), jnp.ones((), bool)
 
     def body(carry, slices):
-        x, state, count, alive = carry
+        x, state, spent, count, alive = carry
         interval, normals = slices
-        calls[0] = 0
+        costs.clear()
         x, state, okay = step(interval, x, state, normals)
+        if spent is not None and None not in costs:
+            spent = spent + sum(costs)
         alive = alive & all_finite(x) & okay
-        return (x, state, count + alive, alive), None if save is None else save(interval.t1, x)
+        return (x, state, spent, count + alive, alive), None if save is None else save(interval.t1, x)
 
     body = jax.checkpoint(body, prevent_cse=False)
     if isinstance(brownian, Recorded):
@@ -61,10 +65,9 @@ def scan_steps(
         carry, saved = _scan_blocks(body, carry, table, times.shape[0] - 1, key, noise_like, levy_kinds(solver))
     else:
         carry, saved = lax.scan(body, carry, (table, None))
-    x, _, count, alive = carry
-    per_step = _calls(solver, calls[0])
-    total = None if per_step is None else per_step * (times.shape[0] - 1)
-    return Steps(x, times[count], jnp.where(alive, 0, 1).astype(jnp.int32), total, saved)
+    x, _, spent, count, alive = carry
+    nfe = _evaluations(solver, costs, spent, times.shape[0] - 1)
+    return Steps(x, times[count], jnp.where(alive, 0, 1).astype(jnp.int32), nfe, saved)
 
 
 def _scan_blocks(body, carry, table, n, key, noise_like, kinds):
@@ -100,13 +103,13 @@ def _row(tree, i):
 class _Step:
     """One step of a solver over an interval, in the clock of the problem."""
 
-    def __init__(self, problem, solver, args, brownian, calls):
-        self.problem, self.solver, self.args, self.brownian, self.calls = (
+    def __init__(self, problem, solver, args, brownian, costs):
+        self.problem, self.solver, self.args, self.brownian, self.costs = (
             problem,
             solver,
             args,
             brownian,
-            calls,
+            costs,
         )
         tableau = getattr(solver, "tableau", None)
         explicit = isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)
@@ -146,9 +149,14 @@ class _Step:
             t = jnp.where(tau == interval.tau0, interval.t0, jnp.where(tau == interval.tau1, interval.t1, t))
             return t, y
 
+        outside = get_opaque_trace_state(convention="flax")
+
         def drift(tau, u, args):
-            self.calls[0] += 1
-            return problem.drift(*locate(tau, u), args, eta)
+            t, y = locate(tau, u)
+            cost = problem.cost(t, args)
+            inner = get_opaque_trace_state(convention="flax") != outside
+            self.costs.append(None if inner and not isinstance(cost, int) else cost)
+            return problem.drift(t, y, args, eta)
 
         def diffusion(tau, u, args):
             return problem.diffusion(*locate(tau, u), args, eta)
@@ -201,11 +209,16 @@ def _advance(y0, weights, slopes):
     return jtu.tree_map(leaf, y0, *(k for _, k in terms))
 
 
-def _calls(solver, counted):
-    """Right-hand sides a step: from the solver's own table where its stages run in a loop, else as counted."""
+def _evaluations(solver, costs, spent, n):
+    """Network evaluations of `n` steps: the sum where the cost of a right-hand side varies with time, `None` where the
+    solver evaluates in a loop of its own; else the right-hand sides of a step, from the solver's own table where its
+    stages run in a loop, times their cost.
+    """
     if isinstance(solver, dfx.AbstractImplicitSolver):
         return None
+    if spent is not None:
+        return None if None in costs else spent
     if isinstance(solver, dfx.AbstractSRK):
         skipped = solver.tableau.ignore_stage_f
-        return len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped)))
-    return counted
+        return n * costs[0] * (len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped))))
+    return n * sum(costs)

@@ -52,6 +52,10 @@ class AbstractProblem(eqx.Module):
     def diffusion(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
         """The diffusion coefficient of `u`."""
 
+    def cost(self, t: Any, args: Any) -> int | Array:
+        """Evaluations that one right-hand side counts; a Python number where it is the same at every time."""
+        return 1
+
     @property
     @abc.abstractmethod
     def noisy(self) -> bool:

@@ -16,7 +16,7 @@ from ._augmented import augmented, with_density
 from ._brownian import Recorded
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._equation import FieldEquation, check_field, check_singular, count_network, field_equation, stage_times
+from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
 from ._field import AbstractField
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
@@ -128,7 +128,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
         t0, t1 = times[0], times[-1]
         check_singular(equation, stage_times(times, solver), times[-1])
         out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
-    return with_density(problem, count_network(field, args, out), t0, t1, base, state[0])
+    return with_density(problem(field, args, out), t0, t1, base, state[0])
 
 
 def _event(shape, dtype):
@@ -177,10 +177,10 @@ def decode(
     )  # fmt: skip
     x = as_state(x, dtype)
     if times is None:
-        return count_network(field, args, adaptive(
+        return adaptive(
             problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
             brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
-        ))  # fmt: skip
+        )  # fmt: skip
     return _on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
 
 
@@ -240,9 +240,7 @@ def _resolve_end(problem, end):
 def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
     """The grid but for its last step where that is another's, then the last step."""
     if end == "stop":
-        return count_network(problem.field, args, fixed(
-            problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat
-        ))  # fmt: skip
+        return fixed(problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat)
     key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
     if times.shape[0] == 2:
         head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
@@ -258,11 +256,12 @@ def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
             saveat=saveat,
         )
     if end == "denoise":
-        last = Solution(x=problem.field.data(times[-2].astype(state_dtype(x)), head.x, args), nfe=jnp.int32(1))
+        t = times[-2].astype(state_dtype(x))
+        last = Solution(x=problem.field.data(t, head.x, args), nfe=jnp.asarray(problem.cost(t, args), jnp.int32))
     else:
         noise = _rows(brownian, slice(-1, None))
         last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
-    return count_network(problem.field, args, _join(x, head, last, times, args, saveat))
+    return _join(x, head, last, times, args, saveat)
 
 
 def _rows(brownian, rows):
@@ -322,14 +321,12 @@ def encode(
     problem = field_equation(field, choose_clock(solver, clock, None), None, None)
     if times is None:
         check_singular(problem, (t1, t0))
-        return count_network(field, args, adaptive(
+        return adaptive(
             problem, x, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
             brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
-        ))  # fmt: skip
+        )  # fmt: skip
     check_times(times, backward=False)
     times = jnp.asarray(times)
     solver = dfx.Euler() if solver is None else solver
     check_singular(problem, (times[-1], stage_times(times[::-1], solver)[1]), times[0])
-    return count_network(field, args, fixed(
-        problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat
-    ))  # fmt: skip
+    return fixed(problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)

@@ -220,7 +220,7 @@ def fixed(
             first = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(times[0], x0, args))
             ts = jnp.concatenate([times[:1], ts])
             xs = first if xs is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), first, xs)
-    nfe = None if out.calls is None else jnp.asarray(out.calls, jnp.int32)
+    nfe = None if out.nfe is None else jnp.asarray(out.nfe, jnp.int32)
     return Solution(x=out.x, nfe=nfe, status=out.status, t=out.t, ts=ts, xs=xs)
 
 

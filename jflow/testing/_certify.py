@@ -187,8 +187,8 @@ class _Counted(AbstractField):
     def mixed(self, rows, t, x, args=None):
         return self._call(self.field.mixed, rows, t, x, args)
 
-    def evaluations(self, args=None):
-        return self.field.evaluations(args)
+    def evaluations(self, args=None, t=None):
+        return self.field.evaluations(args, t)
 
 
 def _count_calls(sampler, path, t0, n):
