@@ -24,7 +24,13 @@ from ._field import Preconditioned as Preconditioned
 from ._field import change_path as change_path
 from ._field import trainable as trainable
 from ._generate import generate as generate
+from ._guidance import APG as APG
+from ._guidance import AbstractRule as AbstractRule
+from ._guidance import CFGZero as CFGZero
+from ._guidance import ClassifierGuided as ClassifierGuided
 from ._guidance import Guided as Guided
+from ._guidance import Rescaled as Rescaled
+from ._guidance import Thresholded as Thresholded
 from ._guidance import drop_condition as drop_condition
 from ._log_prob import bits_per_dim as bits_per_dim
 from ._log_prob import dequantize as dequantize
@@ -48,9 +54,11 @@ from ._solve import flow_map as flow_map
 from ._solve import solve as solve
 from ._solver import DEIS as DEIS
 from ._solver import Adams as Adams
+from ._solver import CFGpp as CFGpp
 from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._solver import EDMChurn as EDMChurn
+from ._solver import GuidanceMomentum as GuidanceMomentum
 from ._solver import SASolver as SASolver
 from ._solver import UniPC as UniPC
 from ._times import AbstractLaw as AbstractLaw

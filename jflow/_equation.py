@@ -127,20 +127,22 @@ def check_singular(problem: FieldEquation, times: tuple[Any, ...], reached: Any 
             eta = problem.level(t) if evaluated else 0.0
             if isinstance(eta, jax.core.Tracer):
                 continue
-            values = [problem.clock.time(path, t, eta)]
+            values = {field.predicts: [problem.clock.time(path, t, eta)]}
             if (factor := problem.clock.scale(path, t, eta)) is not None:
-                values.append(factor)
+                values[field.predicts].append(factor)
             if evaluated and isinstance(field, AbstractNetwork) and problem.coefficient is None:
                 plain = isinstance(problem.clock, PathClock) and not problem.noisy
                 target = prediction_row(path, "velocity", t) if plain else problem.clock.rhs(path, t, eta)
-                if not (plain and field.predicts == "velocity"):
-                    values.extend(coefficients(path, t, prediction_row(path, field.predicts, t), target))
-            finite = all(bool(jnp.all(jnp.isfinite(v))) for v in values)
-        if not finite:
-            raise ValueError(_singular_message(problem, float(t)))
+                for source in field.sources:
+                    if not (plain and source == "velocity"):
+                        weights = coefficients(path, t, prediction_row(path, source, t), target)
+                        values.setdefault(source, []).extend(weights)
+            singular = [name for name, vs in values.items() if not all(bool(jnp.all(jnp.isfinite(v))) for v in vs)]
+        if singular:
+            raise ValueError(_singular_message(problem, float(t), singular[0]))
 
 
-def _singular_message(problem, t):
+def _singular_message(problem, t, source):
     name, clock = type(problem.field.path).__name__, type(problem.clock).__name__
     if t < 0.5:
         fix = (
@@ -156,7 +158,7 @@ def _singular_message(problem, t):
         )
     return (
         f"The equation is finite at every time of the grid. Got t = {t:g}, where a field that predicts "
-        f"{problem.field.predicts!r} along {name} does not determine the right-hand side of {clock}: {fix}."
+        f"{source!r} along {name} does not determine the right-hand side of {clock}: {fix}."
     )
 
 

@@ -53,6 +53,11 @@ class AbstractField(eqx.Module):
 class AbstractNetwork(AbstractField):
     """A field around something that gives one prediction; the others follow from it by `convert`."""
 
+    @property
+    def sources(self) -> tuple[Prediction, ...]:
+        """The predictions that the others come from; each determines a right-hand side, or that is refused."""
+        return (self.predicts,)
+
     @abc.abstractmethod
     def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
         """The prediction `self.predicts`, of the shape and type of `x`."""
@@ -228,9 +233,9 @@ def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:
 def trainable(tree: PyTree) -> PyTree:
     """Which leaves are trained: a pytree of booleans with the structure of `tree`.
 
-    True on the inexact arrays of the networks and on nothing else: paths, `sigma_data` and null conditions never
-    change. Gradient, optimiser and averages of weights all use this one function, as
-    `equinox.partition(field, trainable(field))`.
+    True on the inexact arrays of the networks and on nothing else: paths, `sigma_data`, null conditions, classifiers
+    and the weak field of a guided one never change. Gradient, optimiser and averages of weights all use this one
+    function, as `equinox.partition(field, trainable(field))`.
     """
     if isinstance(tree, AbstractPath):
         return jtu.tree_map(lambda _: False, tree)
@@ -238,7 +243,7 @@ def trainable(tree: PyTree) -> PyTree:
         leaves, treedef = jtu.tree_flatten(tree, is_leaf=lambda node: node is not tree)
         names = _child_names(tree)
         flags = [
-            trainable(leaf) if name == "net" or isinstance(leaf, AbstractField) else jtu.tree_map(lambda _: False, leaf)
+            trainable(leaf) if name == "net" or _learns(name, leaf) else jtu.tree_map(lambda _: False, leaf)
             for name, leaf in zip(names, leaves, strict=True)
         ]
         return jtu.tree_unflatten(treedef, flags)
@@ -249,6 +254,10 @@ def trainable(tree: PyTree) -> PyTree:
     return jtu.tree_map(
         lambda node: trainable(node) if apart(node) else eqx.is_inexact_array(node), tree, is_leaf=apart
     )
+
+
+def _learns(name, leaf):
+    return isinstance(leaf, AbstractField) and name != "weak"
 
 
 def _child_names(tree):

@@ -17,7 +17,7 @@ from ._brownian import Recorded
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
 from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
-from ._field import AbstractField
+from ._field import AbstractField, AbstractNetwork
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
 from ._solver import EDMChurn, adds_noise, check_ode_solver, check_same_clock, choose_clock
@@ -128,7 +128,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
         t0, t1 = times[0], times[-1]
         check_singular(equation, stage_times(times, solver), times[-1])
         out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
-    return with_density(problem(field, args, out), t0, t1, base, state[0])
+    return with_density(problem, out, t0, t1, base, state[0])
 
 
 def _event(shape, dtype):
@@ -229,7 +229,9 @@ def plan(
 def _resolve_end(problem, end):
     """The end policy, by default one that never evaluates an undefined right-hand side."""
     if end is None:
-        return "denoise" if problem.field.predicts == "data" or not problem.clock.finite_end else "stop"
+        field = problem.field
+        via_data = "data" in (field.sources if isinstance(field, AbstractNetwork) else (field.predicts,))
+        return "denoise" if via_data or not problem.clock.finite_end else "stop"
     if end not in ("denoise", "stop") and not isinstance(end, dfx.AbstractSolver):
         raise ValueError(f"end is 'denoise', 'stop', or a diffrax solver for the last step. Got {end!r}.")
     check_ode_solver(end, "A solver for the last step adds no noise")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "jflow"
 
 # A unit is a module or a package directly under jflow/.
 FLOORS: list[set[str]] = [
-    {"_types", "_misc"},
+    {"_types", "_misc", "_memory"},
     {"_path", "_prediction", "_brownian", "_divergence", "_coupling"},
     {"_field", "_clock", "_times", "_custom_path", "_problem"},
     {"_guidance", "_loss", "_loop", "_adaptive", "_equation", "_solver", "distributions"},

@@ -1,0 +1,31 @@
+"""CFG-Zero*."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
+
+from .._misc import combine, parameter
+from .._prediction import Prediction
+from ._rule import AbstractRule, inner, ratio
+
+
+class CFGZero(AbstractRule):
+    """CFG-Zero*: the velocity to move away from is scaled to fit the conditional one, and the first steps stand still.
+
+        v = s v_u + w (v_c - s v_u),   s = <v_c, v_u>/|v_u|^2;   v = 0 for t < zero_before .
+
+    Source: Fan et al. 2025, arXiv:2503.18886, equations 7 to 9 and algorithm 1.
+    """
+
+    zero_before: Array
+    predicts: ClassVar[Prediction] = "velocity"
+
+    def __init__(self, zero_before: ArrayLike = 0.0):
+        """`zero_before` the time before which the velocity is zero: `times[1]` for the first step of a grid."""
+        self.zero_before = parameter(zero_before, "zero_before", positive=False)
+
+    def __call__(self, t, conditional, other, scale: Any):
+        fit = ratio(inner(conditional, other), inner(other, other))
+        moves = jnp.where(t < self.zero_before.astype(jnp.result_type(t)), 0, 1)
+        return combine((moves * scale, conditional), (moves * (1 - scale) * fit, other))

@@ -1,0 +1,56 @@
+"""Guidance that keeps the spread of the conditional prediction."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, ArrayLike
+
+from .._misc import parameter, safe_sqrt, size
+from .._prediction import Prediction
+from ._rule import AbstractRule, extrapolate, inner, ratio
+
+
+class Rescaled(AbstractRule):
+    """Rescaled guidance: with `D` the guided data prediction and `D_c` the conditional one,
+
+        phi D std(D_c)/std(D) + (1 - phi) D ,
+
+    the standard deviation over the components of one event. `D` is classifier-free, or of another `rule`.
+
+    Source: Lin et al. 2023, arXiv:2305.08891, equations 14 to 16 (there of whatever the network predicts; here of the
+    data).
+    """
+
+    phi: Array
+    rule: AbstractRule | None
+    predicts: ClassVar[Prediction] = "data"
+
+    def __init__(self, phi: ArrayLike = 0.7, rule: AbstractRule | None = None):
+        """`phi` from 0 (no rescaling) to 1; `rule` how the prediction to rescale is guided.
+
+        Raises `ValueError` for a rule on another prediction than the data.
+        """
+        self.phi, self.rule = parameter(phi, "phi", positive=False), rule
+
+    def __check_init__(self):
+        if self.rule is not None and self.rule.predicts != "data":
+            raise ValueError(
+                "Rescaled takes a rule on data predictions, as jflow.APG(). "
+                f"Got {type(self.rule).__name__}, on {self.rule.predicts!r}."
+            )
+
+    def __call__(self, t, conditional, other, scale: Any):
+        guided = (
+            extrapolate(conditional, other, scale) if self.rule is None else self.rule(t, conditional, other, scale)
+        )
+        change = ratio(_std(conditional), _std(guided)) - 1
+        return jtu.tree_map(lambda d: (d * (1 + self.phi * change)).astype(d.dtype), guided)
+
+
+def _std(x):
+    """The standard deviation over all components of an event."""
+    n = size(x)
+    mean = inner(x, jtu.tree_map(jnp.ones_like, x)) / n
+    centred = jtu.tree_map(lambda leaf: leaf - mean, x)
+    return safe_sqrt(inner(centred, centred) / n)
