@@ -81,7 +81,9 @@ class Guided(AbstractGuide):
         if self.interval is not None:
             start, stop = (concrete(t) for t in self.interval)
             if start is not None and stop is not None and not start < stop:
-                raise ValueError(f"An interval of guidance is (start, stop), increasing times. Got ({start}, {stop}).")
+                raise ValueError(
+                    f"An interval of guidance is (start, stop), increasing times. Got ({start:g}, {stop:g})."
+                )
 
     @property
     def sources(self):

@@ -1,0 +1,379 @@
+"""Guidance beside the classifier-free one: rules, intervals, other sources of the second prediction, classifiers."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from references import Counter, refuses
+
+import jflow as jf
+
+T, SCALES = 0.4, (0.0, 1.0, 3.5)
+SHAPES = {"image": jnp.zeros((4, 3)), "pair": (jnp.zeros(3), {"b": jnp.zeros((2, 2))})}
+
+
+def net(t, x, y):
+    return jax.tree.map(lambda leaf: jnp.sin((1.0 + y) * leaf) - t + y, x)
+
+
+def velocity(x, y):
+    """The same at the time `T`, in numpy, of an event laid out as a vector."""
+    return np.sin((1.0 + y) * x) - T + y
+
+
+def data(x, y):
+    return x + (1 - T) * velocity(x, y)
+
+
+FIELD = jf.Field(net, jf.CondOT(), "velocity")
+OTHER = jf.Field(lambda t, x, y: net(t, x, y / 2), jf.CondOT(), "velocity")
+
+
+def plain(c, u, w):
+    return u + w * (c - u)
+
+
+def projected(c, u, w, parallel=0.3, threshold=1.5):
+    change = c - u
+    change = change * min(1, threshold / max(np.linalg.norm(change), 1e-300))
+    along = change @ c / (c @ c) * c
+    return c + (w - 1) * (change - along + parallel * along)
+
+
+def rescaled(c, u, w, guided=plain, phi=0.6):
+    d = guided(c, u, w)
+    return phi * d * c.std() / d.std() + (1 - phi) * d
+
+
+def fitted(c, u, w):
+    s = c @ u / (u @ u)
+    return (1 - w) * s * u + w * c
+
+
+RULES = {  # the rule, made in the precision of the test; the same in numpy; the prediction it is written for
+    "APG": (lambda: jf.APG(0.3, 1.5), projected, data),
+    "APG as CFG": (lambda: jf.APG(1.0), plain, data),
+    "Rescaled": (lambda: jf.Rescaled(0.6), rescaled, data),
+    "Rescaled APG": (
+        lambda: jf.Rescaled(0.6, jf.APG(0.3, 1.5)),
+        lambda c, u, w: rescaled(c, u, w, projected),
+        data,
+    ),
+    "CFGZero": (lambda: jf.CFGZero(zero_before=0.1), fitted, velocity),
+}
+
+
+def flat(x):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)])
+
+
+def event(shape, seed=0):
+    leaves, treedef = jax.tree.flatten(SHAPES[shape])
+    keys = jr.split(jr.key(seed), len(leaves))
+    return jax.tree.unflatten(treedef, [jr.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+@eqx.filter_jit
+def predictions(field, x, args):
+    """Every prediction of a field, what it gives itself, and two right-hand sides, all from one program."""
+    rows = jf.SigmaClock().rhs(field.path, T, 0.0), jf.RatioClock().rhs(field.path, T, 0.0)
+    named = {name: getattr(field, name)(T, x, args) for name in ("velocity", "data", "noise", "score")}
+    return named, field(T, x, args), field.mixed(rows, T, x, args)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_its_formula_in_every_prediction(name, x64):
+    make, formula, space = RULES[name]
+    x, guided = event("pair" if name == "Rescaled APG" else "image"), jf.Guided(FIELD, 0.7, rule=make())
+    flat_x = flat(x)
+    for w in SCALES:
+        want = formula(space(flat_x, 2.0), space(flat_x, 0.7), w)
+        want_data = want if space is data else flat_x + (1 - T) * want
+        want_noise = (flat_x - T * want_data) / (1 - T)
+        named, own, (sigma, ratio) = predictions(guided, x, (2.0, jnp.asarray(w)))
+        for got, right in (
+            (named["data"], want_data),
+            (named["noise"], want_noise),
+            (named["velocity"], want_data - want_noise),
+            (named["score"], -want_noise / (1 - T)),
+            (own, want_data - want_noise),
+            (sigma, -want_noise),
+            (ratio, want_data - want_noise),
+        ):
+            np.testing.assert_allclose(flat(got), right, rtol=1e-12, atol=1e-12)
+        if w == 1:
+            np.testing.assert_allclose(flat(named["data"]), data(flat_x, 2.0), rtol=1e-12)
+        same, *_ = predictions(guided, x, (0.7, jnp.asarray(w)))  # I2: the null condition, at any scale
+        np.testing.assert_allclose(flat(same["data"]), data(flat_x, 0.7), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_finite_where_predictions_vanish(name):
+    rule, zero = RULES[name][0](), jnp.zeros(3)
+
+    def total(c, u, w):
+        return jnp.sum(rule(0.5, c, u, w) ** 2)
+
+    run = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+    for pair in ((zero, zero), (zero, jnp.ones(3)), (jnp.ones(3), zero), (jnp.ones(3), jnp.ones(3))):
+        value, slopes = run(*pair, 2.5)
+        assert jnp.isfinite(value) and all(jnp.isfinite(s).all() for s in slopes)
+
+
+def test_the_first_velocities_are_zero():
+    guided = jf.Guided(FIELD, 0.7, rule=jf.CFGZero(zero_before=0.25))
+    x = event("image")
+    assert jnp.array_equal(guided.velocity(0.2, x, (2.0, 3.0)), jnp.zeros_like(x))
+    assert not jnp.any(guided.velocity(0.25, x, (2.0, 3.0)) == 0)
+
+
+def test_autoguidance_moves_away_from_a_weak_field(x64):
+    x, w = event("image"), 2.5
+    guided = jf.Guided(FIELD, weak=OTHER)
+    want = plain(velocity(flat(x), 2.0), velocity(flat(x), 1.0), w)
+    np.testing.assert_allclose(flat(guided.velocity(T, x, (2.0, w))), want, rtol=1e-12)
+    np.testing.assert_array_equal(guided.velocity(T, x, (2.0, None)), FIELD.velocity(T, x, 2.0))
+    moved = jf.Field(net, jf.Cosine(), "data")
+    refuses(lambda: jf.Guided(FIELD, weak=moved), r"Got another, Cosine: pass weak=jflow.change_path")
+    refuses(lambda: jf.Guided(FIELD, 3.0, weak=OTHER), "a null condition or a weak field")
+    assert jf.Guided(FIELD, weak=jf.change_path(moved, FIELD.path)).evaluations((2.0, w)) == 2
+    assert jf.Guided(FIELD, weak=jf.Guided(OTHER, (0.0, None))).evaluations(((2.0, None), w)) == 2
+
+
+def test_negative_conditions_are_given_sample_by_sample(x64):
+    x, w = event("image"), 2.5
+    guided, fixed = jf.Guided(FIELD), jf.Guided(FIELD, 0.7)
+    args = ((2.0, 0.7), w)
+    np.testing.assert_array_equal(guided.velocity(T, x, args), fixed.velocity(T, x, (2.0, w)))
+    np.testing.assert_array_equal(guided.velocity(T, x, ((2.0, 0.7), None)), FIELD.velocity(T, x, 2.0))
+    assert guided.evaluations(args) == 2 and guided.evaluations(((2.0, 0.7), None)) == 1
+    assert jf.Guided(FIELD, rule=jf.APG()).data(T, x, args).shape == x.shape
+    refuses(lambda: guided.velocity(T, x, (2.0, w)), r"args = \(\(condition, negative\), scale\)")
+    out = jf.generate(
+        guided, jr.key(0), 3, (2,), args=((jnp.arange(3.0), jnp.ones(3)), 2.0), args_in_axes=((0, 0), None),
+        times=jf.uniform_times(2), batch_size=2,
+    )  # fmt: skip
+    assert out.x.shape == (3, 2) and (out.nfe == 4).all()
+
+
+INSIDE = (0.3, 0.7)
+GRID = jnp.array([0.0, 0.1, 0.3, 0.55, 0.7, 0.9, 1.0])
+
+
+def counted(**options):
+    first, second = Counter(net), Counter(net)
+    field, weak = (jf.Field(c, jf.CondOT(), "velocity") for c in (first, second))
+    if options.pop("weak", False):
+        return jf.Guided(field, weak=weak, **options), first, second
+    return jf.Guided(field, 0.7, **options), first, second
+
+
+@pytest.mark.parametrize(
+    ("options", "guided", "calls"),
+    [
+        ({"solver": dfx.Euler()}, {}, 6 + 2),
+        ({"solver": dfx.Heun()}, {}, 6 + 6 + 2 + 2),
+        ({"solver": jf.DPMpp(2)}, {}, 6 + 2),  # its last step is the data prediction
+        pytest.param({"eta": 0.5}, {"rule": jf.APG()}, 6 + 2, marks=pytest.mark.slow),
+        ({"solver": dfx.Heun()}, {"weak": True}, 6 + 6 + 2 + 2),
+    ],
+    ids=["Euler", "Heun", "DPMpp", "SDE with a rule", "weak"],
+)
+def test_outside_an_interval_the_other_prediction_is_not_computed(options, guided, calls):
+    field, first, second = counted(interval=INSIDE, **guided)
+
+    @eqx.filter_jit
+    def run(field, x0, scales):
+        def one(x0, w):
+            return jf.decode(field, x0, args=(2.0, w), times=GRID, key=jr.key(0), **options)
+
+        return jax.vmap(one)(x0, scales)
+
+    def taken():
+        return first.take() + second.take()
+
+    out = run(field, jnp.ones((3, 2)), jnp.arange(3.0))
+    assert taken() == 3 * calls and (out.nfe == calls).all() and (out.status == 0).all()
+    traces = first.traces
+    moved = eqx.tree_at(lambda g: g.interval, field, (jnp.float32(-1.0), jnp.float32(2.0)))
+    assert (run(moved, jnp.ones((3, 2)), jnp.arange(3.0)).nfe == taken() // 3).all()  # everywhere
+    assert first.traces == traces
+
+
+def test_an_interval_is_guided_inside_and_conditional_outside():
+    x, inside, always = event("image"), jf.Guided(FIELD, 0.7, interval=INSIDE), jf.Guided(FIELD, 0.7)
+    for t in (0.1, 0.3, 0.5, 0.7, 0.9):
+        want = always if 0.3 <= t < 0.7 else FIELD
+        args = (2.0, 3.0) if 0.3 <= t < 0.7 else 2.0
+        np.testing.assert_allclose(inside.velocity(t, x, args=(2.0, 3.0)), want.velocity(t, x, args), rtol=1e-6)
+        assert inside.evaluations((2.0, 3.0), t) == (2 if want is always else 1)
+    assert inside.evaluations((2.0, None)) == 1
+    nested = jf.Guided(inside, (0.7, None))
+    assert nested.evaluations(((2.0, 3.0), 2.0), 0.5) == 3  # the null condition (0.7, None) costs one
+    moved = jf.change_path(inside, jf.Cosine())
+    assert moved.evaluations((2.0, 3.0), 0.5) == 2 and moved.evaluations((2.0, 3.0), 0.9) == 1
+    refuses(lambda: inside.evaluations((2.0, 3.0)), "takes a time")
+    refuses(lambda: jf.Guided(FIELD, 0.7, interval=(0.7, 0.3)), r"increasing times. Got \(0.7, 0.3\)")
+
+
+@pytest.mark.slow
+def test_evaluations_that_cannot_be_counted_are_not_reported():
+    field, x0 = jf.Guided(FIELD, 0.7, interval=INSIDE), jnp.ones(2)
+    plain_field = jf.Guided(FIELD, 0.7)
+    options = {"args": (2.0, 3.0), "times": jf.uniform_times(3), "key": jr.key(0), "eta": 1.0, "solver": dfx.SRA1()}
+    assert jf.decode(field, x0, **options).nfe is None  # its stages run in a loop of its own
+    assert jf.decode(plain_field, x0, **options).nfe == 2 * (2 * 2 + 1)
+    adaptive = {"args": (2.0, 3.0), "t0": 0.0, "t1": 1.0, "solver": dfx.Heun()}
+    assert jf.decode(field, x0, **adaptive).nfe is None
+    assert jf.decode(plain_field, x0, **adaptive).nfe % 4 == 0
+
+
+def two_points(t, x, label):
+    """Exact velocity of the points -1 and 1 along the linear path: label 0 and 1 are the points, 2 is both."""
+    alpha, sigma = t, 1 - t
+    mean = jnp.where(label == 2, jnp.tanh(alpha * x / sigma**2), 2.0 * label - 1.0)
+    return (mean - x) / sigma
+
+
+@pytest.mark.parametrize(
+    "path", [jf.CondOT(), jf.Cosine(), pytest.param(jf.VP(), marks=pytest.mark.slow)], ids=lambda p: type(p).__name__
+)
+def test_I6_a_classifier_turns_the_marginal_into_the_conditional(name, x64):
+    """`log p_t(y | x) = log sigmoid(+-2 alpha x/sigma^2)`; at scale 1 it is Bayes' rule, in every prediction."""
+    path = PATHS[name]
+    both = jf.change_path(jf.Field(two_points, jf.CondOT(), "velocity"), path)
+
+    def log_prob(t, x, y):
+        return jax.nn.log_sigmoid((2 * y - 1) * 2 * path.alpha(t) * x[0] / path.sigma(t) ** 2)
+
+    class Marginal(eqx.Module):
+        def __call__(self, t, x, y):
+            return both.data(t, x, 2)
+
+    field = jf.Field(Marginal(), path, "data")
+    guided = jf.ClassifierGuided(field, log_prob)
+    x, rows = jnp.array([0.2]), (jf.SigmaClock().rhs(path, T, 0.0), jf.RatioClock().rhs(path, T, 0.7))
+
+    @jax.jit
+    def pairs(w):
+        names = ("velocity", "data", "noise", "score")
+        got = [getattr(guided, name)(T, x, (1, w)) for name in names]
+        want = [getattr(both, name)(T, x, 1) for name in names]
+        return got, want, guided.mixed(rows, T, x, (1, w)), both.mixed(rows, T, x, 1)
+
+    got, want, mixed, want_mixed = pairs(1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+    np.testing.assert_allclose(mixed, want_mixed, rtol=1e-9)
+    slope = jax.grad(lambda v: log_prob(T, v, 1))(x)
+    np.testing.assert_allclose(guided.score(T, x, (1, 3.0)), field.score(T, x, 1) + 3 * slope, rtol=1e-12)
+    np.testing.assert_array_equal(guided.data(T, x, (1, None)), field.data(T, x, 1))
+    assert guided.evaluations((1, 3.0)) == 1
+
+
+def test_a_classifier_at_the_ends():
+    guided = jf.ClassifierGuided(FIELD, lambda t, x, y: -jnp.sum((x - y) ** 2))
+    x = jnp.ones(2)
+    for name in ("noise", "score"):
+        assert jnp.isfinite(getattr(guided, name)(0.0, x, (2.0, 3.0))).all()
+    assert jnp.isfinite(guided.velocity(1.0, x, (2.0, 3.0))).all()
+    refuses(lambda: jf.decode(guided, x, args=(2.0, 3.0), times=GRID), "t = 0, where a field that predicts 'noise'")
+    assert jf.decode(guided, x, args=(2.0, 3.0), times=GRID[1:]).nfe == 5
+    vector = jf.ClassifierGuided(FIELD, lambda t, x, y: x)
+    refuses(lambda: vector.score(T, x, (2.0, 3.0)), "pick the condition's entry")
+    refuses(lambda: guided.score(T, x, 2.0), r"A classifier-guided field takes args = \(condition, scale\)")
+
+
+def test_thresholds_keep_the_data_prediction_in_range(x64):
+    values = np.linspace(-10.0, 10.0, 201)  # |D| has the percentiles 10 p/100: 9 at 90 percent
+    field = jf.Field(lambda t, x, args: x, jf.CondOT(), "data")
+    x = jnp.asarray(values).reshape(3, 67)
+
+    @eqx.filter_jit
+    def cut(guided, x):
+        return guided.data(T, x), guided.noise(T, x)
+
+    static, noise = cut(jf.Thresholded(field, limit=2.0), x)
+    np.testing.assert_array_equal(static.ravel(), np.clip(values, -2, 2))
+    np.testing.assert_allclose(noise.ravel(), (values - T * np.clip(values, -2, 2)) / (1 - T), rtol=1e-12)
+    for percent in (90.0, 50.0, 100.0):
+        s = np.percentile(np.abs(values), percent)
+        assert s == pytest.approx(percent / 10, rel=2e-2)
+        for limit in (1.0, 3.0):
+            got, _ = cut(jf.Thresholded(field, percentile=percent, limit=limit), x)
+            np.testing.assert_allclose(got.ravel(), np.clip(values, -s, s) * limit / s, rtol=1e-12)
+    small, _ = cut(jf.Thresholded(field, percentile=90.0), x / 20)
+    np.testing.assert_array_equal(small, x / 20)  # in range already: s = 1
+    for bad, fragment in ((0.995, "looks like a fraction"), (0.0, "Got 0.0"), (101.0, "at most 100"), (-5, "Got -5")):
+        refuses(lambda bad=bad: jf.Thresholded(field, bad), fragment)
+
+
+KIN = {
+    "null": jf.Guided(FIELD, 0.7),
+    "negative": jf.Guided(FIELD),
+    "weak": jf.Guided(FIELD, weak=OTHER, rule=jf.Rescaled(0.5)),
+    "rule": jf.Guided(FIELD, 0.7, rule=jf.APG(), interval=INSIDE),
+    "classifier": jf.ClassifierGuided(FIELD, lambda t, x, y: -jnp.sum(x * y)),
+    "threshold": jf.Thresholded(jf.Guided(FIELD, 0.7, rule=jf.Rescaled(0.5, jf.APG()), interval=INSIDE), 99.0),
+}
+
+
+def test_training_is_that_of_the_field():
+    want = jf.matching_loss(FIELD, jr.key(0), jnp.ones(2), 3.0)
+    for field in KIN.values():
+        assert jf.matching_loss(field, jr.key(0), jnp.ones(2), 3.0) == want
+
+
+def test_only_the_network_is_trained():
+    class Net(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, t, x, y):
+            return self.weight * x
+
+    field = jf.Field(Net(jnp.ones(())), jf.CondOT(), "velocity")
+    kin = (
+        jf.Guided(field, 0.7, rule=jf.Rescaled(0.5, jf.APG(0.2, 3.0)), interval=INSIDE),
+        jf.Guided(field, weak=field, rule=jf.CFGZero(0.1)),
+        jf.ClassifierGuided(field, Net(jnp.ones(()))),
+        jf.Thresholded(jf.Guided(field, 0.7), 99.0),
+    )
+    for guide in kin:
+        assert sum(jax.tree.leaves(jf.trainable(guide))) == 1
+
+
+def test_every_kind_is_sampled_and_swept_by_one_compilation():
+    traces = []
+
+    @eqx.filter_jit
+    def run(field, scale, times):
+        traces.append(1)
+        condition = (2.0, 0.7) if field.__class__ is jf.Guided and field.null is None and field.weak is None else 2.0
+        return jf.sample(field, jr.key(0), (2,), args=(condition, scale), times=times)
+
+    for field in KIN.values():
+        before = len(traces)
+        for scale in (0.5, 3.0):
+            # other parameters of the guidance, another scale, another grid
+            arrays, rest = eqx.partition(field, eqx.is_inexact_array)
+            other = eqx.combine(jax.tree.map(lambda leaf, s=scale: leaf * (1 + s / 100), arrays), rest)
+            out = run(other, jnp.asarray(scale), jnp.linspace(0.1, 0.95, 4))
+            assert out.status == 0 and jnp.isfinite(out.x).all()
+        assert len(traces) == before + 1
+
+
+def test_a_right_hand_side_that_a_rule_does_not_determine_is_refused():
+    x, args = jnp.ones(2), (2.0, 3.0)
+    guided = jf.Guided(FIELD, 0.7, rule=jf.APG())
+    assert jf.decode(guided, x, args=args, times=GRID).status == 0  # the last step is the data prediction
+    options = {"args": args, "times": GRID, "end": "stop"}
+    refuses(lambda: jf.decode(guided, x, solver=dfx.Heun(), **options), "t = 1, where a field that predicts 'data'")
+    refuses(
+        lambda: jf.decode(jf.Thresholded(FIELD), x, solver=dfx.Heun(), **(options | {"args": 2.0})),
+        "t = 1, where a field that predicts 'data'",
+    )
+    of_noise = jf.Guided(jf.Field(net, jf.CondOT(), "noise"), 0.7, rule=jf.APG())
+    refuses(lambda: jf.decode(of_noise, x, args=args, times=GRID), "t = 0, where a field that predicts 'noise'")
+    refuses(lambda: jf.Rescaled(0.5, jf.CFGZero()), "Got CFGZero, on 'velocity'")
