@@ -18,12 +18,15 @@ class CFGpp(dfx.AbstractSolver[None]):
     step in half log-SNR: the scale depends on the step, so this is a solver and not a field. In `ThetaClock`, which it
     brings along, it is Euler's method. For the ODE, `eta=None`.
 
-    Raises `ValueError` for an equation with noise, and where `args` has no scale.
+    Raises `ValueError` where `args` has no scale.
 
     Source: Chung et al. 2024, arXiv:2406.08070, algorithm 2 (its lambda is mu; time runs backwards there).
     """
 
     clock: ClassVar[AbstractClock | None] = ThetaClock()
+    ode_only: ClassVar[bool] = True
+    calls: ClassVar[int] = 1
+    error_estimate: ClassVar[bool] = False
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
@@ -35,8 +38,6 @@ class CFGpp(dfx.AbstractSolver[None]):
         return None
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        if isinstance(terms, dfx.MultiTerm):
-            raise ValueError("CFGpp() is a method for the ODE. Got an equation with noise: leave out eta=.")
         if not (isinstance(args, tuple) and len(args) == 2 and args[1] is not None):
             raise ValueError("CFGpp() takes a guided field and args = (condition, mu). Got args without a scale.")
         condition, mu = args
