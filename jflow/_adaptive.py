@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from ._brownian import Recorded
 from ._misc import all_finite, scalar_time, state_dtype
-from ._problem import AbstractProblem, NoiseTerm
+from ._problem import AbstractProblem, Interval, NoiseTerm, explicit_tableau
 from ._types import PRNGKey, Solution
 
 
@@ -34,20 +34,9 @@ def adaptive(
 ) -> Solution:
     """The solve of a problem by `diffeqsolve(throw=False)`, stopped where the state is not finite."""
     solver = dfx.Tsit5() if solver is None else solver
-    controller = dfx.PIDController(1e-5, 1e-5) if stepsize_controller is None else stepsize_controller
+    interval, controller = clocked(problem, x0, t0, t1, stepsize_controller)
     _check_controller(solver, controller)
-    dtype = state_dtype(x0)
-    t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
-    interval = jtu.tree_map(lambda leaf: leaf[0], problem.intervals(jnp.stack([t0, t1])))
     eta, tau0, tau1 = interval.eta, interval.tau0, interval.tau1
-    if isinstance(controller, dfx.PIDController) and controller.dtmin is None:
-        smallest = 32 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(tau0), jnp.abs(tau1))
-        controller = eqx.tree_at(
-            lambda c: (c.dtmin, c.force_dtmin),
-            controller,
-            (smallest, False),
-            is_leaf=lambda leaf: leaf is None,
-        )
     terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
     if problem.noisy:
         source = _path(problem, brownian, key)
@@ -73,6 +62,25 @@ def _check_controller(solver, controller):
             f"Adaptive steps need a solver with an error estimate. Got {name}(), which has none: give a grid, times=, "
             "or stepsize_controller=diffrax.ConstantStepSize() and dt0=, or take diffrax.Tsit5()."
         )
+
+
+def clocked(
+    problem: AbstractProblem, x0: PyTree, t0: Any, t1: Any, controller: dfx.AbstractStepSizeController | None
+) -> tuple[Interval, dfx.AbstractStepSizeController]:
+    """The interval in the problem's clock, and the controller, which stops where its steps are lost in rounding."""
+    chosen: Any = dfx.PIDController(1e-5, 1e-5) if controller is None else controller
+    dtype = state_dtype(x0)
+    t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
+    interval = jtu.tree_map(lambda leaf: leaf[0], problem.intervals(jnp.stack([t0, t1])))
+    if isinstance(chosen, dfx.PIDController) and chosen.dtmin is None:
+        smallest = 32 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(interval.tau0), jnp.abs(interval.tau1))
+        chosen = eqx.tree_at(
+            lambda c: (c.dtmin, c.force_dtmin),
+            chosen,
+            (smallest, False),
+            is_leaf=lambda leaf: leaf is None,
+        )
+    return interval, chosen
 
 
 def _stop(event):
@@ -113,8 +121,7 @@ def _adaptive_solution(problem, solver, sol, eta, saveat, cost):
     ts = xs = None
     if sol.ts["user"] is not None and saveat is not None:
         ts, xs = jax.vmap(lambda s, y: _located(problem, s, y, eta))(sol.ts["user"], sol.ys["user"])
-    calls = _adaptive_calls(solver, sol.stats["num_steps"])
-    nfe = None if calls is None or not isinstance(cost, int) else calls * cost
+    nfe = adaptive_nfe(solver, sol.stats["num_steps"], cost)
     return Solution(x=x, nfe=nfe, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
 
 
@@ -125,6 +132,12 @@ def _located(problem, tau, u, eta):
     return jnp.where(filled, t, tau), jtu.tree_map(lambda leaf: jnp.where(filled, leaf, jnp.inf), x)
 
 
+def adaptive_nfe(solver: dfx.AbstractSolver, steps: Int[Array, ""], cost: Any) -> Int[Array, ""] | None:
+    """Network evaluations of a number of steps, at `cost` a call; `None` where the calls or their cost are not known."""
+    calls = _adaptive_calls(solver, steps)
+    return None if calls is None or not isinstance(cost, int) else calls * cost
+
+
 def _adaptive_calls(solver, steps):
     """Evaluations that `diffeqsolve` made: the stages of every step, rejected ones too; a first-same-as-last method
     evaluates its first stage once. (The first step's size costs none: diffrax takes 0.01 for the terms it wraps.)
@@ -133,8 +146,8 @@ def _adaptive_calls(solver, steps):
         return steps.astype(jnp.int32)
     if (calls := getattr(solver, "calls", None)) is not None:
         return (calls * steps).astype(jnp.int32)
-    tableau = getattr(solver, "tableau", None)
-    if not (isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)):
+    tableau = explicit_tableau(solver)
+    if tableau is None:
         return None
     if tableau.fsal:
         return (1 + (tableau.num_stages - 1) * steps).astype(jnp.int32)

@@ -12,10 +12,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from ._field import AbstractField
-from ._misc import check_key
+from ._lanes import continuous, takes_lanes
+from ._misc import as_state, check_key
 from ._parallel import check_split, count_devices, shard_batch
-from ._sample import plan, sample
+from ._sample import draw_start, plan, sample
 from ._types import PRNGKey, Solution
+
+QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
 
 
 def generate(
@@ -33,14 +36,16 @@ def generate(
 ) -> Solution:
     """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, args=args_i, **options)`.
 
-    Sample `i` depends on `(key, i)` alone, whatever the batch size, the chunk and the devices.
+    Sample `i` depends on `(key, i)` alone, whatever the batch size, the chunk and the devices. An adaptive solve of the
+    ODE (`t0=`, `t1=`, an explicit Runge-Kutta solver, a `PIDController`) of which the end alone is asked for runs in
+    lanes: a finished sample leaves its place in the batch to the next, and none waits for the slowest.
 
     **Arguments:**
 
     - `args`, `args_in_axes`: the condition, and which of its leaves have a leading axis of length `n` (0) or are
       shared (`None`): a pytree prefix, as `in_axes` of `jax.vmap`.
-    - `batch_size`: samples a chunk; chunks of one size compile once.
-    - `mesh`: devices over whose first axis each chunk is split.
+    - `batch_size`: samples a chunk, or lanes; chunks of one size compile once.
+    - `mesh`: devices over whose first axis each chunk is split, or which share the lanes.
     - `progress`: a progress bar, on a terminal.
     - `options`: those of `sample`.
 
@@ -55,45 +60,73 @@ def generate(
     devices = count_devices(mesh)
     batch_size = min(batch_size, -(-n // devices) * devices)
     check_split(batch_size, devices)
+    pooled = takes_lanes(**options)
     if not options.get("log_prob"):
         plan(field, **options)
     shared, split = _split_args(args, args_in_axes, n)
     options = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, np.ndarray)) else leaf, options)
     shape = tuple(shape) if isinstance(shape, list) else shape
+    static = _Static(shape, mesh, batch_size // devices if pooled else None)
+    size = batch_size * min(QUEUE, -(-n // batch_size)) if pooled else batch_size
+    order = np.arange(size).reshape(-1, devices).T.reshape(-1)  # the devices share the last samples too
     chunks = []
     with tqdm(total=n, desc="generate", unit="sample", disable=None if progress else True) as bar:
-        for start in range(0, n, batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), n - 1)
-            part = jtu.tree_map(lambda leaf: leaf[index], split)  # noqa: B023
-            out = _chunk(field, key, shared, options, _Static(shape, mesh), jnp.asarray(index, jnp.uint32), part)
-            kept = min(batch_size, n - start)
-            chunks.append(jtu.tree_map(lambda leaf: np.asarray(leaf)[:kept], out))  # noqa: B023
-            bar.update(kept)
+        for start in range(0, n, size):
+            index = start + order
+            part = jtu.tree_map(lambda leaf: leaf[np.minimum(index, n - 1)], split)  # noqa: B023
+            out = _chunk(field, key, shared, options, static, jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)
+            kept = np.argsort(order)[: n - start]
+            chunks.append(jtu.tree_map(lambda leaf: np.asarray(leaf)[kept], out))  # noqa: B023
+            bar.update(len(kept))
     return jtu.tree_map(lambda *leaves: np.concatenate(leaves), *chunks)
 
 
 class _Static(eqx.Module):
     shape: Any = eqx.field(static=True)
     mesh: Any = eqx.field(static=True)
+    lanes: int | None = eqx.field(static=True)  # of each device; None for chunks
 
 
 @eqx.filter_jit
-def _chunk(field, key, shared, options, static, index, part):
-    """The samples of one chunk."""
+def _chunk(field, key, shared, options, static, n, index, part):
+    """The samples of one chunk, those below `n`."""
     arrays, rest = eqx.partition((field, key, shared, options), eqx.is_array)
 
-    def many(arrays, index, part):
+    def many(arrays, n, index, part):
         field, key, shared, options = eqx.combine(arrays, rest)
 
-        def one(i, part):
-            condition = eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
-            return sample(field, jr.fold_in(key, i), static.shape, args=condition, **options)
+        def condition(part):
+            return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
 
-        return jax.vmap(one)(index, part)
+        def one(i, part):
+            return sample(field, jr.fold_in(key, i), static.shape, args=condition(part), **options)
+
+        if static.lanes is None:
+            return jax.vmap(one)(jnp.minimum(index, n - 1), part)
+        return _pool(field, key, static, options, n, index, part, condition)
 
     if static.mesh is not None:
         many = shard_batch(many, static.mesh, 2)
-    return many(arrays, index, part)
+    return many(arrays, n, index, part)
+
+
+def _pool(field, key, static, options, n, index, part, condition):
+    """The same samples by continuous batching."""
+    problem, solver, _ = plan(field, **options)
+    shape, t0, base, dtype = static.shape, options["t0"], options.get("base"), options.get("dtype")
+
+    def start(slot):
+        key_start, _ = jr.split(jr.fold_in(key, index[slot]))
+        return as_state(draw_start(field, key_start, shape, t0, base, dtype), dtype)
+
+    def args(slot):
+        return condition(jtu.tree_map(lambda leaf: leaf[slot], part))
+
+    return continuous(
+        problem, start, args, len(index), jnp.sum(index < n, dtype=jnp.int32), t0, options["t1"], lanes=static.lanes,
+        dt0=options.get("dt0"), solver=solver, controller=options.get("stepsize_controller"),
+        max_steps=options.get("max_steps", 4096),
+    )  # fmt: skip
 
 
 def _split_args(args, axes, n):

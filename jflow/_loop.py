@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_path
 from ._misc import all_finite
-from ._problem import AbstractProblem, NoiseTerm, needed_stages
+from ._problem import AbstractProblem, NoiseTerm, explicit_tableau, needed_stages
 from ._types import PRNGKey
 
 
@@ -111,9 +111,7 @@ class _Step:
             brownian,
             costs,
         )
-        tableau = getattr(solver, "tableau", None)
-        explicit = isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau)
-        self.tableau = tableau if explicit else None
+        self.tableau = explicit_tableau(solver)
 
     def start(self, x0, table):
         """The solver's state before the first step."""

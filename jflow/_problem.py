@@ -86,6 +86,12 @@ def _leaf_product(g, w):
     return product.astype(w.dtype)
 
 
+def explicit_tableau(solver: Any) -> dfx.ButcherTableau | None:
+    """The tableau of an explicit Runge-Kutta method; `None` for other solvers."""
+    tableau = getattr(solver, "tableau", None)
+    return tableau if isinstance(solver, dfx.AbstractERK) and isinstance(tableau, dfx.ButcherTableau) else None
+
+
 def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
     """The stages that the solution of a step depends on."""
     needed = {i for i, b in enumerate(tableau.b_sol) if b != 0}

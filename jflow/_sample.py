@@ -85,13 +85,7 @@ def sample(
     check_field(field)
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     key_start, key_noise = jr.split(key)
-    start = times if times is not None else t0
-    if base is None:
-        like = _event(shape, dtype)
-        first = jnp.asarray(start).reshape(-1)[0]
-        x0 = scale(field.path.sigma(first), normal_like(key_start, like))
-    else:
-        x0 = base.sample(key_start)
+    x0 = draw_start(field, key_start, shape, times if times is not None else t0, base, dtype)
     if log_prob:
         if eta is not None or diffusion is not None:
             raise ValueError("A sample of an SDE has no density by a change of variables: log_prob=True takes the ODE.")
@@ -105,6 +99,14 @@ def sample(
         end=end, brownian=brownian, saveat=saveat, t0=t0, t1=t1, dt0=dt0, stepsize_controller=stepsize_controller,
         adjoint=adjoint, event=event, max_steps=max_steps, dtype=dtype,
     )  # fmt: skip
+
+
+def draw_start(field: AbstractField, key: PRNGKey, shape: Any, times: Any, base: Any, dtype: Any) -> PyTree:
+    """The state at the first of the times: `sigma eps`, or a draw of the base."""
+    if base is not None:
+        return base.sample(key)
+    first = jnp.asarray(times).reshape(-1)[0]
+    return scale(field.path.sigma(first), normal_like(key, _event(shape, dtype)))
 
 
 def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, base, *, solver, saveat, options):
