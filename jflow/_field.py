@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ._misc import cast_like, combine, parameter, scalar_time
 from ._path import AbstractPath
@@ -46,7 +46,7 @@ class AbstractField(eqx.Module):
         """Several quantities `s q = a data + b noise` at once, from one evaluation."""
 
     @abc.abstractmethod
-    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         """Network evaluations one call costs: a Python number, or an array where that depends on the time `t`."""
 
 
@@ -82,7 +82,7 @@ class AbstractNetwork(AbstractField):
         value = self(t, x, args)
         return tuple(convert(self.path, t, x, value, self.predicts, row) for row in rows)
 
-    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         return 1
 
 
@@ -213,7 +213,7 @@ class _Rematched(AbstractNetwork):
     def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
         return self.mixed((prediction_row(self.path, "score", t),), t, x, args)[0]
 
-    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         return self.field.evaluations(args, None if t is None else self._time(t))
 
 

@@ -45,7 +45,8 @@ def scan_steps(
     """
     table, costs = problem.intervals(times), []
     step = _Step(problem, solver, args, brownian, costs)
-    spent = None if isinstance(problem.cost(times[0], args), int) else jnp.zeros((), jnp.int32)
+    cost = problem.cost(times[0], args)
+    spent = None if isinstance(cost, int) else jnp.zeros((), jnp.int32)
     carry = x0, step.start(x0, table), spent, jnp.zeros((), jnp.int32), jnp.ones((), bool)
 
     def body(carry, slices):
@@ -66,7 +67,7 @@ def scan_steps(
     else:
         carry, saved = lax.scan(body, carry, (table, None))
     x, _, spent, count, alive = carry
-    nfe = _evaluations(solver, costs, spent, times.shape[0] - 1)
+    nfe = _evaluations(solver, costs, cost, spent, times.shape[0] - 1)
     return Steps(x, times[count], jnp.where(alive, 0, 1).astype(jnp.int32), nfe, saved)
 
 
@@ -151,9 +152,8 @@ class _Step:
 
         def drift(tau, u, args):
             t, y = locate(tau, u)
-            cost = problem.cost(t, args)
-            inner = get_opaque_trace_state(convention="flax") != outside
-            self.costs.append(None if inner and not isinstance(cost, int) else cost)
+            unrolled = get_opaque_trace_state(convention="flax") == outside
+            self.costs.append(problem.cost(t, args) if unrolled else None)
             return problem.drift(t, y, args, eta)
 
         def diffusion(tau, u, args):
@@ -207,16 +207,14 @@ def _advance(y0, weights, slopes):
     return jtu.tree_map(leaf, y0, *(k for _, k in terms))
 
 
-def _evaluations(solver, costs, spent, n):
-    """Network evaluations of `n` steps: the sum where the cost of a right-hand side varies with time, `None` where the
-    solver evaluates in a loop of its own; else the right-hand sides of a step, from the solver's own table where its
-    stages run in a loop, times their cost.
+def _evaluations(solver, costs, cost, spent, n):
+    """Network evaluations of `n` steps: the sum over the steps where the cost of a right-hand side varies with time,
+    else `n` times that of one step; from the solver's own table where its stages run in a loop of known length, and
+    `None` where it evaluates in another loop of its own.
     """
-    if isinstance(solver, dfx.AbstractImplicitSolver):
-        return None
-    if spent is not None:
-        return None if None in costs else spent
-    if isinstance(solver, dfx.AbstractSRK):
+    if isinstance(solver, dfx.AbstractSRK) and spent is None:
         skipped = solver.tableau.ignore_stage_f
-        return n * costs[0] * (len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped))))
-    return n * sum(costs)
+        return n * cost * (len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped))))
+    if isinstance(solver, dfx.AbstractImplicitSolver) or None in costs:
+        return None
+    return n * sum(costs) if spent is None else spent

@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from .._field import AbstractNetwork
 from .._memory import Remembered, Remembering
@@ -53,7 +53,7 @@ class AbstractGuide(AbstractNetwork):
     def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         return self.give(rows, t, x, args)
 
-    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Array:
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         return self.field.evaluations(args, t)
 
 

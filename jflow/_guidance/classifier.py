@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from .._field import AbstractNetwork
 from .._misc import combine, scalar_time
 from .._prediction import Row, prediction_row
+from .._types import Time
 from ._guide import AbstractGuide, apply, ask, split_args
 
 
@@ -30,7 +32,7 @@ class ClassifierGuided(AbstractGuide):
     def sources(self):
         return "noise", *self.field.sources
 
-    def evaluations(self, args=None, t=None):
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         return self.field.evaluations(split_args(args, "classifier-guided")[0], t)
 
     def give(self, target, t, x, args: Any):

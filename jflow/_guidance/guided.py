@@ -8,12 +8,12 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._field import AbstractNetwork
 from .._memory import Remembered, Remembering
 from .._misc import combine, concrete, parameter
-from .._types import PRNGKey
+from .._types import PRNGKey, Time
 from ._guide import AbstractGuide, ask, split_args, turn
 from ._rule import AbstractRule, extrapolate
 
@@ -90,7 +90,7 @@ class Guided(AbstractGuide):
         own = self.field.sources if self.rule is None else (self.rule.predicts, *self.field.sources)
         return own if self.weak is None else (*own, *self.weak.sources)
 
-    def evaluations(self, args=None, t=None):
+    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         condition, other, scale = self._split(args)
         one = self.field.evaluations(condition, t)
         if scale is None:

@@ -48,6 +48,7 @@ class GuidanceMomentum(dfx.AbstractSolver[tuple[PyTree, Any]]):
 
     @property
     def clock(self) -> AbstractClock | None:
+        """The clock of the solver whose steps it takes."""
         return getattr(self.solver, "clock", None)
 
     def order(self, terms):
