@@ -43,7 +43,7 @@ def adams(order, corrector, clock):
                 u = base + (taus[i] - taus[i - 1]) * sum(w * f for w, f in zip(weights, seen, strict=False))
             rate = np.sqrt(2 * level * sigmas[i] / alphas[i])
             base = u + rate * np.sqrt(taus[i + 1] - taus[i]) * z[i]
-            weights = mean_of_polynomial(nodes[:order], taus[i], taus[i + 1])
+            weights = mean_of_polynomial(nodes[: order - corrector], taus[i], taus[i + 1])
             u = base + (taus[i + 1] - taus[i]) * sum(w * f for w, f in zip(weights, seen, strict=False))
             xs.append(u / scales[i + 1])
         return np.stack(xs)
@@ -132,7 +132,8 @@ def deis(order):
 
 MENDED = jf.Adams(order=3, corrector=True)
 
-# name: solver, its clock where it brings none, its recursion, levels of noise, the steps that show its order
+# name: solver, its clock where it brings none, its recursion, levels of noise, the steps that show its order; none for
+# order 6, whose error is that of rounding before its slope has settled
 FAMILY = {
     "LMS 4": (jf.Adams(order=4), jf.SigmaClock(), adams(4, False, "sigma"), (None, 0.5), (320, 640)),
     "vAB 2": (jf.Adams(order=2), jf.RatioClock(), adams(2, False, "ratio"), (None,), (160, 320)),
@@ -140,6 +141,8 @@ FAMILY = {
     "Adams 2 mended": (jf.Adams(2, corrector=True), jf.RatioClock(), adams(2, True, "ratio"), (None, 1.0), (320, 640)),
     "Adams 3 mended": (jf.Adams(3, corrector=True), jf.SigmaClock(), adams(3, True, "sigma"), (None,), (320, 640)),
     "Adams 4 mended": (jf.Adams(4, corrector=True), jf.SigmaClock(), adams(4, True, "sigma"), (None,), (640, 1280)),
+    "Adams 5 mended": (jf.Adams(5, corrector=True), jf.RatioClock(), adams(5, True, "ratio"), (None,), (320, 640)),
+    "Adams 6 mended": (jf.Adams(6, corrector=True), jf.SigmaClock(), adams(6, True, "sigma"), (None,), ()),
     "UniPC 1": (jf.UniPC(order=1), None, log_snr_rule(1, 2, unified("bh2")), (None,), (160, 320)),
     "UniPC 2": (jf.UniPC(order=2), None, log_snr_rule(2, 3, unified("bh2")), (None,), (160, 320)),
     "UniPC 2 bh1": (jf.UniPC(order=2, variant="bh1"), None, log_snr_rule(2, 3, unified("bh1")), (None,), (160, 320)),
@@ -152,7 +155,7 @@ FAMILY = {
 }
 
 
-COMMON = ("LMS 4", "Adams 2 mended", "Adams 4 mended", "UniPC 2", "UniPC 2 bh1", "UniPC 3", "SA 3 3", "DEIS 3")
+COMMON = ("LMS 4", "Adams 2 mended", "Adams 5 mended", "UniPC 2", "UniPC 2 bh1", "UniPC 3", "SA 3 3", "DEIS 3")
 NAMES = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in FAMILY]
 DTYPES = [("float64", 1e-12), pytest.param("float32", 1e-5, marks=pytest.mark.slow)]
 
@@ -184,7 +187,7 @@ def test_the_steps_are_those_of_the_textbook_at_one_call_each(name, dtype, toler
         assert traces[0] == traces[1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name in COMMON or FAMILY[name.values[0]][-1]])
 def test_the_order_is_the_advertised_one(name, x64):
     solver, clock, _, _, counts = FAMILY[name]
     slope = measured_order(solver, solver.clock if clock is None else jf.SigmaClock(), counts)
@@ -294,7 +297,8 @@ def test_constant_steps_of_diffeqsolve_are_those_of_the_grid(back, x64):
 
 def test_what_does_not_fit_is_refused():
     for make, match in (
-        (lambda: jf.Adams(5), "order 1, 2, 3 or 4. Got order=5"),
+        (lambda: jf.Adams(5), "order 1 to 4 without its corrector. Got order=5: pass corrector=True"),
+        (lambda: jf.Adams(7, corrector=True), "order 2 to 6 with its corrector. Got order=7"),
         (lambda: jf.Adams(True), "Got order=True"),
         (lambda: jf.Adams(1, corrector=True), "pass order=2, or corrector=False"),
         (lambda: jf.UniPC(4), "order 1, 2 or 3. Got order=4"),

@@ -19,14 +19,15 @@ class Adams(AbstractMultistep):
     It goes with any clock, and with any drift of `jflow.solve`. In `SigmaClock()` it is the LMS sampler, of order 4
     there, and rhoAB-DEIS; in `RatioClock()` it is the multistep method of flow matching. Order 1 is `diffrax.Euler()`.
 
-    With `corrector=True` the right-hand side at `u'` then mends the step that led there, by the Adams-Moulton rule of
-    the same order, and the next step starts from the mended `v'` (PEC: predict, evaluate, correct; still one call):
+    With `corrector=True` `P` takes one point less, and the right-hand side at `u'` then mends the step that led there
+    by the Adams-Moulton rule, from whose `v'` the next step starts (PEC: predict, evaluate, correct; still one call):
 
         v' = v + int_tau^tau' Q dtau + noise ,   Q(tau') = f(u') ,   Q(tau_j) = f_j ,   j = 0, ..., order - 2 .
 
     The error at equal calls is then several times smaller, and so is that of the first steps, which have orders 1, 2,
-    ...: these leave a global order of 2 without the corrector and of 3 with it. A trajectory shows the predicted
-    states; the last state is not mended.
+    ...: these leave a global order of 2 without the corrector and of 3 with it. A high order pays on a smooth
+    right-hand side with many steps, and oscillates on a rough one with few. A trajectory shows the predicted states;
+    the last state is not mended.
 
     For an SDE the noise is that of Euler-Maruyama, the same in predictor and corrector: of order 1 where the noise is
     additive, with a smaller error where it is weak.
@@ -42,23 +43,22 @@ class Adams(AbstractMultistep):
     ode_only: ClassVar[bool] = False
 
     def __init__(self, order: Any = 3, corrector: Any = False):
-        """`order`: 1, 2, 3 or 4; with `corrector=True` 2, 3 or 4.
+        """`order`: 1 to 4; with `corrector=True` 2 to 6.
 
         Raises `ValueError` for another order.
         """
-        self.points, self.corrected = order, order if corrector else 0
-
-    def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3, 4):
-            raise ValueError(f"Adams has order 1, 2, 3 or 4. Got order={self.points!r}.")
-        if self.corrected == 1:
+        low, high = (2, 6) if corrector else (1, 4)
+        if isinstance(order, bool) or order not in range(low, high + 1):
+            fix = "pass order=2, or corrector=False" if corrector else "pass corrector=True for orders up to 6"
             raise ValueError(
-                "The corrector of Adams has order 2, 3 or 4. Got order=1: pass order=2, or corrector=False."
+                f"Adams has order {low} to {high} {'with' if corrector else 'without'} its corrector. "
+                f"Got order={order!r}: {fix}."
             )
+        self.points, self.corrected = (order - 1, order) if corrector else (order, 0)
 
     def order(self, terms):
         """The order for an ODE, with starting values of that order."""
-        return self.points
+        return max(self.points, self.corrected)
 
     def gap(self, t0, t1):
         return t1 - t0
