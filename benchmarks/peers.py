@@ -6,7 +6,8 @@ needed) and writes `benchmarks/peers.json`, which `nfe_vs_error.py` sets beside 
 A rule gets `budget` network calls and takes as many steps as these allow; its own grids are tried, each at each
 budget, and the best one of a cell counts. It starts at its own first noise level, at `sigma x0` with the shared `x0`,
 and is compared with the converged flow from that start to its own last level, both divided by `alpha + sigma` there:
-what counts is the error of discretisation and nothing else. The network is the exact field in float64.
+what counts is the error of discretisation and nothing else. A way that ends where `sigma/(alpha + sigma)` is above
+0.03 is half a way and does not count. The network is the exact field in float64.
 """
 
 import importlib.metadata
@@ -70,6 +71,8 @@ def main(only: str = ""):
                         continue
                     assert len(network.levels) <= budget, (peer, rule, grid, budget, len(network.levels))
                     start, stop = ratio(first), ratio(last)
+                    if stop > 0.03:
+                        continue
                     if (d, start, stop) not in flows:
                         flows[d, start, stop] = mixture.flow(start * x0, start, stop)
                     end = x.numpy() / (float(last[0]) + float(last[1]))
