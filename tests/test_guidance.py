@@ -214,7 +214,7 @@ def test_bad_input_is_refused_with_a_reason():
         (10, (3, 2.0, 1.0), r"args = \(condition, scale\)"),
         (10, None, r"args = \(condition, scale\)"),
         (10, (3, jnp.ones(4)), "one number for one example"),
-        (10, ({"a": 1}, 2.0), "null condition is a pytree like"),
+        (10, ({"a": 1}, 2.0), "negative condition is a pytree like"),
         (10, (jnp.ones(3), 2.0), "shape of the condition"),
     ]:
         guided = jf.Guided(field, null)
