@@ -157,6 +157,32 @@ def test_laws_of_every_world_along_every_path(name, path):
     laws(*WORLDS[name], PATHS[path])
 
 
+def test_without_noise_the_data_of_boxes_is_the_nearest_point():
+    """The limit of little noise, outside of every box; the density is zero there, and the score undefined."""
+    world = worlds.Boxes([[-3.0, 0.0], [1.0, 0.0]], [[-1.0, 2.0], [2.0, 1.0]])
+    points = jnp.asarray([[-4.0, 1.0], [-5.0, 3.0], [0.5, 0.5], [0.5, 1.6], [1.5, 0.5], [-1.0, 2.0], [0.9999999, 0.5]])
+    nearest = [[-3.0, 1.0], [-3.0, 2.0], [1.0, 0.5], [1.0, 1.0], [1.5, 0.5], [-1.0, 2.0], [1.0, 0.5]]
+    inside = jnp.asarray([False, False, False, False, True, True, False])
+
+    @jax.jit
+    @jax.vmap
+    def both(x):
+        field = world.field(jf.CondOT())
+        return world.moments(1.0, 0.0, x), world.moments(1.0, 1e-3, x), field.data(1.0, x)
+
+    limit, close, data = both(points)
+    np.testing.assert_allclose(limit.data, nearest, rtol=1e-6)
+    np.testing.assert_allclose(close.data[:4], nearest[:4], atol=4e-3)
+    np.testing.assert_array_equal(data, limit.data)
+    np.testing.assert_allclose(limit.log_prob[inside], -np.log(5), rtol=1e-6)
+    assert (limit.log_prob[~inside] == -np.inf).all()
+    np.testing.assert_array_equal(jnp.isnan(limit.score).all(1), ~inside)
+    np.testing.assert_array_equal(limit.score[inside], 0)
+    wide = worlds.checkerboard().field(jf.CondOT())
+    out = jf.decode(wide, jnp.asarray([7.0, 7.0]), times=jnp.asarray([0.999, 1.0]), end="denoise")
+    np.testing.assert_allclose(out.x, [5.0, 5.0], atol=0.02)
+
+
 @pytest.mark.parametrize("name", tiers(WORLDS, ["mixture, full", "boxes, weighted", "points", "hierarchical"]))
 def test_moments_of_samples_and_of_marginals(name):
     """`at(path, t)` is the law of `alpha z + sigma eps`: first two moments, and the mean of the posterior means."""

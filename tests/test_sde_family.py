@@ -6,6 +6,7 @@ off the Jacobian, without a random number.
 
 import math
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import jflow as jf
+from jflow._equation import field_equation
 
 CONDOT = jf.CondOT()
 SQRT = jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t))
@@ -180,6 +182,47 @@ def test_the_frozen_data_step_of_every_level(eta):
         + path.sigma(t1) * jnp.sqrt(-jnp.expm1(-2 * eta * h)) * z[0]
     )
     np.testing.assert_allclose(got, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("path", [CONDOT, SQRT, jf.LinearVP(), jf.VP()], ids=["CondOT", "root", "LinearVP", "VP"])
+def test_the_drift_is_finite_at_the_data(path):
+    """On N(1, 0.25) at t = 1: `alpha' x - (sigma sigma' - g^2/2) score`, with `eta sigma W / alpha` for `g^2/2`."""
+    field, x, t = jf.distributions.Gaussian(jnp.ones(1), std=0.5).field(path), jnp.asarray([0.3]), jnp.asarray(1.0)
+    score, limit = (1 - x) / 0.25, path.alpha_dot(t) * x
+    for options, half in (
+        ((None, None, lambda t, x, args: 0.8), 0.32),
+        ((jf.PathClock(), 0.7, None), 0.7 * path.sigma_w(t)),
+        ((jf.PathClock(), None, None), 0.0),
+    ):
+        equation = field_equation(field, *options)
+        got = equation.drift(t, x, None, equation.level(t))
+        np.testing.assert_allclose(got, limit + (half - path.sigma_sigma_dot(t)) * score, rtol=1e-3)
+
+
+def test_an_exact_field_is_taken_at_the_data_whatever_it_predicts():
+    """Its `mixed` is finite there, where that of a network would not be; a point set's is not."""
+    world, x0, options = jf.distributions.Gaussian(jnp.ones(1), std=0.5), jnp.asarray([0.3]), {"end": "stop"}
+
+    @jax.jit
+    def run(x):
+        fields = [world.field(path, predicts) for path in (CONDOT, SQRT) for predicts in ("data", "noise", "score")]
+        clocks = (jf.RatioClock(), jf.SigmaClock())
+        grid = jnp.linspace(0.01, 1.0, 65)
+        return [
+            jf.decode(field, x, times=grid, clock=clock, solver=dfx.Heun(), **options).x
+            for field, clock in zip(fields, clocks * 3, strict=True)
+        ]
+
+    for x in run(0.01 + 0.99 * x0):
+        np.testing.assert_allclose(x, 1 + 0.5 * x0, atol=0.02)
+    plan = dict(times=jf.uniform_times(4), clock=jf.RatioClock(), solver=dfx.Heun(), **options)
+    assert jax.eval_shape(lambda: jf.decode(world.field(CONDOT, "noise"), x0, **plan)).x.shape == (1,)
+    guided = jf.Guided(world.field(CONDOT, "noise"), null=0.0)
+    jax.eval_shape(lambda: jf.decode(guided, x0, args=(None, None), **plan))
+    points = jf.distributions.PointSet([[1.0]]).field(CONDOT)
+    for field in (points, jf.Guided(points, null=0.0), jf.Field(lambda t, x, args: x, CONDOT, "noise")):
+        with pytest.raises(ValueError, match=r"Got t = [01]"):
+            jf.decode(field, x0, **plan)
 
 
 def test_eta_as_a_function_is_its_value_at_the_start_of_each_step():
