@@ -340,6 +340,8 @@ def test_planar_mixtures_have_the_law_of_the_data_sets(name):
         assert (np.abs(a.mean(0) - b.mean(0)) < 4 * np.sqrt((a.var(0) + b.var(0)) / 4000)).all()
     a, b = (np.asarray(log_probs(world, x, None)) for x in (ours, theirs))
     assert abs(a.mean() - b.mean()) < 4 * np.sqrt((a.var() + b.var()) / 4000)
+    if name == "spirals":  # a quarter of a turn: each arm stays in its quadrant
+        assert (np.prod(np.asarray(worlds.spirals(turns=0.25).means), axis=1) >= -1e-6).all()
     if name == "circles":  # the trapezoid rule of a closed curve has converged
         finer = log_probs(worlds.circles(components=1024), ours[:50], None)
         np.testing.assert_allclose(finer, a[:50], atol=1e-4)
@@ -432,13 +434,15 @@ def test_P14_bias_of_euler(x64):
     """`X_1` over the start is `prod (1 + h A(t_i))`, `A = v'/(2v)`."""
     expected = {1.0: {1: 0.0, 2: 0.5, 5: 0.77050019, 10: 0.87898438, 100: 0.98722784}}
     expected[0.5] = {10: 0.43078260, 100: 0.49264548}
-    for std, table in expected.items():
+
+    def ends(std, n):
         field = worlds.Gaussian(0.0, std=std).field(jf.CondOT())
+        return jf.decode(field, jnp.asarray(1.0), times=jf.uniform_times(n)).x
+
+    got = jax.jit(lambda: {std: {n: ends(std, n) for n in table} for std, table in expected.items()})()
+    for std, table in expected.items():
         for n, ratio in table.items():
-            out = eqx.filter_jit(lambda f, times: jf.decode(f, jnp.asarray(1.0), times=times).x)(
-                field, jf.uniform_times(n)
-            )
-            assert out == pytest.approx(ratio, abs=1e-8)
+            assert got[std][n] == pytest.approx(ratio, abs=1e-8)
 
 
 def test_P15_finite_data_sets():
@@ -596,7 +600,7 @@ def wide_mixture(k, d, dtype, seed=0):
     return worlds.GaussianMixture(*(np.asarray(v, np.float32).astype(dtype) for v in (means, stds)))
 
 
-@pytest.mark.parametrize("path", tiers(PATHS, ["CondOT", "VP"]))
+@pytest.mark.parametrize("path", tiers(PATHS, ["VP"]))
 def test_bar_float32_against_float64(path):
     """1,000 components in 64 dimensions: velocity, score and data to 1e-5 at every time, finite everywhere."""
     path = PATHS[path]

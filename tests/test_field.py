@@ -262,6 +262,24 @@ def test_change_path_is_refused_where_the_ratios_do_not_overlap():
     assert early.status == late.status == 1 and jnp.isnan(early.x).all() and jnp.isnan(late.x).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_change_path_is_finite_at_both_ends(dtype):
+    """At t = 0 the noise is the state and the data their mean, at t = 1 the data is the state."""
+    x, names = jnp.array([0.4, -1.3], dtype), ("CondOT", "Cosine", "LinearVP", "quadratic")
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+
+    @jax.jit
+    @jax.vmap
+    def every(t):
+        moved = [jf.change_path(gaussian(PATHS[a]), PATHS[b]) for a in names for b in names]
+        return [(field.data(t, x), field.noise(t, x)) for field in moved]
+
+    for data, noise in every(jnp.array([0.0, 1.0])):
+        assert data.dtype == noise.dtype == dtype and np.isfinite(data).all() and np.isfinite(noise[0]).all()
+        np.testing.assert_allclose(data.astype(float), [[1, 1], x.astype(float)], atol=tolerance)
+        np.testing.assert_allclose(noise[0].astype(float), x.astype(float), atol=tolerance)
+
+
 def test_change_path_samples_the_same_points(x64):
     """The flow of a field does not depend on the path: equal noise goes to equal data."""
     x0, moved = jnp.array([0.3, -0.8]), jf.change_path(gaussian(jf.CondOT()), jf.Cosine())
