@@ -271,7 +271,7 @@ def test_change_path_is_finite_at_both_ends(dtype):
     @jax.jit
     @jax.vmap
     def every(t):
-        moved = [jf.change_path(gaussian(PATHS[a]), PATHS[b]) for a in names for b in names]
+        moved = [jf.change_path(gaussian(PATHS[a], predicts="data"), PATHS[b]) for a in names for b in names]
         return [(field.data(t, x), field.noise(t, x)) for field in moved]
 
     for data, noise in every(jnp.array([0.0, 1.0])):
