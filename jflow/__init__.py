@@ -50,6 +50,9 @@ from ._prediction import convert as convert
 from ._sample import decode as decode
 from ._sample import encode as encode
 from ._sample import sample as sample
+from ._search import Best as Best
+from ._search import best_sampler as best_sampler
+from ._search import optimize_times as optimize_times
 from ._solve import flow_map as flow_map
 from ._solve import solve as solve
 from ._solver import DEIS as DEIS

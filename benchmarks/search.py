@@ -1,0 +1,126 @@
+"""What fitted grids gain at equal network calls: `python benchmarks/search.py [RUN]`, RUN a trained run of digits.
+
+Two tables. On exact mixtures a grid is fitted on 384 noises and judged on 1000 others, by the distance from the
+converged flow, beside the best fixed rule that others publish. On the network of digits (`jflow train digits`) the best
+fixed rule of jflow's own list, a fitted grid and `best_sampler` are judged by the distance from a solve of 200 calls,
+on noises and labels that were not used in the fit.
+"""
+
+import sys
+from pathlib import Path
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from _mixtures import MIXTURES, noises
+
+import jflow as jf
+
+ORDERS, DIMENSIONS = {5: 3, 10: 4, 20: 4, 40: 5}, (1, 2, 16)
+
+
+@eqx.filter_jit
+def decoded(field, x, args, times, options):
+    """Many states at `times[0]`, carried to data."""
+    return jax.vmap(lambda x, a: jf.decode(field, x, args=a, times=times, **options).x)(x, args)
+
+
+def errors(x, target):
+    """Median and root mean square of the errors of many samples, each a root mean square over its components."""
+    each = np.sqrt(np.mean((np.asarray(x) - np.asarray(target)).reshape(len(x), -1) ** 2, axis=1))
+    return np.array([np.median(each), np.sqrt(np.mean(each**2))])
+
+
+class RK4(dfx.AbstractERK):
+    """The classical method, which others run on the linear path."""
+
+    tableau = dfx.ButcherTableau(
+        c=np.array([1 / 2, 1 / 2, 1.0]),
+        b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+        b_error=np.array([1.0, -1.0, 0.0, 0.0]),
+        a_lower=(np.array([1 / 2]), np.array([0.0, 1 / 2]), np.array([0.0, 0.0, 1.0])),
+    )
+    interpolation_cls = dfx.LocalLinearInterpolation
+
+    def order(self, terms):
+        return 4
+
+
+def mixtures():
+    """Rows of the first table."""
+    print("| d | calls | published | its median | its rms | fitted: median | rms | ratio of medians | of rms |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for d in DIMENSIONS:
+        field, x0 = MIXTURES[d].world().field(jf.CondOT()), noises(d, 1000)
+        target = MIXTURES[d].flow(x0)
+        for calls, order in ORDERS.items():
+            solver = {"solver": jf.Adams(order, corrector=True), "clock": jf.RatioClock()}
+            even = {
+                "vAB-3": (calls, {"solver": jf.Adams(3), "clock": jf.RatioClock()}),
+                "RK4": (calls // 4, {"solver": RK4()}),
+            }
+            fixed = {
+                name: errors(decoded(field, x0, None, jf.uniform_times(n), options), target)
+                for name, (n, options) in even.items()
+                if n == calls or calls % 4 == 0
+            }
+            times = jf.optimize_times(field, jr.key(0), calls, (d,), num=384, dtype=jnp.float64, **solver)
+            ours = errors(decoded(field, x0, None, times, solver), target)
+            name = min(fixed, key=lambda rule: fixed[rule][0])
+            best = np.min(list(fixed.values()), axis=0)
+            row = [*fixed[name], *ours]
+            print(
+                f"| {d} | {calls} | {name} | " + " | ".join(f"{value:.2e}" for value in row),
+                *(f"{ratio:.3f}" for ratio in ours / best), sep=" | ", end=" |\n", flush=True,
+            )  # fmt: skip
+
+
+def digits(folder):
+    """Rows of the second table."""
+    from jflow.recipes import load
+
+    run = load(Path(folder))
+    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 128
+    key_x, key_label = jr.split(jr.key(1))
+    x0, held_out = jr.normal(key_x, (500, *shape)), jr.randint(key_label, (500,), 0, 10)
+    search = {"args_in_axes": (0, None), "num": num}
+    print("| scale | calls | best fixed | its rms | fitted, the same | best_sampler | its rms | ratios |")
+    print("|---|---|---|---|---|---|---|---|")
+    for scale in (1.0, 2.0):
+        weight = None if scale == 1 else scale
+        args = (jnp.arange(num) % 10, weight)
+        judged = held_out, None if weight is None else jnp.full(500, weight)
+        fine = jf.uniform_times(200), {"solver": jf.Adams(4, corrector=True), "clock": jf.RatioClock()}
+        target = decoded(field, x0, judged, *fine)
+
+        def rms(options, judged=judged, target=target):
+            rest = {k: v for k, v in options.items() if k != "times"}
+            return errors(decoded(field, x0, judged, options["times"], rest), target)[1]
+
+        for calls in (6, 10):
+            nfe = calls * (1 if weight is None else 2)
+            best = jf.best_sampler(field, jr.key(0), nfe, shape, args=args, **search)
+            fixed = jf.best_sampler(field, jr.key(0), nfe, shape, args=args, fit=0, **search)
+            rest = {k: v for k, v in fixed.options.items() if k != "times"}
+            n = len(fixed.options["times"]) - 1
+            fitted = jf.optimize_times(field, jr.key(2), n, shape, args=args, **search, **rest)
+            figures = [rms(options) for options in (fixed.options, {**rest, "times": fitted}, best.options)]
+            row = scale, calls, fixed.name, *(f"{f:.2e}" for f in figures[:2]), best.name, f"{figures[2]:.2e}"
+            print("|", *(f"{cell} |" for cell in row), *(f"{figures[0] / f:.2f}" for f in figures[1:]), "|", flush=True)
+
+
+def main():
+    folder = sys.argv[1] if len(sys.argv) > 1 else None
+    if folder is None:
+        print("no run of digits given: no table for it", file=sys.stderr)
+    else:
+        digits(folder)
+    jax.config.update("jax_enable_x64", True)
+    mixtures()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Fitted grids and the best of many samplers, judged on noises that the search did not see."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from references import refuses
+
+import jflow as jf
+
+KEY, HELD_OUT = jr.key(0), jr.key(1)
+MIXTURE = jf.distributions.GaussianMixture(
+    jnp.array([[-1.0, 0.5], [1.2, 0.3], [0.0, -1.0]]), stds=jnp.array([0.3, 0.4, 0.5])
+)
+FIELD = MIXTURE.field(jf.CondOT())
+ADAMS = {"solver": jf.Adams(3, corrector=True), "clock": jf.RatioClock()}
+QUICK = {"num": 64, "iterations": 40, "progress": False}
+
+
+@eqx.filter_jit
+def drawn(field, key, args, options):
+    """256 samples of one event of shape (2,)."""
+    keys = jax.vmap(lambda i: jr.fold_in(key, i))(jnp.arange(256))
+    return jax.vmap(lambda k: jf.sample(field, k, (2,), args=args, **options))(keys)
+
+
+@pytest.fixture(scope="module")
+def converged():
+    """The samples of the ODE, adaptively."""
+    options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": dfx.PIDController(1e-6, 1e-6)}
+    return drawn(FIELD, HELD_OUT, None, options).x
+
+
+def error(x, target):
+    """Median and root mean square of the samples' errors."""
+    each = np.sqrt(np.mean((np.asarray(x) - np.asarray(target)) ** 2, axis=-1))
+    return np.array([np.median(each), np.sqrt(np.mean(each**2))])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return jf.optimize_times(FIELD, KEY, 6, (2,), **ADAMS, **QUICK)
+
+
+def test_a_fitted_grid_is_a_grid_between_its_ends(fitted):
+    assert fitted.shape == (7,)
+    assert fitted[0] == 0 and fitted[-1] == 1 and (jnp.diff(fitted) > 0).all()
+
+
+def test_a_fitted_grid_is_better_on_other_noises(fitted, converged):
+    ours, even = (error(drawn(FIELD, HELD_OUT, None, {"times": t, **ADAMS}).x, converged)
+                  for t in (fitted, jf.uniform_times(6)))  # fmt: skip
+    assert (ours < even / 2).all(), (ours, even)
+
+
+def test_the_fit_is_decided_by_the_key(fitted):
+    again, other = (jf.optimize_times(FIELD, key, 6, (2,), **ADAMS, **QUICK) for key in (KEY, jr.key(7)))
+    assert (again == fitted).all()
+    assert (other != fitted).any() and jnp.allclose(other, fitted, atol=0.1)
+
+
+def test_conditions_ends_and_keys_do_not_retrace():
+    traces = []
+
+    def net(t, x, args):
+        traces.append(t)
+        return MIXTURE.field(jf.CondOT()).velocity(t, x, None) * jnp.ones(2) + args
+
+    field = jf.Field(net, jf.CondOT(), "velocity")
+    means = jr.normal(KEY, (8, 2))
+    options = {"solver": dfx.Euler(), "num": 8, "iterations": 2, "progress": False, "args_in_axes": 0}
+    first = jf.optimize_times(field, KEY, 4, (2,), args=means, t1=0.9, **options)
+    count = len(traces)
+    second = jf.optimize_times(field, HELD_OUT, 4, (2,), args=2 * means, t0=0.1, **options)
+    assert len(traces) == count
+    assert first[-1] == jnp.float32(0.9) and second[0] == jnp.float32(0.1)
+    refuses(lambda: jf.optimize_times(field, KEY, 4, (2,), args=means[:5], **options), r"num = 8. Got shape \(5, 2\)")
+    refuses(lambda: jf.optimize_times(field, KEY, 4, (2,), args=means, **options | {"args_in_axes": 1}), "Got 1")
+
+
+def test_the_error_is_over_all_components_of_an_event():
+    rng = np.random.default_rng(0)
+    x, y = ({"a": rng.normal(size=(3, 2, 2)), "b": rng.normal(size=(3, 5))} for _ in range(2))
+    flat = lambda e: np.concatenate([e["a"].reshape(3, -1), e["b"]], axis=1)  # noqa: E731
+    ours = jf._search._task.errors(jax.tree.map(jnp.float32, x), jax.tree.map(jnp.float32, y))
+    assert np.allclose(ours, np.sqrt(np.mean((flat(x) - flat(y)) ** 2, axis=1)), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("predicts", ["velocity", "data"])
+def test_the_fine_solve_is_converged(predicts, converged):
+    task = jf._search._task
+    field = jf.Field(getattr(FIELD, predicts), jf.CondOT(), predicts)
+    drawing = task.make_task(field, HELD_OUT, (2,), None, None, 256, None, None)
+    target = task.fine(drawing, task.make_ends(0.0, 1.0), "denoise" if predicts == "data" else "stop")
+    assert np.abs(target - converged).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def best():
+    candidates = {
+        "Heun": {"solver": dfx.Heun(), "times": lambda n: jnp.linspace(0.2, 1.0, n + 1)},
+        "Adams, even": {**ADAMS, "times": jf.uniform_times},
+        "Adams, late": {**ADAMS, "times": lambda n: jnp.linspace(0.2, 1.0, n + 1)},
+    }
+    return jf.best_sampler(FIELD, KEY, 6, (2,), candidates=candidates, fit=1, **QUICK)
+
+
+def test_the_best_is_the_first_of_its_table(best, converged):
+    errors = list(best.table.values())
+    assert errors == sorted(errors)
+    assert best.name == "Adams, even, fitted" == next(iter(best.table))
+    solution = drawn(FIELD, HELD_OUT, None, best.options)
+    assert (solution.nfe == best.nfe).all() and best.nfe == 6
+    assert np.isclose(error(solution.x, converged)[1], best.table[best.name], rtol=0.5)
+
+
+def test_a_choice_of_ones_own_takes_the_calls_that_are_asked_for():
+    own = {"mine": {"solver": dfx.Heun(), "times": jf.uniform_times}}
+    refuses(lambda: jf.best_sampler(FIELD, KEY, 7, (2,), candidates=own), r"1 x \(steps x 2 \+ 0\).*nfe=7")
+    refuses(lambda: jf.best_sampler(FIELD, KEY, 0, (2,), candidates=own), "nfe is an integer of at least 1")
+    stochastic = {"mine": {"eta": 1.0, "times": jf.uniform_times}}
+    refuses(lambda: jf.best_sampler(FIELD, KEY, 4, (2,), candidates=stochastic), "Got .'eta', 'times'. for 'mine'")
+    guided = jf.Guided(jf.Field(lambda t, x, a: x, jf.CondOT(), "velocity"), 0)
+    refuses(lambda: jf.best_sampler(guided, KEY, 5, (2,), args=(1, 2.0)), "No sampler takes nfe = 5")
+
+
+def test_what_a_search_refuses():
+    fit = lambda field=FIELD, n=4, **options: jf.optimize_times(field, KEY, n, (2,), **options)  # noqa: E731
+    refuses(lambda: fit(n=0), "n is an integer of at least 1. Got 0")
+    refuses(lambda: fit(num=0), "num is an integer")
+    refuses(lambda: fit(iterations=2.5), "iterations is an integer")
+    refuses(lambda: fit(t0=0.5, t1=0.5), "0 <= t0 < t1 <= 1")
+    refuses(lambda: fit(jf.Field(lambda t, x, a: x, jf.CondOT(), "noise")), "start a little later")
+    refuses(lambda: jf.optimize_times(FIELD, None, 4, (2,)), "key=")
+    nan = jf.Field(lambda t, x, a: x * jnp.nan, jf.CondOT(), "velocity")
+    refuses(lambda: fit(nan, num=2, iterations=1, progress=False), "samples are finite")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nfe", [5, 10])
+def test_the_default_choice_beats_every_fixed_grid(nfe):
+    best = jf.best_sampler(FIELD, KEY, nfe, (2,), num=128, progress=False)
+    fitted = [name for name in best.table if name.endswith("fitted")]
+    assert best.name == fitted[0] and len({name.split(",")[0] for name in fitted}) == len(fitted) == 2
+    fixed = min(error for name, error in best.table.items() if not name.endswith("fitted"))
+    assert best.table[best.name] < fixed / 1.5
+    assert (drawn(FIELD, HELD_OUT, None, best.options).nfe == nfe).all()
