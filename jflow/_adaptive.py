@@ -133,7 +133,7 @@ def _located(problem, tau, u, eta):
 
 
 def adaptive_nfe(solver: dfx.AbstractSolver, steps: Int[Array, ""], cost: Any) -> Int[Array, ""] | None:
-    """Network evaluations of a number of steps, at `cost` a call; `None` where the calls or their cost are not known."""
+    """Network evaluations of a number of steps, at `cost` a call; `None` where either is not known."""
     calls = _adaptive_calls(solver, steps)
     return None if calls is None or not isinstance(cost, int) else calls * cost
 

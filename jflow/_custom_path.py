@@ -59,8 +59,11 @@ class Path(AbstractPath):
         return sigma * sigma_dot
 
     def velocity_row(self, t):
-        alpha_dot, sigma_dot = self.alpha_dot(t), jax.grad(self.sigma)(_inside(t))
-        return jnp.ones_like(alpha_dot), alpha_dot, sigma_dot
+        alpha_dot = self.alpha_dot(t)
+        if not self.finite_sigma_dot:
+            sigma = self.sigma(t)
+            return sigma, sigma * alpha_dot, self.sigma_sigma_dot(t)
+        return jnp.ones_like(alpha_dot), alpha_dot, jax.grad(self.sigma)(_inside(t))
 
     def log_snr_inverse(self, log_snr):
         return _bisect(self, scalar_time(log_snr))

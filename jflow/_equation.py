@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._clock import AbstractClock, PathClock, ThetaClock
-from ._field import AbstractField, AbstractNetwork
+from ._field import AbstractField, AbstractNetwork, check_overlap
 from ._misc import concrete, scale
 from ._prediction import Row, coefficients, prediction_row
 from ._problem import AbstractProblem, Interval, needed_stages
@@ -80,7 +80,9 @@ class FieldEquation(AbstractProblem):
             return self.clock.rhs(path, t, eta)
         s, a, b = path.velocity_row(t)
         g = jnp.asarray(self.coefficient(t, x, args)).astype(jnp.result_type(t))
-        return Row(s, a, b - g**2 / 2 * (s / path.sigma(t)))
+        # sigma times the whole, so that nothing is divided by zero at t = 1; a row of infinite sigma' has that factor
+        factor = path.sigma(t) if path.finite_sigma_dot else 1.0
+        return Row(factor * s, factor * a, factor * b - g**2 / 2)
 
     def diffusion(self, t, x, args, eta):
         if self.coefficient is not None:
@@ -120,6 +122,8 @@ def check_singular(problem: FieldEquation, times: tuple[Any, ...], reached: Any 
     """
     field, path = problem.field, problem.field.path
     for t, evaluated in [(t, True) for t in times] + ([] if reached is None else [(reached, False)]):
+        if evaluated:
+            check_overlap(field, t)
         if concrete(t) is None or isinstance(jnp.asarray(path.alpha(t)), jax.core.Tracer):
             continue
         with jax.ensure_compile_time_eval():
@@ -133,6 +137,7 @@ def check_singular(problem: FieldEquation, times: tuple[Any, ...], reached: Any 
             if evaluated and isinstance(field, AbstractNetwork) and problem.coefficient is None:
                 plain = isinstance(problem.clock, PathClock) and not problem.noisy
                 target = prediction_row(path, "velocity", t) if plain else problem.clock.rhs(path, t, eta)
+                values[field.predicts].extend(target)
                 for source in field.sources:
                     if not (plain and source == "velocity"):
                         weights = coefficients(path, t, prediction_row(path, source, t), target)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
-from ._misc import cast_like, combine, parameter, scalar_time
+from ._misc import cast_like, combine, concrete, parameter, scalar_time
 from ._path import AbstractPath
 from ._prediction import Prediction, Row, check_prediction, convert, prediction_row
 from ._types import Event, Time
@@ -172,6 +172,10 @@ class Preconditioned(AbstractNetwork):
         return self(t, x, args)
 
 
+SLACK = 1e-3
+"""By how much rounding may carry a log-SNR over the end of a path."""
+
+
 class _Rematched(AbstractNetwork):
     """A field of one path as a field of another; see `change_path`."""
 
@@ -185,13 +189,25 @@ class _Rematched(AbstractNetwork):
     def predicts(self) -> Prediction:
         return "data"
 
-    def _time(self, t):
-        return self.field.path.log_snr_inverse(self.path.log_snr(t))
+    def own_time(self, t):
+        """Time of the field's own path with the ratio of `t`: NaN where there is none, an error where that is known."""
+        log_snr, own = self.path.log_snr(t), self.field.path
+        low, high = (own.log_snr(jnp.asarray(end, jnp.result_type(log_snr))) for end in (0.0, 1.0))
+        inside = (log_snr >= low - SLACK) & (log_snr <= high + SLACK)
+        if (known := concrete(inside)) is not None and not known:
+            start, stop = (float(jnp.clip(self.path.log_snr_inverse(bound), 0, 1)) for bound in (low, high))
+            raise ValueError(
+                f"A field along {type(own).__name__}, taken to {type(self.path).__name__}, is known where the "
+                f"signal-to-noise ratios of the two overlap: from t = {start:.6g} to t = {stop:.6g} (log-SNR from "
+                f"{float(low):.4g} to {float(high):.4g}). Got t = {float(t):.6g}: start and stop there, or let the "
+                "last step be the data prediction, end='denoise'."
+            )
+        return jnp.where(inside, own.log_snr_inverse(log_snr), jnp.nan)
 
     def _source(self, t, x):
         """Time and state of the field's own path with the signal-to-noise ratio of `(t, x)`."""
         t = scalar_time(t)
-        t_own = self._time(t)
+        t_own = self.own_time(t)
         own = jnp.hypot(self.field.path.alpha(t_own), self.field.path.sigma(t_own))
         return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
 
@@ -214,7 +230,7 @@ class _Rematched(AbstractNetwork):
         return self.mixed((prediction_row(self.path, "score", t),), t, x, args)[0]
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
-        return self.field.evaluations(args, None if t is None else self._time(t))
+        return self.field.evaluations(args, None if t is None else self.own_time(t))
 
 
 def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:
@@ -222,12 +238,23 @@ def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:
 
     At equal signal-to-noise ratio the states of two paths differ by a factor, so
     `data(t, x) = field.data(t', c x)` with `log_snr'(t') = log_snr(t)` and `c` the ratio of the norms of
-    `(alpha, sigma)`; exact where the signal-to-noise ratios of the two paths overlap.
+    `(alpha, sigma)`; exact where the signal-to-noise ratios of the two paths overlap. Outside, as at t = 0 for a field
+    along VE taken to CondOT, it raises `ValueError` where the time is known, and is NaN where it is traced.
 
     Source: Karras et al. 2022, arXiv:2206.00364, section 4; Kingma et al. 2021, arXiv:2107.00630, section 5.1.
     """
     _check_path(path)
     return _Rematched(field, path)
+
+
+def check_overlap(field: AbstractField, t: Any) -> None:
+    """Raises `ValueError` where a known time lies outside what is known of a field taken to another path."""
+    if concrete(t) is None:
+        return
+    with jax.ensure_compile_time_eval():
+        for node in jtu.tree_leaves(field, is_leaf=lambda node: isinstance(node, _Rematched)):
+            if isinstance(node, _Rematched):
+                check_overlap(node.field, node.own_time(jnp.asarray(t)))
 
 
 def trainable(tree: PyTree) -> PyTree:

@@ -25,7 +25,11 @@ def scalar_time(t: Any) -> Array:
 
 def parameter(value: Any, name: str, *, positive: bool = True) -> Array:
     """A number that people sweep, as a scalar array of the default float type, checked where it is concrete."""
-    array = jnp.asarray(value, dtype=jnp.result_type(float))
+    if isinstance(value, jax.core.Tracer):
+        array = value.astype(jnp.result_type(float))
+    else:  # inside jax.jit too, where a constant would become a tracer
+        with jax.ensure_compile_time_eval():
+            array = jnp.asarray(value, dtype=jnp.result_type(float))
     if array.ndim != 0:
         raise ValueError(f"{name} is a single number. Got an array of shape {array.shape}.")
     number = concrete(array)

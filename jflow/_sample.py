@@ -17,7 +17,7 @@ from ._brownian import Recorded
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
 from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
-from ._field import AbstractField, AbstractNetwork
+from ._field import AbstractField, AbstractNetwork, check_overlap
 from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
 from ._solver import EDMChurn, adds_noise, check_ode_solver, check_same_clock, choose_clock
@@ -223,6 +223,9 @@ def plan(
     solver = dfx.Euler() if solver is None else solver
     times = jnp.asarray(times)
     check_singular(problem, stage_times(times, solver, end), None if end == "denoise" else times[-1])
+    if end == "denoise":
+        check_overlap(field, times[0])
+        check_overlap(field, times[-2])
     if isinstance(solver, EDMChurn):
         solver = solver.on_grid(times.shape[0] - 1)
     return problem, solver, end
@@ -232,7 +235,7 @@ def _resolve_end(problem, end):
     """The end policy, by default one that never evaluates an undefined right-hand side."""
     if end is None:
         field = problem.field
-        via_data = "data" in (field.sources if isinstance(field, AbstractNetwork) else (field.predicts,))
+        via_data = "data" in (field.predicts, *(field.sources if isinstance(field, AbstractNetwork) else ()))
         return "denoise" if via_data or not problem.clock.finite_end else "stop"
     if end not in ("denoise", "stop") and not isinstance(end, dfx.AbstractSolver):
         raise ValueError(f"end is 'denoise', 'stop', or a diffrax solver for the last step. Got {end!r}.")

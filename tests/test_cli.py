@@ -187,7 +187,8 @@ def test_evaluate_writes_and_prints_the_report(moons, capsys):
     for bar in report["bars"]:
         assert set(bar) == {"bar", "figure", "target", "pass"}
         assert bar["bar"] in table and bar["target"] in table
-    assert {bar["pass"] for bar in report["bars"]} <= {True, False}
+        kind, bound = bar["target"].split()
+        assert bar["pass"] == (bar["figure"] >= float(bound) if kind == ">=" else bar["figure"] <= float(bound))
 
 
 def test_recipes_are_listed(capsys):

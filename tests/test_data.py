@@ -393,6 +393,11 @@ def test_planar_sets_are_functions_of_their_key(draw):
         draw(jr.key(0), 0)
 
 
+def drawn(draw, seed, n, **options):
+    """A draw in double precision, compiled as one."""
+    return np.asarray(jax.jit(lambda key: draw(key, n, **options))(jr.key(seed)), np.float64)
+
+
 def within(values, mean, std, sds=4):
     """Whether the mean of `values` is `mean` within 4 standard errors."""
     values = np.asarray(values, np.float64)
@@ -400,7 +405,7 @@ def within(values, mean, std, sds=4):
 
 
 def test_E7_checkerboard():
-    x = np.asarray(data.checkerboard(jr.key(0), N), np.float64)
+    x = drawn(data.checkerboard, 0, N)
     assert np.abs(x).max() <= 5
     i, j = np.floor((x + 5) / 2.5).astype(int).clip(0, 3).T
     assert ((i + j) % 2 == 0).all()
@@ -415,7 +420,7 @@ def test_E7_checkerboard():
 
 @pytest.mark.parametrize(("cells", "squares"), [(1, 1), (3, 5), (6, 18)])
 def test_other_boards(cells, squares):
-    x = np.asarray(data.checkerboard(jr.key(0), 2000, cells=cells, half_width=1))
+    x = drawn(data.checkerboard, 0, 2000, cells=cells, half_width=1)
     i, j = np.floor((x + 1) / 2 * cells).astype(int).clip(0, cells - 1).T
     assert ((i + j) % 2 == 0).all() and len(set(zip(i, j, strict=True))) == squares
     with pytest.raises(ValueError, match="cells=0"):
@@ -423,40 +428,46 @@ def test_other_boards(cells, squares):
 
 
 def test_E7_circles():
-    radius = np.linalg.norm(np.asarray(data.circles(jr.key(0), N), np.float64), axis=1)
+    radius = np.linalg.norm(drawn(data.circles, 0, N), axis=1)
     outer, inner = radius[radius > 3.75], radius[radius <= 3.75]
     assert within(radius > 3.75, 0.5, 0.5)
     for part, r in ((outer, 5), (inner, 2.5)):
         assert within(part, r + 0.25**2 / (2 * r), 0.25)  # the tangential noise adds s^2 / 2r
         assert part.std() == pytest.approx(0.25, abs=4 * 0.25 / np.sqrt(2 * len(part)) + 1e-3)
-    exact = np.linalg.norm(data.circles(jr.key(0), 100, noise=0, factor=0.2, scale=2), axis=1)
+    exact = np.linalg.norm(drawn(data.circles, 0, 100, noise=0, factor=0.2, scale=2), axis=1)
     assert (np.isclose(exact, 2, atol=1e-5) | np.isclose(exact, 0.4, atol=1e-5)).all()
 
 
 def test_E7_moons():
-    x = np.asarray(data.moons(jr.key(0), N, noise=0, scale=1), np.float64)
+    x = drawn(data.moons, 0, N, noise=0, scale=1)
     upper = np.isclose(np.linalg.norm(x, axis=1), 1, atol=1e-5) & (x[:, 1] >= -1e-5)
     lower = np.isclose(np.linalg.norm(x - [1, 0.5], axis=1), 1, atol=1e-5) & (x[:, 1] <= 0.5 + 1e-5)
     assert (upper | lower).all() and within(lower, 0.5, 0.5)
     # E cos a = 0 and E sin a = 2 / pi, so the mean is (1/2, 1/4), and so it stays with noise and scale
-    noisy = np.asarray(data.moons(jr.key(1), N), np.float64)
+    noisy = drawn(data.moons, 1, N)
     assert within(noisy[:, 0], 2.5, noisy[:, 0].std()) and within(noisy[:, 1], 1.25, noisy[:, 1].std())
 
 
 def test_E7_spirals():
-    x = np.asarray(data.spirals(jr.key(0), N, noise=0, scale=1), np.float64)
+    x = drawn(data.spirals, 0, N, noise=0, scale=1)
     radius = np.linalg.norm(x, axis=1)
     off = (np.arctan2(x[:, 1], x[:, 0]) - 3 * np.pi * radius) / np.pi
     far = radius > 0.01
     assert np.abs(off - np.round(off))[far].max() < 1e-3
     assert within(np.round(off)[far] % 2, 0.5, 0.5)  # both arms alike
     assert within(radius**2, 0.5, np.sqrt(1 / 12))  # v is uniform
+    one = drawn(data.spirals, 0, N, turns=0.5, noise=0, scale=2)
+    assert np.linalg.norm(one, axis=1).max() <= 2 + 1e-5
+    turned = np.arctan2(one[:, 1], one[:, 0]) - np.pi * np.linalg.norm(one, axis=1) / 2
+    np.testing.assert_allclose(np.sin(turned), 0, atol=1e-3)  # half a turn from the centre to the rim
 
 
 def test_E7_eight_gaussians():
-    x = np.asarray(data.eight_gaussians(jr.key(0), N), np.float64)
+    x = drawn(data.eight_gaussians, 0, N)
     square = (x**2).sum(axis=1)
     assert within(square, 25 + 2 * 0.5**2, square.std())
+    exact = np.linalg.norm(drawn(data.eight_gaussians, 0, 100, radius=2, std=0), axis=1)
+    np.testing.assert_allclose(exact, 2, rtol=1e-5)
     mode = np.round(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
     counts = np.bincount(mode, minlength=8)
     assert np.abs(counts - N / 8).max() <= 4 * np.sqrt(N / 8 * 7 / 8)

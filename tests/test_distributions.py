@@ -157,6 +157,32 @@ def test_laws_of_every_world_along_every_path(name, path):
     laws(*WORLDS[name], PATHS[path])
 
 
+def test_without_noise_the_data_of_boxes_is_the_nearest_point():
+    """The limit of little noise, outside of every box; the density is zero there, and the score undefined."""
+    world = worlds.Boxes([[-3.0, 0.0], [1.0, 0.0]], [[-1.0, 2.0], [2.0, 1.0]])
+    points = jnp.asarray([[-4.0, 1.0], [-5.0, 3.0], [0.5, 0.5], [0.5, 1.6], [1.5, 0.5], [-1.0, 2.0], [0.9999999, 0.5]])
+    nearest = [[-3.0, 1.0], [-3.0, 2.0], [1.0, 0.5], [1.0, 1.0], [1.5, 0.5], [-1.0, 2.0], [1.0, 0.5]]
+    inside = jnp.asarray([False, False, False, False, True, True, False])
+
+    @jax.jit
+    @jax.vmap
+    def both(x):
+        field = world.field(jf.CondOT())
+        return world.moments(1.0, 0.0, x), world.moments(1.0, 1e-3, x), field.data(1.0, x)
+
+    limit, close, data = both(points)
+    np.testing.assert_allclose(limit.data, nearest, rtol=1e-6)
+    np.testing.assert_allclose(close.data[:4], nearest[:4], atol=4e-3)
+    np.testing.assert_array_equal(data, limit.data)
+    np.testing.assert_allclose(limit.log_prob[inside], -np.log(5), rtol=1e-6)
+    assert (limit.log_prob[~inside] == -np.inf).all()
+    np.testing.assert_array_equal(jnp.isnan(limit.score).all(1), ~inside)
+    np.testing.assert_array_equal(limit.score[inside], 0)
+    wide = worlds.checkerboard().field(jf.CondOT())
+    out = jf.decode(wide, jnp.asarray([7.0, 7.0]), times=jnp.asarray([0.999, 1.0]), end="denoise")
+    np.testing.assert_allclose(out.x, [5.0, 5.0], atol=0.02)
+
+
 @pytest.mark.parametrize("name", tiers(WORLDS, ["mixture, full", "boxes, weighted", "points", "hierarchical"]))
 def test_moments_of_samples_and_of_marginals(name):
     """`at(path, t)` is the law of `alpha z + sigma eps`: first two moments, and the mean of the posterior means."""
@@ -314,6 +340,8 @@ def test_planar_mixtures_have_the_law_of_the_data_sets(name):
         assert (np.abs(a.mean(0) - b.mean(0)) < 4 * np.sqrt((a.var(0) + b.var(0)) / 4000)).all()
     a, b = (np.asarray(log_probs(world, x, None)) for x in (ours, theirs))
     assert abs(a.mean() - b.mean()) < 4 * np.sqrt((a.var() + b.var()) / 4000)
+    if name == "spirals":  # a quarter of a turn: each arm stays in its quadrant
+        assert (np.prod(np.asarray(worlds.spirals(turns=0.25).means), axis=1) >= -1e-6).all()
     if name == "circles":  # the trapezoid rule of a closed curve has converged
         finer = log_probs(worlds.circles(components=1024), ours[:50], None)
         np.testing.assert_allclose(finer, a[:50], atol=1e-4)
@@ -406,13 +434,15 @@ def test_P14_bias_of_euler(x64):
     """`X_1` over the start is `prod (1 + h A(t_i))`, `A = v'/(2v)`."""
     expected = {1.0: {1: 0.0, 2: 0.5, 5: 0.77050019, 10: 0.87898438, 100: 0.98722784}}
     expected[0.5] = {10: 0.43078260, 100: 0.49264548}
-    for std, table in expected.items():
+
+    def ends(std, n):
         field = worlds.Gaussian(0.0, std=std).field(jf.CondOT())
+        return jf.decode(field, jnp.asarray(1.0), times=jf.uniform_times(n)).x
+
+    got = jax.jit(lambda: {std: {n: ends(std, n) for n in table} for std, table in expected.items()})()
+    for std, table in expected.items():
         for n, ratio in table.items():
-            out = eqx.filter_jit(lambda f, times: jf.decode(f, jnp.asarray(1.0), times=times).x)(
-                field, jf.uniform_times(n)
-            )
-            assert out == pytest.approx(ratio, abs=1e-8)
+            assert got[std][n] == pytest.approx(ratio, abs=1e-8)
 
 
 def test_P15_finite_data_sets():
@@ -570,7 +600,7 @@ def wide_mixture(k, d, dtype, seed=0):
     return worlds.GaussianMixture(*(np.asarray(v, np.float32).astype(dtype) for v in (means, stds)))
 
 
-@pytest.mark.parametrize("path", tiers(PATHS, ["CondOT", "VP"]))
+@pytest.mark.parametrize("path", tiers(PATHS, ["VP"]))
 def test_bar_float32_against_float64(path):
     """1,000 components in 64 dimensions: velocity, score and data to 1e-5 at every time, finite everywhere."""
     path = PATHS[path]

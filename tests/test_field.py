@@ -234,6 +234,52 @@ def test_change_path_is_exact(target, x64):
     assert moved.path is path and moved.evaluations() == 1 and isinstance(moved, AbstractField)
 
 
+def test_change_path_is_refused_where_the_ratios_do_not_overlap():
+    """VE from sigma 80 to 0.002 is known on CondOT from t = 1/81 to 1/1.002: else an error, or NaN under a trace."""
+    field, x, overlap = jf.change_path(gaussian(jf.VE(0.002, 80.0)), jf.CondOT()), jnp.ones(2), "0.0123457 to t = 0.998"
+    nested = jf.Guided(jf.change_path(field, jf.Cosine()), null=0.0)
+    inside = jnp.linspace(1 / 81, 1 / 1.002, 5)
+    for call in (
+        lambda: field.velocity(0.0, x),
+        lambda: field.score(0.9999, x),
+        lambda: jf.decode(field, x, times=jf.uniform_times(4)),
+        lambda: jf.decode(field, x, times=jf.uniform_times(1)),
+        lambda: jf.decode(field, x, times=inside.at[-1].set(1.0), solver=dfx.Heun(), end="stop"),
+        lambda: jf.decode(field, x, t0=0.0, t1=0.9),
+        lambda: jf.encode(field, x, times=inside.at[-1].set(1.0)),
+        lambda: jf.log_prob(field, x, times=inside.at[-1].set(1.0)),
+    ):
+        refuses(call, overlap)
+    refuses(lambda: jf.decode(nested, x, times=jf.uniform_times(4), args=(0.0, 2.0)), overlap)
+
+    @jax.jit
+    def run(times):
+        return jf.decode(field, x, times=times), jf.decode(field, x, times=times, end="stop")
+
+    for out in (*run(inside), run(inside.at[-1].set(1.0))[0]):
+        assert out.status == 0 and jnp.isfinite(out.x).all()
+    early, late = run(inside.at[0].set(0.0))[0], run(inside.at[0].set(0.001))[1]
+    assert early.status == late.status == 1 and jnp.isnan(early.x).all() and jnp.isnan(late.x).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_change_path_is_finite_at_both_ends(dtype):
+    """At t = 0 the noise is the state and the data their mean, at t = 1 the data is the state."""
+    x, names = jnp.array([0.4, -1.3], dtype), ("CondOT", "Cosine", "LinearVP", "quadratic")
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+
+    @jax.jit
+    @jax.vmap
+    def every(t):
+        moved = [jf.change_path(gaussian(PATHS[a], predicts="data"), PATHS[b]) for a in names for b in names]
+        return [(field.data(t, x), field.noise(t, x)) for field in moved]
+
+    for data, noise in every(jnp.array([0.0, 1.0])):
+        assert data.dtype == noise.dtype == dtype and np.isfinite(data).all() and np.isfinite(noise[0]).all()
+        np.testing.assert_allclose(data.astype(float), [[1, 1], x.astype(float)], atol=tolerance)
+        np.testing.assert_allclose(noise[0].astype(float), x.astype(float), atol=tolerance)
+
+
 def test_change_path_samples_the_same_points(x64):
     """The flow of a field does not depend on the path: equal noise goes to equal data."""
     x0, moved = jnp.array([0.3, -0.8]), jf.change_path(gaussian(jf.CondOT()), jf.Cosine())

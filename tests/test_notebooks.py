@@ -30,6 +30,10 @@ def test_a_notebook_is_executed_small_and_says_what_it_shows(path):
     assert not re.search(r"\"/(home|root|tmp|work|Users)/", text)
 
 
+def test_every_notebook_is_checked():
+    assert len(NOTEBOOKS) >= 4
+
+
 def test_the_table_of_the_lecture_has_no_empty_cell_and_names_tests_that_exist():
     assert [int(number) for number, _ in ROWS] == list(range(1, 41))
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))

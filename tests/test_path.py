@@ -370,3 +370,11 @@ def test_parameters_of_paths_sweep_without_a_retrace():
     np.testing.assert_allclose(slopes, 1, rtol=1e-5)
     integer = jf.CondOT().alpha(1)
     assert integer.dtype == jnp.float32 and integer == 1
+
+
+def test_the_velocity_row_of_a_custom_path_is_finite_where_sigma_dot_is_not():
+    """`sqrt(1 - t)`: the row is `sigma` times the velocity, and at t = 1 it keeps `sigma sigma' = -1/2`."""
+    path = PATHS["root"]
+    np.testing.assert_allclose(path.velocity_row(1.0), [0.0, 0.0, -0.5], atol=2e-4)
+    np.testing.assert_allclose(path.velocity_row(0.75), [0.5, 0.5, -0.5], rtol=1e-6)
+    assert path.sigma_dot(1.0) == -np.inf

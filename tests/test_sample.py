@@ -162,7 +162,7 @@ def test_edm_heun_is_the_textbook_with_35_calls():
         with jax.enable_x64(dtype == "float64"):
             path = jf.VE(sigma_min=0.002, sigma_max=80.0)
             edm = jf.Preconditioned(net, path, sigma_data=0.5)
-            times = jf.karras_times(n, path)
+            times = jax.jit(lambda path=path: jf.karras_times(n, path))()
             out = decode(edm, jnp.asarray(80 * START, dtype), times, clock=jf.SigmaClock(), solver=dfx.Heun())
             assert net.take() == out.nfe == 35 and out.status == 0 and out.x.dtype == dtype
             np.testing.assert_allclose(out.x, truth, rtol=tolerance, atol=tolerance)
@@ -228,6 +228,13 @@ def test_the_frozen_data_step_at_one_is_the_ancestral_step_of_ddpm(x64):
     np.testing.assert_allclose(out.x, x, rtol=1e-11)
 
 
+def test_a_step_of_the_sde_calls_the_network_once():
+    net = Counter(pull)
+    field = jf.Field(net, jf.CondOT(), "velocity")
+    out = decode(field, jnp.asarray(START, jnp.float32), jf.uniform_times(7), KEY, eta=jnp.asarray(1.0))
+    assert net.take() == out.nfe == 7
+
+
 def test_eta_zero_is_the_ode():
     field, times = PLAIN["velocity"], jf.uniform_times(6)
     ode = decode(field, jnp.asarray(START, jnp.float32), times, clock=jf.ThetaClock())
@@ -284,20 +291,29 @@ def test_a_sample_is_a_draw_at_the_first_time_decoded():
         def sample(self, key):
             return jr.uniform(key, (3,))
 
-    own = jf.sample(field, KEY, (3,), times=times, base=Base(), saveat=STEPS)
-    np.testing.assert_array_equal(own.xs[0], jr.uniform(key_start, (3,)))
-    ve = jf.sample(gaussian(jf.VE(0.01, 50.0), predicts="noise"), KEY, (2000,), times=jf.uniform_times(2), saveat=STEPS)
-    assert abs(ve.xs[0].std() / 50 - 1) < 4 / np.sqrt(4000)
+    @jax.jit
+    def starts():
+        own = jf.sample(field, KEY, (3,), times=times, base=Base(), saveat=STEPS)
+        wide = gaussian(jf.VE(0.01, 50.0), predicts="noise")
+        return own.xs[0], jf.sample(wide, KEY, (2000,), times=jf.uniform_times(2), saveat=STEPS).xs[0]
+
+    own, wide = starts()
+    np.testing.assert_array_equal(own, jr.uniform(key_start, (3,)))
+    assert abs(wide.std() / 50 - 1) < 4 / np.sqrt(4000)
 
 
 def test_one_step_works():
-    x = jnp.asarray(START, jnp.float32)
-    grid = jf.uniform_times(1)
-    one = jf.decode(field_of("CondOT", "velocity"), x, times=grid)  # every noise goes to the mean of the data
-    np.testing.assert_allclose(one.x, 0.1, atol=1e-6)
+    grid, every = jf.uniform_times(1), ({}, {"eta": 1.0, "key": KEY}, {"clock": jf.RatioClock()})
+
+    @jax.jit
+    def run(x):
+        data = [jf.decode(field_of("CondOT", "data"), x, times=grid, saveat=STEPS, **options) for options in every]
+        return jf.decode(field_of("CondOT", "velocity"), x, times=grid), data
+
+    one, data = run(jnp.asarray(START, jnp.float32))
+    np.testing.assert_allclose(one.x, 0.1, atol=1e-6)  # every noise goes to the mean of the data
     assert one.nfe == 1 and one.t == 1
-    for options in ({}, {"eta": 1.0, "key": KEY}, {"clock": jf.RatioClock()}):
-        denoised = jf.decode(field_of("CondOT", "data"), x, times=grid, saveat=STEPS, **options)
+    for denoised in data:
         np.testing.assert_allclose(denoised.x, 0.1, atol=1e-6)
         assert denoised.nfe == 1 and denoised.status == 0 and denoised.xs.shape == (2, 3)
         np.testing.assert_array_equal(denoised.ts, [0, 1])
@@ -466,7 +482,7 @@ def test_types_and_pytrees():
     tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
     shape = {"image": jax.ShapeDtypeStruct((4, 4, 1), jnp.float32), "vector": jax.ShapeDtypeStruct((3,), jnp.float32)}
     for options in ({}, {"eta": 1.0}):
-        out = jf.sample(tree, KEY, shape, times=times, **options)
+        out = jax.jit(lambda key, options=options: jf.sample(tree, key, shape, times=times, **options))(KEY)
         assert jax.tree.map(jnp.shape, out.x) == {"image": (4, 4, 1), "vector": (3,)} and out.status == 0
 
 

@@ -4,8 +4,11 @@ On Gaussian data the samplers are affine in the start and the normals, so that m
 off the Jacobian, without a random number.
 """
 
+import functools as ft
 import math
 
+import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -13,45 +16,68 @@ import numpy as np
 import pytest
 
 import jflow as jf
+from jflow._equation import field_equation
 
 CONDOT = jf.CondOT()
 SQRT = jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t))
 MIX1 = jf.distributions.GaussianMixture([[-2.0], [1.0]], stds=[0.5, 0.8], weights=[0.3, 0.7])
-LEVELS = {"0": lambda t: 0.0, "0.5": lambda t: 0.5, "1": lambda t: 1.0, "beta": lambda t: 1 - t}
+LEVELS = {"0": (0.0, 0.0), "0.5": (0.5, 0.0), "1": (1.0, 0.0), "beta": (0.0, 1.0)}  # sigma_t = a + b (1 - t)
+LEVEL = jnp.asarray(list(LEVELS.values()))
+
+
+def sigma(level, t):
+    return level[0] + level[1] * (1 - t)
 
 
 def gaussian(mean, std):
     return jf.distributions.Gaussian(jnp.asarray([mean]), std=std).field(CONDOT)
 
 
-def moments(field, n, *, end="stop", variance=1.0, mean=0.0, **options):
+@eqx.filter_jit
+def moments(field, n, level=None, *, end="stop", variance=1.0, mean=0.0, eta=None):
     """Mean and variance of the last state, and its covariance with the first, of an affine sampler."""
+    noise = {"eta": eta} if level is None else {"diffusion": lambda t, x, args: sigma(level, t)}
 
     def run(x0, z):
-        return jf.decode(field, x0, times=jf.uniform_times(n), brownian=jf.Recorded(z), end=end, **options).x
+        return jf.decode(field, x0, times=jf.uniform_times(n), brownian=jf.Recorded(z), end=end, **noise).x
 
     start, zeros = jnp.full((1,), mean), jnp.zeros((n, 1))
-    value = jax.jit(run)(start, zeros)
-    by_start, by_noise = jax.jit(jax.jacrev(run, (0, 1)))(start, zeros)
+    value, (by_start, by_noise) = run(start, zeros), jax.jacrev(run, (0, 1))(start, zeros)
     return value[0], variance * by_start[0, 0] ** 2 + jnp.sum(by_noise**2), variance * by_start[0, 0]
+
+
+@ft.cache
+def levels(mean, std):
+    """The moments at every level, 200 steps: one compilation for both data."""
+    return dict(zip(LEVELS, zip(*over_levels(gaussian(mean, std), 200, LEVEL), strict=True), strict=True))
+
+
+over_levels = eqx.filter_jit(eqx.filter_vmap(moments, in_axes=(None, None, 0)))
 
 
 def drift(field, t, x, h=0.125, **options):
     """The drift of a sampler, from one step without noise."""
-    times, x = jnp.asarray([t, t + h]), jnp.asarray([x])
-    zeros = jf.Recorded(jnp.zeros((1, 1)))
-    return (jf.decode(field, x, times=times, brownian=zeros, end="stop", **options).x - x)[0] / h
+
+    @jax.jit
+    def step(x):
+        times, zeros = jnp.asarray([t, t + h]), jf.Recorded(jnp.zeros((1, 1)))
+        return (jf.decode(field, x, times=times, brownian=zeros, end="stop", **options).x - x)[0] / h
+
+    return step(jnp.asarray([x]))
 
 
 def test_C1_no_diffusion_is_the_flow():
     def u(t, x, args):
         return jnp.sin(3 * x) + t
 
-    x0 = jr.normal(jr.key(0), (5,))
-    flow = jf.solve(u, x0, times=jf.uniform_times(20)).x
+    x0, times = jr.normal(jr.key(0), (5,)), jf.uniform_times(20)
+
+    @jax.jit
+    def both(key):
+        return jf.solve(u, x0, diffusion=lambda *_: 0.0, key=key, times=times).x, jf.solve(u, x0, times=times).x
+
     for seed in range(3):
-        sde = jf.solve(u, x0, diffusion=lambda t, x, args: 0.0, key=jr.key(seed), times=jf.uniform_times(20)).x
-        np.testing.assert_allclose(sde, flow, rtol=2e-7, atol=1e-7)  # x + (h u + 0) may fuse otherwise
+        np.testing.assert_allclose(*both(jr.key(seed)), rtol=2e-7, atol=1e-7)  # x + (h u + 0) may fuse otherwise
 
 
 def test_C2_a_diffusion_coefficient_is_a_pure_function():
@@ -62,7 +88,7 @@ def test_C2_a_diffusion_coefficient_is_a_pure_function():
         return 1.0 - t
 
     options = {"diffusion": sigma, "key": jr.key(0), "times": jf.uniform_times(5)}
-    values = [jf.solve(lambda t, x, args: -x, jnp.ones(2), **options).x for _ in range(2)]
+    values = [jax.jit(lambda: jf.solve(lambda t, x, args: -x, jnp.ones(2), **options).x)() for _ in range(2)]
     np.testing.assert_array_equal(values[0], values[1])
     assert set(seen) == {(0, (2,))}
 
@@ -72,19 +98,22 @@ def test_D1_drift_is_velocity_plus_half_sigma_squared_score():
     np.testing.assert_allclose(got, 0.72319892, atol=3e-6)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_D2_moment_equation_keeps_the_marginal(level):
-    """dV/dt = 2 A V + sigma^2 from V(0) = 1 ends at s^2, with A the slope of the drift."""
-    field, sigma = gaussian(1.0, 0.5), LEVELS[level]
+def test_D2_moment_equation_keeps_the_marginal():
+    """dV/dt = 2 A V + sigma^2 from V(0) = 1 ends at s^2 at every level, with A the slope of the drift."""
+    field = gaussian(1.0, 0.5)
 
-    def slope(t):
+    def slope(t, level):
         def rate(x):
-            return (field.velocity(t, x) + sigma(t) ** 2 / 2 * field.score(t, x))[0]
+            return (field.velocity(t, x) + sigma(level, t) ** 2 / 2 * field.score(t, x))[0]
 
         return jax.grad(rate)(jnp.zeros(1))[0]
 
-    out = jf.solve(lambda t, v, args: 2 * slope(t) * v + sigma(t) ** 2, jnp.ones(()), t0=0.0, t1=1.0)
-    np.testing.assert_allclose(out.x, 0.25, atol=1e-5)
+    def rate(t, v, level):
+        return 2 * slope(t, level) * v + sigma(level, t) ** 2
+
+    out = jax.jit(jax.vmap(lambda level: jf.solve(rate, jnp.ones(()), args=level, t0=0.0, t1=1.0)))(LEVEL)
+    np.testing.assert_allclose(out.x, np.full(4, 0.25), atol=1e-5)
+    assert (out.status == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -92,13 +121,13 @@ def test_D2_moment_equation_keeps_the_marginal(level):
     [(1.0, 10, 0.89225544), (1.0, 100, 0.98814681), (1.0, 1000, 0.99880325), (0.5, 10, 0.25069663)],
 )
 def test_D3_euler_maruyama_variance_recursion(std, n, variance):
-    got = moments(gaussian(0.0, std), n, diffusion=lambda t, x, args: 1.0)[1]
+    got = moments(gaussian(0.0, std), n, LEVEL[2])[1]
     np.testing.assert_allclose(got, variance, rtol=2e-5)
 
 
 @pytest.mark.parametrize(("level", "std"), [("0", 0.4946), ("0.5", 0.4990), ("1", 0.4975), ("beta", 0.4984)])
 def test_D4_marginal_at_the_data_end(level, std):
-    mean, variance, _ = moments(gaussian(1.0, 0.5), 200, diffusion=lambda t, x, args: LEVELS[level](t))
+    mean, variance, _ = levels(1.0, 0.5)[level]
     np.testing.assert_allclose(mean, 1.0, atol=6.3e-3)
     np.testing.assert_allclose(jnp.sqrt(variance), 0.5, atol=1.1e-2)
     np.testing.assert_allclose(jnp.sqrt(variance), std, atol=4 * 0.5 / math.sqrt(2e5))  # simulated, 100,000 paths
@@ -109,7 +138,7 @@ def test_D4_marginal_at_the_data_end(level, std):
 )
 def test_D5_coupling_of_start_and_end(level, coupling):
     """The marginals alone cannot see the noise; Cov(X_0, X_1) = s exp(-int sigma^2/(2 v) dt) can."""
-    got = moments(gaussian(0.0, 1.0), 200, diffusion=lambda t, x, args: LEVELS[level](t))[2]
+    got = levels(0.0, 1.0)[level][2]
     np.testing.assert_allclose(got, coupling, atol=1e-2)
 
 
@@ -118,7 +147,9 @@ def test_D6_time_reversal_is_level_one():
     field, t, x = gaussian(1.0, 0.5), 0.5, 0.7
     expected = x / t + 2 * field.score(t, jnp.asarray([x]))[0]
     np.testing.assert_allclose(drift(field, t, x, eta=1.0, clock=jf.PathClock()), expected, rtol=1e-5)
-    assert abs(moments(gaussian(0.0, 1.0), 200, end="denoise", eta=1.0)[2]) < 2e-2
+    mean, variance, coupling = moments(gaussian(1.0, 0.5), 200, end="denoise", eta=1.0)
+    assert abs(coupling) < 2e-2
+    np.testing.assert_allclose([mean, jnp.sqrt(variance)], [1.0, 0.5], atol=1.1e-2)  # and the marginal is kept
 
 
 @pytest.mark.parametrize(
@@ -142,85 +173,124 @@ def test_D7_default_noise_is_stable_up_to_a_point(options):
 
 def test_D8_score_only_form():
     """(b + sigma^2/2) s + a x = u + sigma^2/2 s with a = alpha'/alpha, b = sigma W/alpha."""
-    field = MIX1.field(jf.Cosine())
-    for t in (0.2, 0.5, 0.9):
-        path, x = field.path, jnp.asarray([0.7])
+    field, path, x = MIX1.field(jf.Cosine()), jf.Cosine(), jnp.asarray([0.7])
+
+    @jax.jit
+    @jax.vmap
+    def both(t):
         a, b = path.alpha_dot(t) / path.alpha(t), path.sigma_w(t) / path.alpha(t)
         u, s = field.velocity(t, x), field.score(t, x)
-        np.testing.assert_allclose((b + 0.32) * s + a * x, u + 0.32 * s, rtol=1e-5)
+        return (b + 0.32) * s + a * x, u + 0.32 * s
+
+    score_only, usual = both(jnp.asarray([0.2, 0.5, 0.9]))
+    np.testing.assert_allclose(score_only, usual, rtol=1e-5)
 
 
-@pytest.mark.parametrize("level", ["0.5", "1", "beta"])
-def test_D9_conditional_sde_keeps_its_marginal_half_way(level):
+def test_D9_conditional_sde_keeps_its_marginal_half_way():
     """Data at one point z: mean alpha z and variance sigma^2 at t = 1/2, from exact coefficients, up to O(h)."""
     z, n = 1.5, 400
     field = jf.distributions.PointSet([[z]]).field(CONDOT)
 
-    def run(x0, normals):
-        times = jnp.linspace(0.0, 0.5, n + 1)
-        options = {"diffusion": lambda t, x, args: LEVELS[level](t), "brownian": jf.Recorded(normals)}
-        return jf.decode(field, x0, times=times, end="stop", **options).x
+    @jax.jit
+    @jax.vmap
+    def every(level):
+        def run(x0, normals):
+            times = jnp.linspace(0.0, 0.5, n + 1)
+            options = {"diffusion": lambda t, x, args: sigma(level, t), "brownian": jf.Recorded(normals)}
+            return jf.decode(field, x0, times=times, end="stop", **options).x
 
-    zeros = jnp.zeros((n, 1))
-    np.testing.assert_allclose(jax.jit(run)(jnp.zeros(1), zeros), [0.5 * z], atol=5e-3)
-    by_start, by_noise = jax.jit(jax.jacrev(run, (0, 1)))(jnp.zeros(1), zeros)
-    np.testing.assert_allclose(by_start[0, 0] ** 2 + jnp.sum(by_noise**2), 0.25, atol=2e-3)
+        start, zeros = jnp.zeros(1), jnp.zeros((n, 1))
+        return run(start, zeros), jax.jacrev(run, (0, 1))(start, zeros)
+
+    mean, (by_start, by_noise) = every(LEVEL[1:])
+    np.testing.assert_allclose(mean[:, 0], np.full(3, 0.5 * z), atol=5e-3)
+    variance = by_start[:, 0, 0] ** 2 + jnp.sum(by_noise**2, axis=(1, 2, 3))
+    np.testing.assert_allclose(variance, np.full(3, 0.25), atol=2e-3)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 2.0])
-def test_the_frozen_data_step_of_every_level(eta):
+def test_the_frozen_data_step_of_every_level():
     """x' = (s'/s) e^(-eta h) x + a' (1 - e^(-(1 + eta) h)) D + s' sqrt(1 - e^(-2 eta h)) z."""
     field, t0, t1, x, z = MIX1.field(jf.VP()), 0.3, 0.45, jnp.asarray([0.4]), jnp.asarray([[0.7]])
     path = field.path
-    got = jf.decode(field, x, times=jnp.asarray([t0, t1]), eta=eta, brownian=jf.Recorded(z), end="stop").x
-    h = (path.log_snr(t1) - path.log_snr(t0)) / 2
-    expected = (
-        path.sigma(t1) / path.sigma(t0) * jnp.exp(-eta * h) * x
-        - path.alpha(t1) * jnp.expm1(-(1 + eta) * h) * field.data(t0, x)
-        + path.sigma(t1) * jnp.sqrt(-jnp.expm1(-2 * eta * h)) * z[0]
-    )
+
+    @jax.jit
+    @jax.vmap
+    def both(eta):
+        got = jf.decode(field, x, times=jnp.asarray([t0, t1]), eta=eta, brownian=jf.Recorded(z), end="stop").x
+        h = (path.log_snr(t1) - path.log_snr(t0)) / 2
+        return got, (
+            path.sigma(t1) / path.sigma(t0) * jnp.exp(-eta * h) * x
+            - path.alpha(t1) * jnp.expm1(-(1 + eta) * h) * field.data(t0, x)
+            + path.sigma(t1) * jnp.sqrt(-jnp.expm1(-2 * eta * h)) * z[0]
+        )
+
+    got, expected = both(jnp.asarray([0.0, 0.3, 1.0, 2.0]))
     np.testing.assert_allclose(got, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("path", [CONDOT, SQRT, jf.LinearVP(), jf.VP()], ids=["CondOT", "root", "LinearVP", "VP"])
+def test_the_drift_is_finite_at_the_data(path):
+    """On N(1, 0.25) at t = 1: `alpha' x - (sigma sigma' - g^2/2) score`, with `eta sigma W / alpha` for `g^2/2`."""
+    field, x, t = jf.distributions.Gaussian(jnp.ones(1), std=0.5).field(path), jnp.asarray([0.3]), jnp.asarray(1.0)
+    score, limit = (1 - x) / 0.25, path.alpha_dot(t) * x
+    for options, half in (
+        ((None, None, lambda t, x, args: 0.8), 0.32),
+        ((jf.PathClock(), 0.7, None), 0.7 * path.sigma_w(t)),
+        ((jf.PathClock(), None, None), 0.0),
+    ):
+        equation = field_equation(field, *options)
+        got = equation.drift(t, x, None, equation.level(t))
+        np.testing.assert_allclose(got, limit + (half - path.sigma_sigma_dot(t)) * score, rtol=1e-3)
+
+
+def test_an_exact_field_is_taken_at_the_data_whatever_it_predicts():
+    """Its `mixed` is finite there, where that of a network would not be; a point set's is not."""
+    world, x0, options = jf.distributions.Gaussian(jnp.ones(1), std=0.5), jnp.asarray([0.3]), {"end": "stop"}
+
+    @jax.jit
+    def run(x):
+        fields = [world.field(path, predicts) for path in (CONDOT, SQRT) for predicts in ("data", "noise", "score")]
+        clocks = (jf.RatioClock(), jf.SigmaClock())
+        grid = jnp.linspace(0.01, 1.0, 65)
+        return [
+            jf.decode(field, x, times=grid, clock=clock, solver=dfx.Heun(), **options).x
+            for field, clock in zip(fields, clocks * 3, strict=True)
+        ]
+
+    for x in run(0.01 + 0.99 * x0):
+        np.testing.assert_allclose(x, 1 + 0.5 * x0, atol=0.02)
+    plan = dict(times=jf.uniform_times(4), clock=jf.RatioClock(), solver=dfx.Heun(), **options)
+    assert jax.eval_shape(lambda: jf.decode(world.field(CONDOT, "noise"), x0, **plan)).x.shape == (1,)
+    guided = jf.Guided(world.field(CONDOT, "noise"), null=0.0)
+    jax.eval_shape(lambda: jf.decode(guided, x0, args=(None, None), **plan))
+    points = jf.distributions.PointSet([[1.0]]).field(CONDOT)
+    for field in (points, jf.Guided(points, null=0.0), jf.Field(lambda t, x, args: x, CONDOT, "noise")):
+        with pytest.raises(ValueError, match=r"Got t = [01]"):
+            jf.decode(field, x0, **plan)
 
 
 def test_eta_as_a_function_is_its_value_at_the_start_of_each_step():
     field, times, z = MIX1.field(CONDOT), jnp.asarray([0.2, 0.5, 0.8]), jnp.asarray([[0.3], [-1.1]])
     levels = 0.5, 1.7
-    both = jf.decode(
-        field, jnp.ones(1), times=times, eta=lambda t: jnp.where(t < 0.4, *levels), brownian=jf.Recorded(z), end="stop"
-    ).x
-    x = jnp.ones(1)
-    for i, eta in enumerate(levels):
-        step = {"times": times[i : i + 2], "eta": eta, "brownian": jf.Recorded(z[i : i + 1]), "end": "stop"}
-        x = jf.decode(field, x, **step).x
-    np.testing.assert_allclose(both, x, rtol=1e-5)
+
+    @jax.jit
+    def both(x):
+        noise = jf.Recorded(z)
+        whole = jf.decode(
+            field, x, times=times, eta=lambda t: jnp.where(t < 0.4, *levels), brownian=noise, end="stop"
+        ).x
+        for i, eta in enumerate(levels):
+            step = {"times": times[i : i + 2], "eta": eta, "brownian": jf.Recorded(z[i : i + 1]), "end": "stop"}
+            x = jf.decode(field, x, **step).x
+        return whole, x
+
+    np.testing.assert_allclose(*both(jnp.ones(1)), rtol=1e-5)
 
 
 def test_dyadic_noise_refines_one_path():
-    coarse, fine = (jf.dyadic_noise(jr.key(0), n, (3,)).normals for n in (8, 16))
+    coarse, fine = jax.jit(lambda: [jf.dyadic_noise(jr.key(0), n, (3,)).normals for n in (8, 16)])()
     np.testing.assert_allclose((fine[::2] + fine[1::2]) / math.sqrt(2), coarse, atol=1e-5)
-    draws = jax.vmap(lambda key: jf.dyadic_noise(key, 4, (2,)).normals)(jr.split(jr.key(1), 20_000)).reshape(20_000, 8)
-    np.testing.assert_allclose(jnp.cov(draws.T), jnp.eye(8), atol=4 * math.sqrt(2 / 20_000))
+    draws = jax.jit(jax.vmap(lambda key: jf.dyadic_noise(key, 4, (2,)).normals))(jr.split(jr.key(1), 20_000))
+    np.testing.assert_allclose(np.cov(np.reshape(draws, (20_000, 8)).T), np.eye(8), atol=4 * math.sqrt(2 / 20_000))
     with pytest.raises(ValueError, match="power of two"):
         jf.dyadic_noise(jr.key(0), 6, (2,))
-
-
-def test_P10_fokker_planck_of_the_ornstein_uhlenbeck_process_and_of_heat():
-    """dp/dt = -(b p)' + sigma^2/2 p'' for the transition densities."""
-    with jax.enable_x64(True):
-        for theta, sigma in ((1.0, 0.5), (0.0, 1.3)):
-
-            def density(t, x, theta=theta, sigma=sigma):
-                decay = jnp.exp(-theta * t)
-                variance = sigma**2 * (t if theta == 0 else -jnp.expm1(-2 * theta * t) / (2 * theta))
-                return jnp.exp(-((x - 0.7 * decay) ** 2) / (2 * variance)) / jnp.sqrt(2 * jnp.pi * variance)
-
-            for t, x in ((0.4, 0.3), (1.1, -0.6)):
-                flow = jax.grad(lambda y, t=t, theta=theta: theta * y * density(t, y))(x)
-                spread = jax.grad(jax.grad(density, 1), 1)(t, x) * sigma**2 / 2
-                np.testing.assert_allclose(jax.grad(density)(t, x), flow + spread, atol=1e-8)
-            if theta:
-                mean, variance = jf.processes.OrnsteinUhlenbeck(theta=theta, sigma=sigma).transition(
-                    jnp.asarray(0.7), 0.4
-                )
-                np.testing.assert_allclose(mean, 0.7 * jnp.exp(-0.4), rtol=1e-6)
-                np.testing.assert_allclose(variance, 0.125 * -jnp.expm1(-0.8), rtol=1e-6)

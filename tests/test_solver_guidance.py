@@ -33,9 +33,9 @@ def carry(field, solver, scale, times, dtype, eta=None, noise=None):
     )
 
 
-def cfgpp(mu):
+def cfgpp(mu, grid=GRID):
     x = START
-    for t, s in zip(GRID[:-1], GRID[1:], strict=True):
+    for t, s in zip(grid[:-1], grid[1:], strict=True):
         c, u = prediction(t, x, 0.8), prediction(t, x, -0.5)
         noise = (x - t * u) / (1 - t)
         x = s * (u + mu * (c - u)) + (1 - s) * noise
@@ -61,6 +61,9 @@ def test_cfgpp_is_the_recursion_of_the_paper_and_a_scale_that_depends_on_the_ste
             out = carry(field, jf.CFGpp(), jnp.asarray(mu), jnp.asarray(GRID), dtype)
             assert out.x.dtype == dtype and out.nfe == 2 * (len(GRID) - 1)
             np.testing.assert_allclose(out.x, cfgpp(mu), rtol=tolerance, atol=tolerance)
+    full = np.append(GRID, 1.0)  # the last step is the data prediction, D_u + mu (D_c - D_u)
+    out = jf.decode(field, START, args=(0.8, 0.6), times=full, solver=jf.CFGpp())
+    np.testing.assert_allclose(out.x, cfgpp(0.6, full), rtol=1e-12)
 
 
 def guided_momentum(w, beta, parallel, threshold, eta=0.0, noise=None, inside=(0.0, 2.0)):

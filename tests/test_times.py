@@ -21,25 +21,25 @@ def test_uniform_times_have_one_point_more_than_steps():
 @pytest.mark.parametrize("name", ["CondOT", "VP", "VE", "root"])
 def test_karras_times_are_the_published_levels(name, x64):
     path, n, rho = PATHS[name], 18, 7.0
-    times = jf.karras_times(n, path, sigma_min=0.01, sigma_max=50.0, rho=rho)
+    times = jax.jit(lambda: jf.karras_times(n, path, sigma_min=0.01, sigma_max=50.0, rho=rho))()
     assert times.shape == (n + 1,) and times[-1] == 1
     i = np.arange(n)
     levels = (50 ** (1 / rho) + i / (n - 1) * (0.01 ** (1 / rho) - 50 ** (1 / rho))) ** rho
-    got = jax.vmap(lambda t: path.sigma(t) / path.alpha(t))(times[:-1])
+    got = jax.jit(jax.vmap(lambda t: path.sigma(t) / path.alpha(t)))(times[:-1])
     np.testing.assert_allclose(got, levels, rtol=1e-7)
     assert (np.diff(times) > 0).all()
 
 
 def test_karras_times_take_the_bounds_of_the_path_where_they_are_finite():
     path = jf.VE(sigma_min=0.002, sigma_max=80.0)
-    times = jf.karras_times(18, path)
+    times, one, vp = jax.jit(
+        lambda: (jf.karras_times(18, path), jf.karras_times(1, path), jf.karras_times(5, jf.VP(), sigma_min=0.01))
+    )()
     assert times[0] == 0 and times[-2] == 1 and times[-1] == 1  # the last step is the denoising one
-    sigma = jax.vmap(path.sigma)(times)
+    sigma = jax.jit(jax.vmap(path.sigma))(times)
     published = (80 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     np.testing.assert_allclose(sigma[:-1], published, rtol=2e-5)
-    one = jf.karras_times(1, path)
     np.testing.assert_array_equal(one, [0, 1])
-    vp = jf.karras_times(5, jf.VP(), sigma_min=0.01)
     assert vp[0] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="infinite at t = 0, so sigma_max has no default"):
         jf.karras_times(5, jf.CondOT(), sigma_min=0.01)
@@ -52,9 +52,9 @@ def test_karras_times_take_the_bounds_of_the_path_where_they_are_finite():
 @pytest.mark.parametrize("name", ["Cosine", "LinearVP", "VE", "quadratic"])
 def test_log_snr_times_are_equal_in_the_whole_log_snr(name, x64):
     path = PATHS[name]
-    times = jf.log_snr_times(10, path, -6.0, 8.0)
+    times = jax.jit(lambda: jf.log_snr_times(10, path, -6.0, 8.0))()
     assert times.shape == (11,)
-    np.testing.assert_allclose(jax.vmap(path.log_snr)(times), np.linspace(-6, 8, 11), atol=1e-7)
+    np.testing.assert_allclose(jax.jit(jax.vmap(path.log_snr))(times), np.linspace(-6, 8, 11), atol=1e-7)
 
 
 def test_log_snr_times_take_the_bounds_of_the_path_where_they_are_finite():
@@ -149,9 +149,12 @@ def test_a_shifted_grid_is_translated_in_log_snr(name, x64):
 
 
 def test_rounding_never_turns_a_grid_around():
-    for path in (jf.CondOT(), jf.VP(), jf.VE()):
-        for times in (jf.log_snr_times(40, path, -80.0, 80.0), jf.karras_times(40, path, 1e-12, 1e12)):
-            assert (np.diff(times) >= 0).all() and np.isfinite(times).all()
+    paths = (jf.CondOT(), jf.VP(), jf.VE())
+    grids = jax.jit(
+        lambda: [(jf.log_snr_times(40, path, -80.0, 80.0), jf.karras_times(40, path, 1e-12, 1e12)) for path in paths]
+    )()
+    for times in jax.tree.leaves(grids):
+        assert (np.diff(times) >= 0).all() and np.isfinite(times).all()
 
 
 def test_bad_grids_say_what_a_grid_is():
@@ -202,7 +205,7 @@ def test_quantiles(name):
 
 def test_G9_uniform_times():
     law, n = jf.Uniform(0.0, 0.999), 100_000
-    times = jax.vmap(lambda k: law.sample(k, jf.CondOT()))(jr.split(jr.key(0), n))
+    times = jax.jit(jax.vmap(lambda k: law.sample(k, jf.CondOT())))(jr.split(jr.key(0), n))
     assert within(times.mean(), 0.4995, 0.999 / np.sqrt(12 * n))
     assert within(times.var(), 0.999**2 / 12, 0.999**2 * np.sqrt(1 / 180 / n))
     assert times.min() > 0 and times.max() < 0.999
@@ -211,8 +214,8 @@ def test_G9_uniform_times():
 def test_G9_a_law_leaves_an_expectation_unchanged_with_importance_weights():
     """`E_law[f(t)/p(t)]` is the integral of `f` whatever the law, stratified or not."""
     law, n = jf.LogitNormal(0.0, 1.0), 40_000
-    times = jax.vmap(lambda k: law.sample(k, jf.CondOT()))(jr.split(jr.key(1), n))
-    spread = np.asarray(jf.stratified_times(jr.key(2), n, law, jf.CondOT()))
+    times = jax.jit(jax.vmap(lambda k: law.sample(k, jf.CondOT())))(jr.split(jr.key(1), n))
+    spread = np.asarray(jax.jit(lambda k: jf.stratified_times(k, n, law, jf.CondOT()))(jr.key(2)))
 
     def estimate(t):
         t = np.asarray(t, float)
@@ -229,10 +232,11 @@ def test_G9_a_law_leaves_an_expectation_unchanged_with_importance_weights():
 
 def test_stratified_times_are_one_in_each_stratum():
     n = 64
+    uniform = jax.jit(lambda key: jf.stratified_times(key, n))
     for seed in range(5):
-        times = np.asarray(jf.stratified_times(jr.key(seed), n))
+        times = np.asarray(uniform(jr.key(seed)))
         np.testing.assert_array_equal(np.floor(times * n).clip(0, n - 1), np.arange(n))
-    t = np.asarray(jf.stratified_times(jr.key(0), n, jf.LogitNormal(0.3, 1.1)), float)
+    t = np.asarray(jax.jit(lambda key: jf.stratified_times(key, n, jf.LogitNormal(0.3, 1.1)))(jr.key(0)), float)
     shares = stats.norm.cdf((np.log(t / (1 - t)) - 0.3) / 1.1)
     assert (np.abs(shares * n - np.arange(n) - 0.5) < 0.5 + 1e-3).all()
 
@@ -243,13 +247,17 @@ def test_stratified_times_never_touch_an_end(n, monkeypatch):
     for u in (0.0, 1 - 2.0**-24):
         monkeypatch.setattr(jr, "uniform", lambda key, shape, u=u: jnp.full(shape, u, jnp.float32))
         for law in (jf.Uniform(), jf.LogNormalSigma()):
-            times = np.asarray(jf.stratified_times(jr.key(0), n, law, jf.CondOT()))
+            times = np.asarray(jax.jit(lambda key, law=law: jf.stratified_times(key, n, law, jf.CondOT()))(jr.key(0)))
             assert times.min() > 0 and times.max() < 1
 
 
 def test_laws_know_whether_they_reach_the_data():
     assert jf.Uniform().reaches_data and not jf.Uniform(0.0, 0.999).reaches_data
     assert not jf.LogitNormal().reaches_data and not jf.LogNormalSigma().reaches_data
+    # inside a traced loss too, where it is usually written
+    assert jax.eval_shape(lambda: jnp.zeros(1 + jf.Uniform(0.0, 0.999).reaches_data)).shape == (1,)
+    with pytest.raises(ValueError, match="0 <= lo < hi <= 1"):
+        jax.eval_shape(lambda: jf.Uniform(0.5, 0.2).lo)
 
 
 def test_bad_laws_say_what_a_law_takes():

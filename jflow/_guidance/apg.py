@@ -20,7 +20,7 @@ class APG(AbstractRule):
     `parallel = 1` without a threshold is classifier-free guidance. Its momentum is a memory, and so a solver:
     `GuidanceMomentum`.
 
-    Source: Sadat et al. 2024, arXiv:2410.02416, algorithm 1; `parallel` is its eta, `norm_threshold` its r.
+    Source: Sadat et al. 2024, arXiv:2410.02416; `parallel` is its eta, `norm_threshold` its r.
     """
 
     parallel: Array

@@ -15,7 +15,7 @@ class CFGZero(AbstractRule):
 
         v = s v_u + w (v_c - s v_u),   s = <v_c, v_u>/|v_u|^2;   v = 0 for t < zero_before .
 
-    Source: Fan et al. 2025, arXiv:2503.18886, equations 7 to 9 and algorithm 1.
+    Source: Fan et al. 2025, arXiv:2503.18886 (optimized scale and zero-init).
     """
 
     zero_before: Array

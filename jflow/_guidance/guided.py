@@ -35,7 +35,7 @@ class Guided(AbstractGuide):
     prediction is not computed.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, equation 6, whose weight is our `w - 1`; Karras et al. 2024,
-    arXiv:2406.02507, equation 3 (autoguidance); Kynkäänniemi et al. 2024, arXiv:2404.07724, equation 5 (interval).
+    arXiv:2406.02507 (autoguidance); Kynkäänniemi et al. 2024, arXiv:2404.07724 (interval).
     """
 
     field: AbstractNetwork
@@ -183,18 +183,20 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
     return jtu.tree_map(lambda pair: jnp.where(drop, pair[1], pair[0]), _stack(condition, null))
 
 
-def _stack(condition, null):
-    """Two conditions along a new leading axis."""
-    if jtu.tree_structure(condition) != jtu.tree_structure(null):
+def _stack(condition, other):
+    """A condition and the null or negative one, along a new leading axis."""
+    if jtu.tree_structure(condition) != jtu.tree_structure(other):
         raise ValueError(
-            "The null condition is a pytree like the condition. Got "
-            f"{jtu.tree_structure(null)} for a condition {jtu.tree_structure(condition)}."
+            "A null or negative condition is a pytree like the condition. Got "
+            f"{jtu.tree_structure(other)} for a condition {jtu.tree_structure(condition)}."
         )
 
     def leaf(c, n):
         c, n = jnp.asarray(c), jnp.asarray(n)
         if c.shape != n.shape:
-            raise ValueError(f"The null condition has the shape of the condition. Got {n.shape} for {c.shape}.")
+            raise ValueError(
+                f"A null or negative condition has the shape of the condition. Got {n.shape} for {c.shape}."
+            )
         return jnp.stack([c, n.astype(c.dtype)])
 
-    return jtu.tree_map(leaf, condition, null)
+    return jtu.tree_map(leaf, condition, other)

@@ -18,8 +18,7 @@ class Rescaled(AbstractRule):
 
     the standard deviation over the components of one event. `D` is classifier-free, or of another `rule`.
 
-    Source: Lin et al. 2023, arXiv:2305.08891, equations 14 to 16 (there of whatever the network predicts; here of the
-    data).
+    Source: Lin et al. 2023, arXiv:2305.08891, section 3.4 (there of whatever the network predicts; here of the data).
     """
 
     phi: Array

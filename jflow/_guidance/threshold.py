@@ -18,7 +18,7 @@ class Thresholded(AbstractGuide):
     Static: `clip(D, -limit, limit)`. Dynamic, with a `percentile`: `clip(D, -s, s) limit/s` with
     `s = max(limit, percentile of |D|)` over the components of one event.
 
-    Source: Saharia et al. 2022, arXiv:2205.11487, section 2.3 and appendix A.
+    Source: Saharia et al. 2022, arXiv:2205.11487, section 2.3.
     """
 
     field: AbstractNetwork

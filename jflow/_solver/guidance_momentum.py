@@ -21,7 +21,7 @@ class GuidanceMomentum(dfx.AbstractSolver[tuple[PyTree, Any]]):
     `Delta = D_c - D_u`; a negative momentum moves away from where the guidance went before. Outside an interval of
     guidance the running change waits.
 
-    Source: Sadat et al. 2024, arXiv:2410.02416, section 4 (reverse momentum) and algorithm 1.
+    Source: Sadat et al. 2024, arXiv:2410.02416 (reverse momentum).
     """
 
     momentum: Array

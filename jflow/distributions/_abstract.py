@@ -69,7 +69,8 @@ class AbstractDistribution(eqx.Module):
     def moments(self, alpha: Time, sigma: Time, x: Shaped[ArrayLike, "..."], args: Any = None) -> Moments:
         """Log-density, `E[z | x]` and score of `x = alpha z + sigma eps`, for one `x` of the event's shape.
 
-        All three are NaN-free at `sigma = 0` where the mathematics is finite, and NaN where `x` is impossible.
+        All three are NaN-free at `sigma = 0` where the mathematics is finite; where `x` is impossible the score is NaN,
+        and the data the limit, the nearest point of the support.
         Raises `ValueError` for an `x` of another shape.
         """
         if jnp.shape(x) != self.shape:
@@ -79,9 +80,7 @@ class AbstractDistribution(eqx.Module):
             )
         point: Array = as_state(x)
         alpha, sigma = (jnp.asarray(number).astype(point.dtype) for number in (alpha, sigma))
-        log_prob, data, score = cast(self, point.dtype)._moments(alpha, sigma, point, args)
-        possible = log_prob > -jnp.inf
-        return Moments(log_prob, jnp.where(possible, data, jnp.nan), jnp.where(possible, score, jnp.nan))
+        return cast(self, point.dtype)._moments(alpha, sigma, point, args)
 
 
 class AbstractDensity(AbstractDistribution):
@@ -123,6 +122,11 @@ class ExactField(AbstractNetwork):
         if not isinstance(self.path, AbstractPath):
             raise TypeError(f"A field's path is a jflow path, as jflow.CondOT(). Got {type(self.path).__name__}.")
 
+    @property
+    def sources(self) -> tuple[Prediction, ...]:
+        """None where there is a density: data and score are known at every time, whatever the field predicts."""
+        return () if isinstance(self.distribution, AbstractDensity) else (self.predicts,)
+
     def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
         return self._predict(self.predicts, t, x, args)
 
@@ -156,7 +160,7 @@ class ExactField(AbstractNetwork):
         """A row as weights of data and score, `(a/s, -b sigma/s)`; `None` for one that vanishes at every time.
 
         Where `s = 0` the row is `sigma` times one that is finite in data and score: a velocity's (plus any multiple
-        of the score) along a path of infinite `sigma'`, or a score's.
+        of the score), or a score's.
         """
         singular = row.s == 0
         s = jnp.where(singular, 1, row.s)

@@ -22,7 +22,8 @@ class Boxes(AbstractDensity):
 
     Given `x_t`, the data in a box is normal, `N(x/alpha, (sigma/alpha)^2)`, truncated to the box; its mean and
     the box's weight come from tail functions that keep their digits on both sides of the box, and for noise that is
-    wide beside it.
+    wide beside it. Where sigma = 0 and `x` lies in no box, the data is the limit, the nearest point of the nearest box;
+    velocity, noise and score are infinite there, and come as NaN.
     """
 
     lows: Array
@@ -77,14 +78,22 @@ class Boxes(AbstractDensity):
 
     def _moments(self, alpha, sigma, x, args):
         root = jnp.hypot(alpha * self.noise, sigma)
+        sharp = root == 0
 
         def component(row: Any) -> Moments:
             log_prob, inner, score = interval_moments(x, alpha, root, *row)
             # of the blur at hand, alpha noise / root belongs to the data
-            share = alpha * (self.noise / jnp.where(root == 0, 1, root)) ** 2
-            return Moments(jnp.sum(log_prob), inner + share * (x - alpha * inner), score)
+            share = alpha * (self.noise / jnp.where(sharp, 1, root)) ** 2
+            # without blur the nearest box takes all the weight, as for a tiny one
+            tiny = -((x - alpha * inner) ** 2) / jnp.asarray(2e-30, x.dtype)
+            log_prob = jnp.sum(jnp.where(sharp & (log_prob == -jnp.inf), tiny, log_prob))
+            return Moments(log_prob, inner + share * (x - alpha * inner), score)
 
-        return mix(component, (self.lows, self.highs), self.log_weights, x)
+        moments = mix(component, (self.lows, self.highs), self.log_weights, x)
+        within = jax.vmap(lambda low, high: jnp.all((x >= alpha * low) & (x <= alpha * high)))(self.lows, self.highs)
+        outside = sharp & ~jnp.any(within)
+        log_prob = jnp.where(outside, -jnp.inf, moments.log_prob)
+        return Moments(log_prob, moments.data, jnp.where(outside, jnp.nan, moments.score))
 
 
 def checkerboard(cells: int = 4, half_width: float | int = 5.0) -> Boxes:

@@ -24,7 +24,7 @@ def mix(
     responsibilities `exp(log w_k + log p_k - log p)`.
 
     `component` maps the k-th row of `parameters` to the moments of that component. Components are taken a block at
-    a time, so that memory does not grow with their number.
+    a time, so that memory does not grow with their number. Where the density underflows, data and score are NaN.
     """
 
     def block(rows):
@@ -36,7 +36,7 @@ def mix(
     count = -(-k * max(x.size, 1) // BLOCK)
     length = -(-k // count)
     if count == 1:
-        return block((log_weights, parameters))
+        return _possible(block((log_weights, parameters)))
 
     def split(leaf, **fill):
         pad = [(0, count * length - k)] + [(0, 0)] * (leaf.ndim - 1)
@@ -53,7 +53,14 @@ def mix(
         return _average(pair), None
 
     nothing = Moments(jnp.full((), -jnp.inf, x.dtype), jnp.zeros_like(x), jnp.zeros_like(x))
-    return lax.scan(body, nothing, rows)[0]
+    return _possible(lax.scan(body, nothing, rows)[0])
+
+
+def _possible(moments: Moments) -> Moments:
+    """Moments that are NaN where the density is zero, since they are means of nothing there."""
+    possible = moments.log_prob > -jnp.inf
+    known = [jnp.where(possible, value, jnp.nan) for value in (moments.data, moments.score)]
+    return Moments(moments.log_prob, *known)
 
 
 def _average(moments: Moments) -> Moments:
