@@ -254,6 +254,26 @@ def test_adaptive_steps_are_counted_and_meet_their_tolerance(order, x64):
     assert alone.nfe[0] == net.take() == out.nfe[2]
 
 
+@pytest.mark.slow
+def test_the_sde_takes_adaptive_steps_along_one_path(x64):
+    """On a tree, whose path is known at every time: nearer to many small steps of it the smaller the tolerance."""
+    field, x0, ends = mixture(jf.CondOT()), jnp.asarray([0.3]), (0.05, 0.9)
+    tree = dfx.VirtualBrownianTree(0.0, 100.0, 1e-4, (1,), jax.random.key(0))
+    lo, hi = (float(2 * np.log(t / (1 - t))) for t in ends)
+
+    @jax.jit
+    def run(tolerance):
+        control = dfx.PIDController(tolerance, tolerance)
+        options: dict[str, Any] = {"eta": 1.0, "brownian": tree, "solver": SOLVERS[2]}
+        return jf.decode(field, x0, t0=ends[0], t1=ends[1], stepsize_controller=control, **options)
+
+    times = jf.log_snr_times(3000, jf.CondOT(), lo, hi)
+    fine = jax.jit(lambda: jf.decode(field, x0, times=times, eta=1.0, end="stop", brownian=tree).x)()
+    rough, close = run(jnp.asarray(3e-2)), run(jnp.asarray(1e-3))
+    assert rough.status == close.status == 0 and rough.nfe % 2 == close.nfe % 2 == 0 and close.nfe > 2 * rough.nfe
+    np.testing.assert_allclose(close.x, fine, atol=0.02)
+
+
 def test_one_step_and_two():
     """From t = 0 to t = 1."""
     for order, n in ((2, 1), (3, 2)):
@@ -291,7 +311,7 @@ def test_gradients_are_those_of_finite_differences(x64):
 
 def test_what_does_not_fit_is_refused():
     for bad in (1, 4, True, 2.5):
-        with pytest.raises(ValueError, match=r"order 2 or 3 \(order 1 is DPMpp\(order=1\)\). Got order="):
+        with pytest.raises(ValueError, match=r"order 2 or 3 \(1: DPMpp\(order=1\)\). Got order="):
             jf.DPMppSinglestep(bad)
     x0, key, times = jnp.ones(2), jax.random.key(0), jnp.linspace(0.0, 0.9, 5)
     for options, match in (

@@ -43,7 +43,7 @@ class DPMppSinglestep(dfx.AbstractItoSolver[None], dfx.AbstractAdaptiveSolver[No
 
     clock: ClassVar[AbstractClock | None] = ThetaClock()
     error_estimate: ClassVar[bool] = True
-    asks_inside: ClassVar[bool] = True
+    asks_inside: ClassVar[bool] = True  # for the noise up to a time inside the step
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
@@ -53,9 +53,7 @@ class DPMppSinglestep(dfx.AbstractItoSolver[None], dfx.AbstractAdaptiveSolver[No
 
     def __check_init__(self):
         if isinstance(self.stages, bool) or self.stages not in FRACTIONS:
-            raise ValueError(
-                f"DPMppSinglestep has order 2 or 3 (order 1 is DPMpp(order=1)). Got order={self.stages!r}."
-            )
+            raise ValueError(f"DPMppSinglestep has order 2 or 3 (1: DPMpp(order=1)). Got order={self.stages!r}.")
 
     @property
     def ode_only(self) -> bool:
