@@ -118,7 +118,8 @@ def _mixture(path):
 def _flow_errors(sampler, path, t0, t1, steps, key):
     """Root mean square distance to the converged flow of a mixture, for each step count."""
     field = _mixture(path)
-    starts = jax.vmap(field.distribution.at(path, jnp.asarray(t0)).sample)(jr.split(key, 32)).astype(jnp.float64)
+    start = field.distribution.at(path, jnp.asarray(t0))
+    starts = jax.jit(jax.vmap(start.sample))(jr.split(key, 32)).astype(jnp.float64)
     control = dfx.PIDController(1e-11, 1e-11)
 
     @jax.jit

@@ -26,27 +26,32 @@ def check_path(path: AbstractPath) -> Report:
     def rows():
         with jax.enable_x64(True):
             t = jnp.linspace(0.0, 1.0, 201)
-            alpha, sigma = jax.vmap(path.alpha)(t), jax.vmap(path.sigma)(t)
+            alpha, sigma = _along(path.alpha, t), _along(path.sigma, t)
             yield bounded("alpha(0)/sigma(0)", alpha[0] / sigma[0], 0.05)
             yield bounded("sigma(1)/alpha(1)", sigma[-1] / alpha[-1], 0.05)
             inside = t[1:-1]
-            log_snr = jax.vmap(path.log_snr)(inside)
+            log_snr = _along(path.log_snr, inside)
             yield bounded("largest fall of log-SNR", jnp.max(-jnp.diff(log_snr)), 0.0, "on 199 inner times")
-            own, auto = jax.vmap(path.alpha_dot)(inside), jax.vmap(jax.grad(path.alpha))(inside)
+            own, auto = _along(path.alpha_dot, inside), _along(jax.grad(path.alpha), inside)
             yield bounded("alpha' against autodiff", _relative(own, auto), 1e-7)
-            auto = jax.vmap(jax.grad(lambda t: path.sigma(t) ** 2 / 2))(inside)
-            own = jax.vmap(path.sigma_sigma_dot)(inside)
+            auto = _along(jax.grad(lambda t: path.sigma(t) ** 2 / 2), inside)
+            own = _along(path.sigma_sigma_dot, inside)
             yield bounded("sigma sigma' against autodiff", _relative(own, auto), 1e-7)
-            back = jax.vmap(path.log_snr_inverse)(log_snr)
+            back = _along(path.log_snr_inverse, log_snr)
             yield bounded("inverse of log-SNR", jnp.max(jnp.abs(back - inside)), 1e-7)
         for dtype in (jnp.float32, jnp.bfloat16):
             ends = jnp.asarray([0.0, 1.0], dtype)
             functions = path.alpha, path.sigma, path.alpha_dot, path.sigma_sigma_dot, path.sigma_w
-            values = jnp.stack([jax.vmap(f)(ends).astype(jnp.float32) for f in functions])
+            values = jnp.stack([_along(f, ends).astype(jnp.float32) for f in functions])
             count = jnp.sum(~jnp.isfinite(values))
             yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", count, 0.0, "of 10 coefficients")
 
     return Report(f"path {type(path).__name__}", rows())
+
+
+def _along(f, times):
+    """A function of time at many times, compiled as one."""
+    return jax.jit(jax.vmap(f))(times)
 
 
 def _relative(a, b):
