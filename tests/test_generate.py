@@ -44,7 +44,7 @@ STEPS = dfx.SaveAt(t0=True, steps=True)
 OPTIONS = {"ode": {}, "sde": {"eta": 1.0}}
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8, "mesh"])
+@pytest.mark.parametrize("batch_size", [3, "mesh", *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_K5_sample_i_depends_on_the_key_and_on_i_alone(alone, batch_size):
     mesh, size = (jax.make_mesh((8,), ("data",)), 8) if batch_size == "mesh" else (None, batch_size)
     for kind in ("sde",) if batch_size in (1, 8) else ("ode", "sde"):

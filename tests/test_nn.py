@@ -201,7 +201,7 @@ def test_L2_an_adaln_zero_block_is_the_identity_at_the_start():
     assert float(jnp.abs(run(filled(make)) - x).max()) > 0.1
 
 
-@pytest.mark.parametrize("make", [mlp, pytest.param(unet, marks=pytest.mark.slow), dit])
+@pytest.mark.parametrize("make", [mlp, *(pytest.param(make, marks=pytest.mark.slow) for make in (unet, dit))])
 def test_L7_after_one_step_the_output_depends_on_time_and_label(make):
     t, x = draw(n=4)
     labels, target = jnp.arange(4) % (CLASSES + 1), draw(n=4, seed=5)[1]

@@ -100,6 +100,7 @@ def strong_errors(process, exact, key, lanes=4000):
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
 
+@pytest.mark.slow  # the other B12, in test_solve.py, is fast
 def test_B12_strong_orders():
     """One for additive noise (against 256 steps exact in the drift), a half for multiplicative noise."""
     growth = processes.GeometricBrownianMotion(mu=0.5, sigma=0.8)
