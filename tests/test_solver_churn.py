@@ -69,6 +69,7 @@ def test_the_steps_are_those_of_the_paper():
             assert net.traces == 3  # two in a step, one at the end
 
 
+@pytest.mark.slow
 def test_without_churn_it_is_heun():
     path = jf.VE(0.05, 20.0)
     field, times, x0 = gaussian(path, predicts="noise"), jf.uniform_times(6), jnp.asarray(START, jnp.float32)
@@ -100,6 +101,7 @@ def test_the_spread_on_gaussian_data_is_the_printed_one(n, x64):
     assert f"{float(error):+.1e}" == PRINTED[n]
 
 
+@pytest.mark.slow
 def test_samples_depend_on_their_key_and_are_finite():
     field, times = gaussian(jf.CondOT(), predicts="velocity"), jnp.linspace(0.01, 1.0, 9)
     out = jf.generate(field, jax.random.key(0), 3, (2,), times=times, solver=jf.EDMChurn(5.0), progress=False)
