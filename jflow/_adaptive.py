@@ -1,5 +1,6 @@
 """Adaptive, implicit, event-stopped and backward solves: `diffrax.diffeqsolve` without exceptions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
@@ -34,7 +35,7 @@ def adaptive(
 ) -> Solution:
     """The solve of a problem by `diffeqsolve(throw=False)`, stopped where the state is not finite."""
     solver = dfx.Tsit5() if solver is None else solver
-    interval, controller = clocked(problem, x0, t0, t1, stepsize_controller)
+    interval, controller = clocked(problem, x0, t0, t1, solver, stepsize_controller)
     _check_controller(solver, controller)
     eta, tau0, tau1 = interval.eta, interval.tau0, interval.tau1
     terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
@@ -65,13 +66,24 @@ def _check_controller(solver, controller):
 
 
 def clocked(
-    problem: AbstractProblem, x0: PyTree, t0: Any, t1: Any, controller: dfx.AbstractStepSizeController | None
+    problem: AbstractProblem,
+    x0: PyTree,
+    t0: Any,
+    t1: Any,
+    solver: dfx.AbstractSolver,
+    controller: dfx.AbstractStepSizeController | None,
 ) -> tuple[Interval, dfx.AbstractStepSizeController]:
-    """The interval in the problem's clock, and the controller, which stops where its steps are lost in rounding."""
+    """The interval in the problem's clock, and the controller, which stops where its steps are lost in rounding, and
+    takes no error for smaller than the rounding of the state.
+    """
     chosen: Any = dfx.PIDController(1e-5, 1e-5) if controller is None else controller
     dtype = state_dtype(x0)
     t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
     interval = jtu.tree_map(lambda leaf: leaf[0], problem.intervals(jnp.stack([t0, t1])))
+    if isinstance(chosen, dfx.PIDController) and not isinstance(solver, dfx.AbstractImplicitSolver):
+        rounding = jnp.finfo(dtype).eps / jnp.maximum(chosen.rtol, chosen.atol)
+        norm = _AboveRounding(chosen.norm, jnp.minimum(rounding, 0.1).astype(dtype))
+        chosen = eqx.tree_at(lambda c: c.norm, chosen, norm)
     if isinstance(chosen, dfx.PIDController) and chosen.dtmin is None:
         smallest = 32 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(interval.tau0), jnp.abs(interval.tau1))
         chosen = eqx.tree_at(
@@ -81,6 +93,20 @@ def clocked(
             is_leaf=lambda leaf: leaf is None,
         )
     return interval, chosen
+
+
+class _AboveRounding(eqx.Module):
+    """A norm of the error in units of the tolerance, at least that of the rounding of the state.
+
+    A smaller estimate is noise, and steps that grow by noise are others in a program that rounds otherwise: for another
+    batch or on other devices. The bound rejects no step.
+    """
+
+    norm: Callable[[PyTree], Any]
+    rounding: Array
+
+    def __call__(self, error: PyTree) -> Any:
+        return jnp.maximum(self.norm(error), self.rounding)
 
 
 def _stop(event):

@@ -78,7 +78,7 @@ def continuous(
     """
     solver = dfx.Tsit5() if solver is None else solver
     like = jax.eval_shape(lambda: start(jnp.zeros((), jnp.int32)))
-    interval, controller = clocked(problem, like, t0, t1, controller)
+    interval, controller = clocked(problem, like, t0, t1, solver, controller)
     lane = _Lane(problem, solver, controller, interval, dt0, max_steps)
     pool = _drawn(lambda slot: lane.start(start(slot), condition(slot)), size, count, lanes)
 
