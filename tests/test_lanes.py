@@ -120,14 +120,14 @@ def test_each_device_has_a_queue_of_its_own(x64):
 
 @pytest.mark.slow
 def test_evaluations_follow_the_mean_number_of_steps():
-    """Less than 0.65 of what chunks of as many evaluate, where the slowest sample takes twice the mean."""
-    exact = world().field(jf.CondOT())
-    net = Counter(exact.velocity)
-    options = ENDS | {"stepsize_controller": dfx.PIDController(1e-4, 1e-4)}
-    n, lanes = 512, 64
-    got = jf.generate(jf.Field(net, jf.CondOT(), "velocity"), KEY, n, (2,), batch_size=lanes, **options)
+    """Less than 0.65 of what chunks of as many evaluate, where the slowest samples take twice the mean."""
+    n, lanes = 256, 32
+    net, rates = Counter(Swing()), np.where(np.arange(n) % 10 == 3, 30.0, 3.0)
+    got = jf.generate(
+        jf.Field(net, jf.CondOT(), "velocity"), KEY, n, (2,), args=rates, args_in_axes=0, batch_size=lanes, **ENDS
+    )  # fmt: skip
     steps = (got.nfe - 1) // 6
-    assert steps.max() > 1.8 * steps.mean()
+    assert steps.max() > 2 * steps.mean()
     chunks = sum(1 + 6 * part.max() for part in np.split(steps, n // lanes)) * lanes
     assert got.nfe.sum() <= net.take() <= 0.65 * chunks
 
