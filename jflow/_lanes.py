@@ -90,6 +90,13 @@ def continuous(
 
     every = jnp.ones(lanes, bool)
     carry = pool, *_refilled(jnp.zeros(lanes, jnp.int32), every, jnp.zeros((), jnp.int32), count, size)
+    pool = _emptied(advance, carry, count, size)
+    return jax.vmap(lambda sample, slot: lane.solution(sample, condition(slot)))(pool, jnp.arange(size))
+
+
+def _emptied(advance, carry, count, size):
+    """The pool once every sample has come to its end."""
+    lanes = carry[1].shape[0]
     for width in (lanes // 4, 0) if lanes >= 4 else (0,):
 
         def busy(carry, width=width):
@@ -98,7 +105,7 @@ def continuous(
 
         pool, slots, taken = lax.while_loop(busy, advance, carry)
         carry = pool, jnp.sort(slots)[:width], taken
-    return jax.vmap(lambda sample, slot: lane.solution(sample, condition(slot)))(carry[0], jnp.arange(size))
+    return carry[0]
 
 
 def _rows(pool, slots):
