@@ -74,7 +74,7 @@ def continuous(
     that the number of iterations is about the mean number of steps times `size / lanes`, and not the sum over chunks of
     the largest. When the queue is empty and a quarter of the lanes is left, that quarter goes on alone.
 
-    Every sample takes the steps of `diffrax.diffeqsolve` with the same solver and controller.
+    Every sample takes the steps that it takes alone, which are those of `diffrax.diffeqsolve`.
     """
     solver = dfx.Tsit5() if solver is None else solver
     like = jax.eval_shape(lambda: start(jnp.zeros((), jnp.int32)))

@@ -57,13 +57,23 @@ def test_noise_is_the_same_to_the_last_bit():
 
 @pytest.mark.slow
 def test_adaptive_steps_agree_in_float32():
-    """A step may be accepted here and rejected there, which the flow magnifies near the border of two modes."""
-    tolerance = 1e-5
-    control = dfx.PIDController(tolerance, tolerance)
-    for name, expected, got in batches(world().field(jf.CondOT()), t0=0.0, t1=1.0, stepsize_controller=control):
-        difference = np.abs(got - expected)
-        assert np.median(difference) <= 1e-5, name
-        assert (difference > 100 * tolerance).any(-1).sum() <= len(got) // 1000, name
+    """A step may be accepted here and rejected there, which costs what the two solves are wrong by."""
+    for tolerance in (1e-3, 1e-5):
+        control = dfx.PIDController(tolerance, tolerance)
+        for name, expected, got in batches(world().field(jf.CondOT()), t0=0.0, t1=1.0, stepsize_controller=control):
+            difference = np.abs(got - expected)
+            assert np.median(difference) <= 1e-5, (name, tolerance)
+            assert difference.max() <= 100 * tolerance, (name, tolerance)
+
+
+def test_steps_do_not_grow_by_rounding():
+    """The first estimates of the error lie below rounding: starts a few ulps apart take the same steps all the same."""
+    field = jf.distributions.GaussianMixture(jnp.zeros((1, 2)), stds=jnp.asarray([0.5])).field(jf.CondOT())
+    starts = jnp.outer(1 + jnp.arange(64) * jnp.finfo(jnp.float32).eps, jnp.asarray([1.3, -0.7]))
+    control = dfx.PIDController(1e-4, 1e-4)
+    out = jax.jit(jax.vmap(lambda x: jf.decode(field, x, t0=0.0, t1=1.0, stepsize_controller=control)))(starts)
+    assert len(np.unique(out.nfe)) == 1
+    assert np.ptp(out.x, axis=0).max() <= 2e-5  # 7e-4 where the estimates are taken as they are
 
 
 @pytest.mark.slow
