@@ -64,6 +64,9 @@ def scattered(d: int, modes: int, seed: int, spread: float = 1.0, low: float = 0
 MIXTURES = {1: one_dimension(), 2: ring(), 16: scattered(16, 5, seed=16), 256: scattered(256, 5, seed=256)}
 """What the tables show, by dimension."""
 
+SHARP = scattered(16, 8, seed=21, low=0.02, high=0.1)
+"""Narrow modes, in d = 16."""
+
 OTHERS = [
     scattered(1, 3, seed=1, spread=2.0),
     scattered(1, 2, seed=2, spread=1.5),

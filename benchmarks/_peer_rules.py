@@ -220,7 +220,7 @@ def drive(s, network, x0, exploding):
             output = (data - width**2 / (sigma**2 + width**2) * x) * (sigma**2 + width**2) ** 0.5 / (sigma * width)
         x = s.step(output, t, x).prev_sample
     last = (1.0, 0.0)
-    if getattr(s.config, "final_sigmas_type", "zero") == "sigma_min":
+    if hasattr(s, "sigmas") and s.sigmas[-1] > 0:
         last = tuple(map(float, level(-1, 0)))
     return x.double(), first, last
 
