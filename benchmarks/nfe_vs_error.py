@@ -208,14 +208,14 @@ def main():
     parser.add_argument("--run", type=Path, help="a folder of the digits recipe")
     parser.add_argument("--plot", type=Path, help="where the picture goes, as docs/images/nfe_vs_error.png")
     options = parser.parse_args()
-    theirs, linear = peers(), {name: SAMPLERS[name] for name in MULTISTEP}
+    theirs, multistep = peers(), {name: SAMPLERS[name]._replace(grids=UNIFORM) for name in MULTISTEP}
     with jax.enable_x64(True):
         ours = {d: best(mixture_rows(mixture)) for d, mixture in MIXTURES.items()}
-        sharp = best(mixture_rows(SHARP, linear))
+        sharp = best(mixture_rows(SHARP, multistep))
     print("\nMedian error, geometric mean over d = 1, 2, 16, each cell with its best grid\n")
     summary((DEFAULT, *SAMPLERS), [ours[d] for d in (1, 2, 16)])
     print("\nNarrow modes, d = 16\n")
-    summary(linear, [sharp])
+    summary(multistep, [sharp])
     if theirs:
         table(ours, theirs)
     if options.run:
