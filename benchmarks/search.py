@@ -83,7 +83,7 @@ def digits(folder):
     from jflow.recipes import load
 
     run = load(Path(folder))
-    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 128
+    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 64
     key_x, key_label = jr.split(jr.key(1))
     x0, held_out = jr.normal(key_x, (500, *shape)), jr.randint(key_label, (500,), 0, 10)
     search = {"args_in_axes": (0, None), "num": num}
@@ -102,7 +102,7 @@ def digits(folder):
 
         for calls in (6, 10):
             nfe = calls * (1 if weight is None else 2)
-            best = jf.best_sampler(field, jr.key(0), nfe, shape, args=args, **search)
+            best = jf.best_sampler(field, jr.key(0), nfe, shape, fit=1, args=args, **search)
             fixed = jf.best_sampler(field, jr.key(0), nfe, shape, args=args, fit=0, **search)
             rest = {k: v for k, v in fixed.options.items() if k != "times"}
             n = len(fixed.options["times"]) - 1
