@@ -10,7 +10,7 @@ import jflow as jf
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TABLE = (ROOT / "docs" / "lecture.md").read_text(encoding="utf-8").split("## The labs")[0]
+TABLE, LABS = (ROOT / "docs" / "lecture.md").read_text(encoding="utf-8").split("## The labs")
 ROWS = re.findall(r"^\| (\d+) \|(.*)\|$", TABLE, re.MULTILINE)
 
 
@@ -31,7 +31,7 @@ def test_a_notebook_is_executed_small_and_says_what_it_shows(path):
 
 
 def test_every_notebook_is_checked():
-    assert len(NOTEBOOKS) >= 4
+    assert len(NOTEBOOKS) >= 6
 
 
 def test_the_table_of_the_lecture_has_no_empty_cell_and_names_tests_that_exist():
@@ -43,6 +43,15 @@ def test_the_table_of_the_lecture_has_no_empty_cell_and_names_tests_that_exist()
         tests, shown = re.findall(r"`(test_\w+)`", cells[2]), cells[3].split(", ")
         assert tests and all(f"def {name}(" in source for name in tests), f"row {number}: {tests}"
         assert all((ROOT / "notebooks").glob(f"{name}_*.ipynb") for name in shown), f"row {number}: {shown}"
+
+
+def test_the_labs_and_what_follows_name_tests_and_notebooks_that_exist():
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert set(re.findall(r"`(0\d_\w+)`", LABS)) >= {path.stem for path in NOTEBOOKS[2:]}
+    for name in re.findall(r"`(0\d_\w+)`", LABS):
+        assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), name
+    for name in re.findall(r"`(test_\w+)`", LABS):
+        assert f"def {name}(" in source, name
 
 
 def test_the_functions_of_the_table_exist():
