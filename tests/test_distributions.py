@@ -18,7 +18,7 @@ PATHS = {
     "LinearVP": jf.LinearVP(),
     "VP": jf.VP(),
     "VE": jf.VE(),
-    "quadratic": jf.Path(lambda t: t**2, lambda t: 1 - t**2),
+    "quadratic": jf.Path(lambda t: t**2, lambda t: (1 - t) * (1 + t)),  # 1 - t^2 would cancel in float32
     "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),  # the lecture's labs
 }
 SCHEDULES = ("CondOT", "root", "Cosine", "LinearVP", "quadratic")  # those of the closed forms
