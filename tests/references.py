@@ -20,7 +20,8 @@ PATHS = {
     "VP": jf.VP(),
     "VE": jf.VE(),
     "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),
-    "quadratic": jf.Path(lambda t: t**2, lambda t: (1 - t) * (1 + t)),  # 1 - t^2 would cancel in float32
+    # sigma and sigma' to the last digits of float32 at both ends
+    "quadratic": jf.Path(lambda t: t**2, lambda t: jnp.where(t < 0.5, 1 - t**2, (1 - t) * (1 + t))),
 }
 PREDICTIONS = ("velocity", "data", "noise", "score", "v")
 MIX1 = (np.array([0.3, 0.7]), np.array([[-2.0], [1.0]]), np.array([0.5, 0.8]))  # weights, means, stds

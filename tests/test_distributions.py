@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import references
 
 import jflow as jf
 from jflow import distributions as worlds
@@ -18,7 +19,7 @@ PATHS = {
     "LinearVP": jf.LinearVP(),
     "VP": jf.VP(),
     "VE": jf.VE(),
-    "quadratic": jf.Path(lambda t: t**2, lambda t: (1 - t) * (1 + t)),  # 1 - t^2 would cancel in float32
+    "quadratic": references.PATHS["quadratic"],
     "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),  # the lecture's labs
 }
 SCHEDULES = ("CondOT", "root", "Cosine", "LinearVP", "quadratic")  # those of the closed forms
