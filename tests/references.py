@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import pytest
 
 import jflow as jf
 
@@ -144,6 +145,11 @@ def refuses(call, fragment, kind=ValueError):
         assert re.search(fragment, str(error)), f"{fragment!r} is not in: {error}"
     else:
         raise AssertionError(f"nothing was refused where {fragment!r} was due")
+
+
+def tiers(names, fast):
+    """A list of cases of which those that are not named go to the slow tier."""
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow, id=name) for name in names]
 
 
 def within(sample, mean, se, factor=4.0):

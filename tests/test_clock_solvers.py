@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import MIX1, Counter, gaussian, mixture, schedule
+from references import MIX1, Counter, gaussian, mixture, schedule, tiers
 from scipy.integrate import solve_ivp
 
 import jflow as jf
@@ -30,11 +30,6 @@ SOLVERS = {  # steps of the coarser grid for the order, and calls a step where n
     "Tsit5": (dfx.Tsit5(), 16, 6),
     "Dopri5": (dfx.Dopri5(), 16, 6),
 }
-
-
-def tiers(names, fast):
-    """A list of cases of which those that are not named go to the slow tier."""
-    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow, id=name) for name in names]
 
 
 # ------------------------------------------------------------------------------------------------------------ orders

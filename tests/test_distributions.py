@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-import references
+from references import PATHS as SHARED
+from references import tiers
 
 import jflow as jf
 from jflow import distributions as worlds
@@ -19,7 +20,7 @@ PATHS = {
     "LinearVP": jf.LinearVP(),
     "VP": jf.VP(),
     "VE": jf.VE(),
-    "quadratic": references.PATHS["quadratic"],
+    "quadratic": SHARED["quadratic"],
     "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),  # the lecture's labs
 }
 SCHEDULES = ("CondOT", "root", "Cosine", "LinearVP", "quadratic")  # those of the closed forms
@@ -45,11 +46,6 @@ WORLDS = {
     "circles": (worlds.circles(components=64), None),
 }
 KINDS = ("gaussian, full", "mixture", "mixture, images", "points", "boxes", "labelled", "hierarchical")
-
-
-def tiers(names, fast):
-    """A list of cases of which those that are not named go to the slow tier."""
-    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow, id=name) for name in names]
 
 
 def event(world, args, key, path, t):
@@ -601,7 +597,8 @@ def wide_mixture(k, d, dtype, seed=0):
     return worlds.GaussianMixture(*(np.asarray(v, np.float32).astype(dtype) for v in (means, stds)))
 
 
-@pytest.mark.parametrize("path", tiers(PATHS, ["VP"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
 def test_bar_float32_against_float64(path):
     """1,000 components in 64 dimensions: velocity, score and data to 1e-5 at every time, finite everywhere."""
     path = PATHS[path]

@@ -30,7 +30,10 @@ def batches(field, **options):
     yield "alone", whole[list(ALONE)], np.stack([one(jnp.uint32(i)) for i in ALONE])
 
 
-@pytest.mark.parametrize("options", [{"solver": dfx.Heun()}, {"eta": 1.0}], ids=["ode", "sde"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"solver": dfx.Heun()}, marks=pytest.mark.slow, id="ode"), pytest.param({"eta": 1.0}, id="sde")],
+)
 def test_fixed_grids_agree_to_rounding(options):
     for name, expected, got in batches(world().field(jf.CondOT()), times=TIMES, **options):
         np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5, err_msg=name)

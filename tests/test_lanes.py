@@ -84,6 +84,7 @@ def test_samples_steps_and_statuses_are_those_of_one_solve_at_a_time(x64):
     agree(run(), got, 0)
 
 
+@pytest.mark.slow
 def test_fewer_samples_than_lanes(x64):
     field, options = world().field(jf.CondOT()), ENDS | {"dtype": jnp.float64}
     agree(jf.generate(field, KEY, 3, (2,), batch_size=LANES, **options), alone(field, 3, **options))

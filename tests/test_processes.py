@@ -149,6 +149,7 @@ def test_B15_law_of_the_rescaled_ornstein_uhlenbeck_process():
             np.testing.assert_allclose(paths, unit, atol=1e-5 * float(jnp.abs(unit).max()))
 
 
+@pytest.mark.slow
 def test_B16_langevin_keeps_its_law():
     n = 10_000
     starts = jax.vmap(MIX1.sample)(jr.split(jr.key(0), n))

@@ -38,6 +38,7 @@ def test_no_block_is_overlooked():
     assert len(PYTHON) == sum(language in {"python", "py"} for language in opened)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="the README has no Python block")
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -53,6 +54,7 @@ def test_make_targets_exist():
     assert named <= targets, f"no such target: {sorted(named - targets)}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHELL, reason="the README has no shell block")
 def test_commands_and_options_exist():
     ours: dict[str, set[str]] = {}

@@ -62,6 +62,7 @@ def test_the_fit_is_decided_by_the_key(fitted):
     assert (other != fitted).any() and jnp.allclose(other, fitted, atol=0.1)
 
 
+@pytest.mark.slow
 def test_conditions_ends_and_keys_do_not_retrace():
     traces = []
 

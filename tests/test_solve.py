@@ -531,6 +531,7 @@ def strong_errors(drift, diffusion, grids, fine, exact=None):
     return np.array([np.sqrt(np.mean((end - truth) ** 2)) for end in ends])
 
 
+@pytest.mark.slow
 def test_B12_strong_order():
     grids = (16, 64, 256)
     additive = strong_errors(lambda t, x, a: -x, lambda t, x, a: 0.5, grids, 4096)

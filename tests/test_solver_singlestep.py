@@ -229,7 +229,8 @@ def test_calls_and_one_compilation():
         net.take()
 
 
-@pytest.mark.parametrize("order", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [2, 3])
 def test_adaptive_steps_are_counted_and_meet_their_tolerance(order, x64):
     """From `tau = 0`; each lane takes its own steps."""
     field = mixture(jf.CondOT())

@@ -70,6 +70,7 @@ def heun(field, x0, z):
     return jf.decode(field, x0, times=jf.uniform_times(len(z)), solver=dfx.Heun()).x
 
 
+@pytest.mark.slow
 def test_certify_measures_order_and_calls():
     report = testing.certify(heun, steps=STEPS, order=2, calls=32)
     report.check()
@@ -101,6 +102,7 @@ def test_certify_finds_exact_moments_of_the_ancestral_step():
     assert check.figure == pytest.approx(abs((variance / s2) ** 0.5 - 1), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_certify_marks_what_is_not_affine_as_monte_carlo():
     def rounded(field, x0, z):
         return heun(field, jnp.tanh(x0), z)
@@ -110,6 +112,7 @@ def test_certify_marks_what_is_not_affine_as_monte_carlo():
     assert not report.ok
 
 
+@pytest.mark.slow
 def test_certify_catches_noise_drawn_twice():
     """A diffusion coefficient that is itself random has the right variance, and is not affine in the noise."""
 

@@ -18,6 +18,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "which_sampler.md"
 WEIGHTS, MEANS, STDS = MIX1
 
 
+@pytest.mark.slow
 def test_the_default_errs_a_quarter_of_heun_at_equal_calls():
     """Ten calls on an exact mixture: 8e-4 beside 4e-3 (Heun) and 1e-1 (Euler) in the benchmark."""
     field = jf.distributions.GaussianMixture(MEANS, stds=STDS, weights=WEIGHTS).field(jf.CondOT())
