@@ -62,6 +62,7 @@ from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._solver import EDMChurn as EDMChurn
 from ._solver import GuidanceMomentum as GuidanceMomentum
+from ._solver import NonStationary as NonStationary
 from ._solver import SASolver as SASolver
 from ._solver import UniPC as UniPC
 from ._times import AbstractLaw as AbstractLaw

@@ -17,7 +17,7 @@ from ._clock import PathClock
 from ._loop import scan_steps
 from ._misc import as_state, cast_like, check_key, concrete, scale, state_dtype
 from ._problem import AbstractProblem, Interval
-from ._solver import check_same_clock
+from ._solver import NonStationary, check_same_clock
 from ._types import PRNGKey, Solution, Time
 
 
@@ -199,7 +199,7 @@ def fixed(
     """The solve of a problem on a grid of path times."""
     check_times(times, backward=not problem.noisy)
     solver = dfx.Euler() if solver is None else solver
-    _check_solver(solver, problem.noisy)
+    _check_solver(solver, problem.noisy, len(times) - 1)
     times = jnp.asarray(times).astype(state_dtype(x0))
     if problem.noisy and brownian is None:
         check_key(key, "An SDE")
@@ -224,9 +224,16 @@ def fixed(
     return Solution(x=out.x, nfe=nfe, status=out.status, t=out.t, ts=ts, xs=xs)
 
 
-def _check_solver(solver, noisy):
-    """The loop of a fixed grid takes explicit solvers, and an ODE none that is made for two terms."""
+def _check_solver(solver, noisy, n):
+    """The loop of a fixed grid takes explicit solvers, an ODE none that is made for two terms, and weights of their own
+    for each step as many steps as there are weights.
+    """
     name = type(solver).__name__
+    if isinstance(solver, NonStationary) and solver.steps != n:
+        raise ValueError(
+            f"NonStationary weights are of one number of steps, here {solver.steps}. Got a grid of {n} steps"
+            ": pass the grid they were made for."
+        )
     if isinstance(solver, dfx.AbstractImplicitSolver):
         raise ValueError(
             f"A fixed grid (times=) is for explicit solvers. Got {name}, which is implicit: solve with t0=, t1= and "

@@ -93,18 +93,23 @@ def cosine_times(n: int) -> Float[Array, "{n}+1"]:
     return _ended(2 * jnp.sin(jnp.pi / 4 * jnp.linspace(0.0, 1.0, n + 1)) ** 2, 0.0, 1.0)
 
 
-def eased_times(n: int, path: AbstractPath) -> Float[Array, "{n}+1"]:
-    """`n` steps that are shorter at both ends, from t = 0 to t = 1, for multistep methods in `RatioClock`.
+def eased_times(n: int, path: AbstractPath, first: Time = 1.2, last: Time = 1.3) -> Float[Array, "{n}+1"]:
+    """`n` steps that are shorter at both ends, from t = 0 to t = 1, for multistep methods of few calls.
 
-    In the ratio clock's time `tau = alpha/(alpha + sigma)` a step's share of the whole is the mean of `1/n` and its
-    share in a cosine grid: `tau_i = tau(0) + (tau(1) - tau(0)) (s + sin(pi s / 2)^2) / 2` with `s = i/n`. The first
-    steps, which know little of the past, and the last, near the data, are half as long as the mean one.
+    The ratio clock's time `tau = alpha/(alpha + sigma)` has come a share `1 - (1 - s^first)^last` of its way at
+    `s = i/n`: the first steps, which know little of the past, are shorter the larger `first` is, and the last, near
+    the data, the larger `last` is; at 1 and 1 these are `ratio_times`.
 
-    Raises `ValueError` for `n < 1`. It was chosen on mixtures of Gaussians; see benchmarks/nfe_vs_error.py.
+    Raises `ValueError` for `n < 1` or an exponent that is not positive. The defaults were chosen on mixtures of
+    Gaussians; see docs/which_sampler.md.
     """
     _check_steps(n)
-    shares = jnp.linspace(0.0, 1.0, n + 1)
-    return _ratio_grid((shares + jnp.sin(jnp.pi / 2 * shares) ** 2) / 2, path)
+    return _ratio_grid(eased_shares(n, parameter(first, "first"), parameter(last, "last")), path)
+
+
+def eased_shares(n: int, first: Time = 1.2, last: Time = 1.3) -> Float[Array, "{n}+1"]:
+    """`1 - (1 - s^first)^last` at `s = i/n`."""
+    return 1 - (1 - jnp.linspace(0.0, 1.0, n + 1) ** first) ** last
 
 
 def _ratio_grid(shares, path):

@@ -69,20 +69,25 @@ def test_log_snr_times_take_the_bounds_of_the_path_where_they_are_finite():
         jf.log_snr_times(4, jf.CondOT(), 8.0, -8.0)
 
 
-def test_eased_times_are_half_uniform_and_half_cosine_in_the_ratio_clock(x64):
+def test_eased_times_have_their_shares_in_the_ratio_clock(x64):
     n, names = 9, ("CondOT", "Cosine", "VP", "VE")
 
     @jax.jit
-    def grids():
-        times = {name: jf.eased_times(n, PATHS[name]) for name in names}
+    def grids(first, last):
+        times = {name: jf.eased_times(n, PATHS[name], first, last) for name in names}
         return {k: (ts, jax.vmap(lambda t, k=k: jf.RatioClock().time(PATHS[k], t))(ts)) for k, ts in times.items()}
 
     s = np.arange(n + 1) / n
-    for name, (times, tau) in grids().items():
-        assert times.shape == (n + 1,) and times[0] == 0 and times[-1] == 1, name
-        shares = (s + (1 - np.cos(np.pi * s)) / 2) / 2
-        np.testing.assert_allclose((tau - tau[0]) / (tau[-1] - tau[0]), shares, atol=1e-12, err_msg=name)
+    for first, last in ((1.2, 1.3), (1.0, 1.0), (0.7, 2.5)):
+        for name, (times, tau) in grids(first, last).items():
+            assert times.shape == (n + 1,) and times[0] == 0 and times[-1] == 1, name
+            shares = 1 - (1 - s**first) ** last
+            np.testing.assert_allclose((tau - tau[0]) / (tau[-1] - tau[0]), shares, atol=1e-12, err_msg=name)
     assert jf.eased_times(1, PATHS["VP"]).tolist() == [0, 1]
+    assert (jf.eased_times(n, PATHS["VP"]) == jf.eased_times(n, PATHS["VP"], 1.2, 1.3)).all()
+    assert np.allclose(jf.eased_times(n, PATHS["VP"], 1, 1), jf.ratio_times(n, PATHS["VP"]))
+    with pytest.raises(ValueError, match="last is a positive number. Got 0.0"):
+        jf.eased_times(n, PATHS["VP"], last=0.0)
 
 
 def test_poly_exponential_times(x64):

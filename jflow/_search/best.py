@@ -15,9 +15,11 @@ from .._misc import check_key
 from .._problem import needed_stages
 from .._sample import plan
 from .._solver import Adams, DPMpp
+from .._times import eased_shares
 from .._types import PRNGKey, Time
 from ._task import between, check_counts, draw, errors, even, fine, make_ends, make_task
 from .times import optimize_times
+from .weights import fit_weights
 
 
 class Best(NamedTuple):
@@ -47,24 +49,26 @@ def best_sampler(
     base: Any = None,
     dtype: Any = None,
     num: int = 128,
-    iterations: int = 100,
+    iterations: int = 60,
     progress: bool = True,
 ) -> Best:
     """The sampler of the ODE with `nfe` network evaluations that comes nearest to a fine solve.
 
     Each combination of solver, clock and grid draws the same `num` samples; its error is the root mean square, over
     samples and components, of their distance from those of the fine solve. The grids of the best ones are then fitted
-    by `optimize_times`, on other noises than the errors are measured on.
+    by `optimize_times`, and of the best of all the grid together with the weights of every step (`NonStationary`), on
+    other noises than the errors are measured on.
 
     **Arguments:**
 
     - `nfe`: evaluations as `Solution.nfe` counts them: a guided step counts 2.
     - `candidates`: by name the options of `sample`, `times` being a function from the number of steps to a grid:
       `{"2M": dict(solver=jf.DPMpp(2), times=lambda n: jf.log_snr_times(n, path, -8, 8))}`. By default Adams'
-      predictor-correctors of orders 2 to 4 in `RatioClock` and DPM-Solver++ 2M, on grids even in the ratio
-      `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`, and as `eased_times`: those of them that the
-      field and `nfe` admit.
-    - `fit`: for how many combinations of solver and clock the grid is fitted too, 0 for none.
+      predictor-correctors of orders 2 to 4 in `RatioClock`, Adams-Bashforth 3 and 4 in `AngleClock` and DPM-Solver++ 2M,
+      on grids even in the ratio `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`, and eased by (1.2, 1.3)
+      and (1, 1.3) as in `eased_times`: those of them that the field and `nfe` admit.
+    - `fit`: for how many combinations of solver and clock the grid is fitted too, 0 for no fit at all. The weights
+      are fitted for the best solver that has one call a step and no clock of its own, as Adams' methods.
     - the others: as in `optimize_times`.
 
     Raises `ValueError` where a combination of your own, or every one, does not take exactly `nfe` evaluations; else
@@ -78,7 +82,8 @@ def best_sampler(
     task, ends = make_task(field, key_test, shape, args, args_in_axes, num, base, dtype), make_ends(t0, t1)
     plans = _plans(field, candidates, ends, nfe, args)
     targets, table = {}, {}
-    with tqdm(total=len(plans) + fit, desc="best_sampler", unit="sampler", disable=None if progress else True) as bar:
+    total = len(plans) + fit + (fit > 0)
+    with tqdm(total=total, desc="best_sampler", unit="sampler", disable=None if progress else True) as bar:
 
         def measure(name, options):
             plans[name] = options
@@ -87,16 +92,30 @@ def best_sampler(
 
         for name, options in list(plans.items()):
             measure(name, options)
-        for name in _distinct(sorted(table, key=lambda name: table[name]), plans)[:fit]:
+        for name in _distinct(_ranked(table), plans)[:fit]:
             rest = {k: v for k, v in plans[name].items() if k != "times"}
             times = optimize_times(
                 field, key_fit, len(plans[name]["times"]) - 1, shape, args=args, args_in_axes=args_in_axes, t0=t0,
                 t1=t1, base=base, dtype=dtype, num=num, iterations=iterations, progress=progress, **rest,
             )  # fmt: skip
-            measure(f"{name}, fitted", {**rest, "times": times})
-    table = dict(sorted(table.items(), key=lambda item: item[1]))
-    name = next(iter(table))
-    return Best(name, plans[name], nfe, table)
+            measure(f"{name}, times fitted", {**rest, "times": times})
+        for name in [name for name in _ranked(table) if _has_weights(plans[name])][: fit > 0]:
+            other = make_task(field, key_fit, shape, args, args_in_axes, num, base, dtype)
+            found = fit_weights(other, ends, plans[name], 5 * iterations, progress)
+            measure(f"{name.removesuffix(', times fitted')}, times and weights fitted", found)
+    names = _ranked(table)
+    return Best(names[0], plans[names[0]], nfe, {name: table[name] for name in names})
+
+
+def _ranked(table):
+    """The names, that of the least error first."""
+    return sorted(table, key=lambda name: table[name])
+
+
+def _has_weights(options):
+    """Whether a sampler is a linear method with one call a step in any clock, so that its weights can be fitted."""
+    solver, steps = options["solver"], len(options["times"]) - 1 - (options["end"] != "stop")
+    return steps > 0 and isinstance(solver, (Adams, dfx.Euler))
 
 
 def _measure(task, ends, options, nfe, targets):
@@ -126,18 +145,15 @@ def _distinct(names, plans):
 def _defaults(path, ends) -> dict[str, dict[str, Any]]:
     """Solvers in their clocks, each on a few grids."""
     solvers: dict[str, dict[str, Any]] = {
-        f"Adams {order}": {"solver": Adams(order, corrector=True), "clock": RatioClock()} for order in (2, 3, 4)
+        f"Adams PC {order}": {"solver": Adams(order, corrector=True), "clock": RatioClock()} for order in (2, 3, 4)
     }
+    solvers |= {f"Adams {order}, angle": {"solver": Adams(order), "clock": AngleClock()} for order in (3, 4)}
     solvers["DPM-Solver++ 2M"] = {"solver": DPMpp(2, "midpoint")}
-
-    def eased(n):
-        shares = jnp.linspace(0.0, 1.0, n + 1)
-        return between(RatioClock(), path, ends, (shares + jnp.sin(jnp.pi / 2 * shares) ** 2) / 2)
-
     grids = {
         "even in the ratio": lambda n: even(RatioClock(), path, ends, n),
         "even in the angle": lambda n: even(AngleClock(), path, ends, n),
-        "eased": eased,
+        "eased": lambda n: between(RatioClock(), path, ends, eased_shares(n)),
+        "eased (1, 1.3)": lambda n: between(RatioClock(), path, ends, eased_shares(n, 1.0, 1.3)),
     }
     return {
         f"{name}, {which}": {**options, "times": grid}

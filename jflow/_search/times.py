@@ -14,10 +14,14 @@ from tqdm import tqdm
 from .._clock import AbstractClock, RatioClock
 from .._field import AbstractField
 from .._sample import End, plan
+from .._solver import NonStationary
+from .._times import eased_shares
 from .._types import PRNGKey, Time
-from ._task import check_counts, errors, even, fine, make_ends, make_task
+from ._task import between, check_counts, errors, fine, make_ends, make_task
 
-RATE, MEMORY = 0.1, 0.99
+STARTS = (0.8, 1.0, 1.2, 1.4, 1.7)
+"""Of `eased_shares(n, 1, last)`: from which grids a descent begins."""
+RATES, MEMORY = {"steps": 0.1, "weights": 0.02}, 0.99
 
 
 def optimize_times(
@@ -36,18 +40,18 @@ def optimize_times(
     base: Any = None,
     dtype: Any = None,
     num: int = 128,
-    iterations: int = 100,
+    iterations: int = 60,
     progress: bool = True,
 ) -> Float[Array, "{n}+1"]:
     """A grid of `n` steps fitted to a field and a solver: `n + 1` times, for `sample(..., times=, solver=, clock=)`.
 
     With `x_i(times)` the sample of the ODE from noise `i`, and `y_i` that of a fine solve, it descends
 
-        mean_i log e_i + log(mean_i e_i^2) / 2,   e_i^2 = mean over the event of (x_i(times) - y_i)^2,
+        log(median_i e_i) + log(mean_i e_i^2) / 2,   e_i^2 = mean over the event of (x_i(times) - y_i)^2,
 
-    in the logarithms of the steps, from steps that are even in the ratio `alpha/(alpha + sigma)`: Adam, with gradients
-    through the sampler. One term makes the typical error small, the other the largest ones. The noises are those of
-    `generate(field, key, num, ...)`.
+    in the logarithms of the steps, from each of five grids whose steps grow or shrink towards the data: Adam, with
+    gradients through the sampler. One term makes the typical error small, the other the largest ones. The noises are
+    those of `generate(field, key, num, ...)`.
 
     **Arguments:**
 
@@ -55,10 +59,10 @@ def optimize_times(
       shared (`None`), as in `generate`: conditions like those that will be asked for.
     - `solver`, `clock`, `end`, `base`, `dtype`: as in `sample`, which takes the same ones beside the grid.
     - `t0`, `t1`: the ends of the grid, which stay.
-    - `num`, `iterations`: noises, and steps of the descent; one costs about `4 num` samples.
+    - `num`, `iterations`: noises, and steps of each of the five descents; a step costs about `4 num` samples.
     - `progress`: a progress bar, on a terminal.
 
-    **Returns:** increasing times, the best of the descent; the same for the same key.
+    **Returns:** increasing times, the best of the descents; the same for the same key.
 
     Raises `ValueError` for `n`, `num` or `iterations` below 1, ends out of order, conditions of another length, a
     sampler that `sample` refuses, or one that is not finite on the first grid.
@@ -68,41 +72,57 @@ def optimize_times(
     """
     check_counts(n=n, iterations=iterations)
     task, ends = make_task(field, key, shape, args, args_in_axes, num, base, dtype), make_ends(t0, t1)
-    times = even(RatioClock(), field.path, ends, n)
-    _, solver, end = plan(field, times=times, solver=solver, clock=clock, end=end)
+    grids = [between(RatioClock(), field.path, ends, eased_shares(n, 1.0, last)) for last in STARTS]
+    _, solver, end = plan(field, times=grids[0], solver=solver, clock=clock, end=end)
     options = {"solver": solver, "clock": clock, "end": end}
     target = fine(task, ends, end)
-    logits = jnp.log(jnp.diff(times))
-    state, best = _adam(iterations).init(logits), (np.inf, times)
-    with tqdm(total=iterations, desc="optimize_times", unit="step", disable=None if progress else True) as bar:
-        for _ in range(iterations):
-            loss, times, logits, state = _descend(task, target, ends, options, logits, state, iterations)
-            if float(loss) < best[0]:
-                best = float(loss), times
-            bar.update()
-    if not np.isfinite(best[0]):
+    with tqdm(
+        total=len(STARTS) * iterations, desc="optimize_times", unit="step", disable=None if progress else True
+    ) as bar:
+        runs = [descend(task, target, ends, options, {"steps": jnp.log(jnp.diff(g))}, iterations, bar) for g in grids]
+    loss, found = min(runs, key=lambda run: run[0])
+    if not np.isfinite(loss):
         raise ValueError(
             "A grid is fitted from one on which the samples are finite. Got samples that are not, at "
             f"{n} steps from t = {ends[0]:g} to {ends[1]:g}: take more steps, or ends further from singular times."
         )
-    return best[1]
+    return found["times"]
+
+
+def descend(task, target, ends, options, params, iterations, bar):
+    """The least loss of a descent from given parameters, and the options of `sample` there."""
+    state, best = _adam(iterations).init(params), (np.inf, {})
+    for _ in range(iterations):
+        loss, found, params, state = _descend(task, target, ends, options, params, state, iterations)
+        if float(loss) < best[0]:
+            best = float(loss), found
+        bar.update()
+    return best
 
 
 @eqx.filter_jit
-def _descend(task, target, ends, options, logits, state, iterations):
-    """The loss of a grid, the grid, and the logarithms of the next one's steps."""
+def _descend(task, target, ends, options, params, state, iterations):
+    """The loss of a sampler, the sampler, and the next parameters."""
 
-    def objective(logits):
-        shares = jnp.cumsum(jax.nn.softmax(logits))[:-1]
-        times = jnp.concatenate([ends[:1], ends[0] + (ends[1] - ends[0]) * shares, ends[1:]])
-        error = errors(task.draw({"times": times, **options}).x, target)
-        loss = jnp.mean(jnp.log(error)) + jnp.log(jnp.mean(error**2)) / 2
-        return jnp.where(jnp.all(jnp.diff(times) > 0), loss, jnp.inf), times
+    def objective(params):
+        found = {**options, "times": _grid(ends, params["steps"])}
+        if "weights" in params:
+            found["solver"] = NonStationary(jnp.tril(params["weights"]))
+        error = errors(task.draw(found).x, target)
+        loss = jnp.log(jnp.median(error)) + jnp.log(jnp.mean(error**2)) / 2
+        return jnp.where(jnp.all(jnp.diff(found["times"]) > 0), loss, jnp.inf), found
 
-    (loss, times), slope = jax.value_and_grad(objective, has_aux=True)(logits)
+    (loss, found), slope = eqx.filter_value_and_grad(objective, has_aux=True)(params)
     step, state = _adam(iterations).update(slope, state)
-    return loss, times, optax.apply_updates(logits, step), state
+    step = {name: RATES[name] * leaf for name, leaf in step.items()}
+    return loss, found, optax.apply_updates(params, step), state
+
+
+def _grid(ends, logits):
+    """The grid between two ends whose steps have the shares `softmax(logits)` of the way."""
+    shares = jnp.cumsum(jax.nn.softmax(logits))[:-1]
+    return jnp.concatenate([ends[:1], ends[0] + (ends[1] - ends[0]) * shares, ends[1:]])
 
 
 def _adam(iterations):
-    return optax.adam(optax.cosine_decay_schedule(RATE, iterations), b2=MEMORY)
+    return optax.adam(optax.cosine_decay_schedule(1.0, iterations), b2=MEMORY)

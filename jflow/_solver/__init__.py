@@ -12,5 +12,6 @@ from .deis import DEIS as DEIS
 from .dpmpp import DPMpp as DPMpp
 from .dpmpp_singlestep import DPMppSinglestep as DPMppSinglestep
 from .guidance_momentum import GuidanceMomentum as GuidanceMomentum
+from .non_stationary import NonStationary as NonStationary
 from .sa import SASolver as SASolver
 from .unipc import UniPC as UniPC

@@ -1,0 +1,69 @@
+"""A multistep method with weights of its own for each step."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._misc import combine, concrete
+
+
+class NonStationary(dfx.AbstractSolver[tuple[Int[Array, ""], PyTree]]):
+    """Step `i` of `n` goes along a weighted sum of all the right-hand sides so far, one new one a step:
+
+        u_{i+1} = u_i + (tau_{i+1} - tau_i) sum_{j <= i} w_ij f_j ,   f_j the right-hand side at tau_j and u_j .
+
+    On a given grid every linear method with one call a step is of this form, as `Adams` is. Here the weights are free,
+    to be fitted to a field together with the grid, as `best_sampler` does. They hold for one number of steps, on the
+    grid and in the clock that they were made for, and for the ODE. All `n` right-hand sides are kept.
+
+    Source: Shaul et al. 2024, arXiv:2403.01329, section 3.2 (without their weight of the first state).
+    """
+
+    weights: Float[Array, "n n"]
+
+    calls: ClassVar[int] = 1
+    ode_only: ClassVar[bool] = True
+    error_estimate: ClassVar[bool] = False
+    term_structure: ClassVar = dfx.AbstractTerm
+    interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
+
+    def __init__(self, weights: Any):
+        """Raises `ValueError` unless the weights are square, finite, and zero above the diagonal."""
+        weights = jnp.asarray(weights, float)
+        if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not len(weights):
+            raise ValueError(f"Weights are a matrix, one row a step, n x n for n steps. Got shape {weights.shape}.")
+        if (known := concrete(weights)) is not None and not (np.isfinite(known).all() and (np.triu(known, 1) == 0).all()):
+            raise ValueError(
+                "Weights are finite, and row i weighs the right-hand sides 0 to i. Got a weight that is not finite, or "
+                "one above the diagonal, of a right-hand side that is yet to come: take jnp.tril(weights)."
+            )
+        self.weights = weights
+
+    @property
+    def steps(self) -> int:
+        """The one number of steps it takes."""
+        return self.weights.shape[0]
+
+    def order(self, terms):
+        """None in general: the weights decide."""
+        return None
+
+    def init(self, terms, t0, t1, y0, args):
+        return jnp.zeros((), jnp.int32), jtu.tree_map(lambda y: jnp.zeros((self.steps, *y.shape), y.dtype), y0)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        index, slopes = solver_state
+        slope = terms.vf(t0, y0, args)
+        slopes = jtu.tree_map(lambda all_, new: all_.at[index].set(new), slopes, slope)
+        mean = jtu.tree_map(lambda f: jnp.tensordot(self.weights[index].astype(f.dtype), f, 1), slopes)
+        y1 = combine((1, y0), (1, terms.prod(mean, terms.contr(t0, t1))))
+        return y1, None, {"y0": y0, "y1": y1}, (index + 1, slopes), dfx.RESULTS.successful
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
