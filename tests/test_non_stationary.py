@@ -38,7 +38,9 @@ def test_it_holds_every_linear_multistep_method(solver, x64):
     for clock in (jf.RatioClock(), jf.AngleClock()):
         taus = jax.vmap(lambda t, clock=clock: clock.time(FIELD.path, t))(times)
         same = jf.NonStationary(weights_like(solver, taus))
-        x, y = (jf.decode(FIELD, START, times=times, solver=s, clock=clock, dtype=jnp.float64).x for s in (solver, same))
+        x, y = (
+            jf.decode(FIELD, START, times=times, solver=s, clock=clock, dtype=jnp.float64).x for s in (solver, same)
+        )
         np.testing.assert_allclose(x, y, atol=1e-13)
 
 
@@ -50,12 +52,16 @@ def test_states_of_many_leaves_batches_and_weights_that_change():
     def ends(weights, x):
         traces.append(x)
         solver = jf.NonStationary(weights)
-        return jax.vmap(lambda x: jf.solve(lambda t, x, a: jax.tree.map(jnp.cos, x), x, times=times, solver=solver).x)(x)
+        return jax.vmap(lambda x: jf.solve(lambda t, x, a: jax.tree.map(jnp.cos, x), x, times=times, solver=solver).x)(
+            x
+        )
 
     x = {"a": jr.normal(jr.key(1), (3, 2)), "b": jr.normal(jr.key(2), (3,))}
     both = ends(weights, x)
     alone = ends(weights, jax.tree.map(lambda leaf: leaf.reshape(-1)[:1], {"a": x["a"], "b": x["b"]}))
-    assert np.allclose(both["a"][0, 0], alone["a"][0], atol=1e-6) and np.allclose(both["b"][0], alone["b"][0], atol=1e-6)
+    assert np.allclose(both["a"][0, 0], alone["a"][0], atol=1e-6) and np.allclose(
+        both["b"][0], alone["b"][0], atol=1e-6
+    )
     assert not np.allclose(ends(2 * weights, x)["a"], both["a"]) and len(traces) == 2
 
 

@@ -21,7 +21,7 @@ from ._task import between, check_counts, errors, fine, make_ends, make_task
 
 STARTS = (0.8, 1.0, 1.2, 1.4, 1.7)
 """Of `eased_shares(n, 1, last)`: from which grids a descent begins."""
-RATES, MEMORY = {"steps": 0.1, "weights": 0.02}, 0.99
+RATE, MEMORY = 0.1, 0.99
 
 
 def optimize_times(
@@ -79,7 +79,8 @@ def optimize_times(
     with tqdm(
         total=len(STARTS) * iterations, desc="optimize_times", unit="step", disable=None if progress else True
     ) as bar:
-        runs = [descend(task, target, ends, options, {"steps": jnp.log(jnp.diff(g))}, iterations, bar) for g in grids]
+        starts = [{"steps": jnp.log(jnp.diff(grid))} for grid in grids]
+        runs = [descend(task, target, ends, options, start, RATE, iterations, bar) for start in starts]
     loss, found = min(runs, key=lambda run: run[0])
     if not np.isfinite(loss):
         raise ValueError(
@@ -89,20 +90,23 @@ def optimize_times(
     return found["times"]
 
 
-def descend(task, target, ends, options, params, iterations, bar):
+def descend(task, target, ends, options, params, rate, iterations, bar):
     """The least loss of a descent from given parameters, and the options of `sample` there."""
-    state, best = _adam(iterations).init(params), (np.inf, {})
+    optimiser = optax.adam(optax.cosine_decay_schedule(rate, iterations), b2=MEMORY)
+    state, best = optimiser.init(params), (np.inf, {})
     for _ in range(iterations):
-        loss, found, params, state = _descend(task, target, ends, options, params, state, iterations)
+        loss, found, slope = _slope(task, target, ends, options, params)
         if float(loss) < best[0]:
             best = float(loss), found
+        step, state = optimiser.update(slope, state)
+        params = optax.apply_updates(params, step)
         bar.update()
     return best
 
 
 @eqx.filter_jit
-def _descend(task, target, ends, options, params, state, iterations):
-    """The loss of a sampler, the sampler, and the next parameters."""
+def _slope(task, target, ends, options, params):
+    """The loss of a sampler, the sampler, and the gradient of the loss."""
 
     def objective(params):
         found = {**options, "times": _grid(ends, params["steps"])}
@@ -113,16 +117,10 @@ def _descend(task, target, ends, options, params, state, iterations):
         return jnp.where(jnp.all(jnp.diff(found["times"]) > 0), loss, jnp.inf), found
 
     (loss, found), slope = eqx.filter_value_and_grad(objective, has_aux=True)(params)
-    step, state = _adam(iterations).update(slope, state)
-    step = {name: RATES[name] * leaf for name, leaf in step.items()}
-    return loss, found, optax.apply_updates(params, step), state
+    return loss, found, slope
 
 
 def _grid(ends, logits):
     """The grid between two ends whose steps have the shares `softmax(logits)` of the way."""
     shares = jnp.cumsum(jax.nn.softmax(logits))[:-1]
     return jnp.concatenate([ends[:1], ends[0] + (ends[1] - ends[0]) * shares, ends[1:]])
-
-
-def _adam(iterations):
-    return optax.adam(optax.cosine_decay_schedule(1.0, iterations), b2=MEMORY)

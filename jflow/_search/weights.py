@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from .._sample import plan
 from .._solve import solve
-from .._types import PRNGKey
 from ._task import Task, fine
 from .times import descend
+
+RATE = 0.01
+"""A tenth of that of a grid alone: this descent begins where that one ended."""
 
 
 def fit_weights(
@@ -28,7 +30,7 @@ def fit_weights(
     start = {"steps": jnp.log(jnp.diff(times)), "weights": weights}
     target = fine(task, ends, "denoise" if end == "denoise" else "stop")
     with tqdm(total=iterations, desc="weights", unit="step", disable=None if progress else True) as bar:
-        return descend(task, target, ends, {**options, "end": end}, start, iterations, bar)[1]
+        return descend(task, target, ends, {**options, "end": end}, start, RATE, iterations, bar)[1]
 
 
 def weights_like(solver: dfx.AbstractSolver, taus: Float[Array, " points"]) -> Float[Array, "steps steps"]:

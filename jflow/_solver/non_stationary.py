@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import diffrax as dfx
-import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -38,7 +37,9 @@ class NonStationary(dfx.AbstractSolver[tuple[Int[Array, ""], PyTree]]):
         weights = jnp.asarray(weights, float)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not len(weights):
             raise ValueError(f"Weights are a matrix, one row a step, n x n for n steps. Got shape {weights.shape}.")
-        if (known := concrete(weights)) is not None and not (np.isfinite(known).all() and (np.triu(known, 1) == 0).all()):
+        if (known := concrete(weights)) is not None and not (
+            np.isfinite(known).all() and (np.triu(known, 1) == 0).all()
+        ):
             raise ValueError(
                 "Weights are finite, and row i weighs the right-hand sides 0 to i. Got a weight that is not finite, or "
                 "one above the diagonal, of a right-hand side that is yet to come: take jnp.tril(weights)."
@@ -52,7 +53,7 @@ class NonStationary(dfx.AbstractSolver[tuple[Int[Array, ""], PyTree]]):
 
     def order(self, terms):
         """None in general: the weights decide."""
-        return None
+        return
 
     def init(self, terms, t0, t1, y0, args):
         return jnp.zeros((), jnp.int32), jtu.tree_map(lambda y: jnp.zeros((self.steps, *y.shape), y.dtype), y0)
