@@ -1,4 +1,4 @@
-"""Independent references for the tests: paths, exact fields of Gaussians and mixtures, counted networks."""
+"""Independent references for the tests: paths, clocks, exact fields of Gaussians and mixtures, counted networks."""
 
 import contextlib
 import functools as ft
@@ -23,6 +23,13 @@ PATHS = {
     "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),
     # sigma and sigma' to the last digits of float32 at both ends
     "quadratic": jf.Path(lambda t: t**2, lambda t: jnp.where(t < 0.5, 1 - t**2, (1 - t) * (1 + t))),
+}
+CLOCKS = {
+    "path": jf.PathClock(),
+    "sigma": jf.SigmaClock(),
+    "theta": jf.ThetaClock(),
+    "ratio": jf.RatioClock(),
+    "angle": jf.AngleClock(),
 }
 PREDICTIONS = ("velocity", "data", "noise", "score", "v")
 MIX1 = (np.array([0.3, 0.7]), np.array([[-2.0], [1.0]]), np.array([0.5, 0.8]))  # weights, means, stds

@@ -4,17 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import PATHS, over_paths, unchecked
+from references import CLOCKS, PATHS, over_paths, unchecked
 
 import jflow as jf
 
-CLOCKS = {
-    "path": jf.PathClock(),
-    "sigma": jf.SigmaClock(),
-    "theta": jf.ThetaClock(),
-    "ratio": jf.RatioClock(),
-    "angle": jf.AngleClock(),
-}
 NAMES = ("CondOT", "LinearVP", "VE", "root")
 TIMES = np.linspace(0.05, 0.95, 19)
 ETAS = np.array([0.0, 0.3, 1.0, 2.0])

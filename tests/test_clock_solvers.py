@@ -9,18 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import MIX1, Counter, gaussian, mixture, schedule, tiers
+from references import CLOCKS, MIX1, Counter, gaussian, mixture, schedule, tiers
 from scipy.integrate import solve_ivp
 
 import jflow as jf
 
-CLOCKS = {
-    "path": jf.PathClock(),
-    "sigma": jf.SigmaClock(),
-    "theta": jf.ThetaClock(),
-    "ratio": jf.RatioClock(),
-    "angle": jf.AngleClock(),
-}
 SOLVERS = {  # steps of the coarser grid for the order, and calls a step where no last stage is skipped
     "Euler": (dfx.Euler(), 200, 1),
     "Midpoint": (dfx.Midpoint(), 100, 2),
