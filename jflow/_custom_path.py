@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ._misc import scalar_time
-from ._path import AbstractPath, check_ends
+from ._path import AbstractPath
 
 
 class Path(AbstractPath):
@@ -41,7 +41,7 @@ class Path(AbstractPath):
         self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
 
     def __check_init__(self):
-        check_ends(self)
+        _check_ends(self)
 
     def alpha(self, t):
         t = scalar_time(t)
@@ -79,6 +79,35 @@ class Path(AbstractPath):
     @property
     def starts_at_noise(self):
         return self._flags[2]
+
+
+def _check_ends(path):
+    """The rules a path built from a user's values keeps."""
+    grid = np.linspace(0.0, 1.0, 101, dtype=np.float32)
+    with jax.ensure_compile_time_eval():
+        values = jax.vmap(lambda t: (path.alpha(t), path.sigma(t)))(jnp.asarray(grid))
+        if any(isinstance(v, jax.core.Tracer) for v in values):
+            return
+        alpha, sigma = (np.asarray(v, dtype=np.float64) for v in values)
+    if not (np.isfinite(alpha).all() and np.isfinite(sigma).all()):
+        raise ValueError("alpha and sigma of a path are finite on [0, 1]. Got a non-finite value.")
+    if not (sigma[0] > 0 and alpha[-1] > 0):
+        raise ValueError(
+            f"A path has sigma(0) > 0 and alpha(1) > 0. Got sigma(0) = {sigma[0]:.4g}, alpha(1) = {alpha[-1]:.4g}. "
+            "Time runs from noise (t = 0) to data (t = 1): are alpha and sigma swapped?"
+        )
+    if alpha[0] / sigma[0] > 0.05 or sigma[-1] / alpha[-1] > 0.05:
+        raise ValueError(
+            "A path has alpha(0)/sigma(0) and sigma(1)/alpha(1) of at most 0.05, so that it starts at noise and "
+            f"ends at data. Got {alpha[0] / sigma[0]:.4g} and {sigma[-1] / alpha[-1]:.4g}."
+        )
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(np.maximum(alpha, 0)) - np.log(np.maximum(sigma, 0))
+    if alpha.min() < 0 or sigma.min() < 0 or not (np.diff(log_snr) > 0).all():
+        raise ValueError(
+            "The signal-to-noise ratio alpha^2/sigma^2 of a path increases with time, with alpha and sigma not "
+            "negative. Got one that does not; time runs from noise (t = 0) to data (t = 1)."
+        )
 
 
 def _inside(t):
