@@ -1,7 +1,7 @@
 """One sample of a field: from noise to data and back."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import diffrax as dfx
 import jax
@@ -13,17 +13,15 @@ from jaxtyping import PyTree
 
 from ._adaptive import adaptive
 from ._augmented import augmented, with_density
-from ._brownian import Recorded
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
+from ._end import End, joined, recorded_rows, resolve_end
 from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
-from ._field import AbstractField, AbstractNetwork, check_overlap
-from ._misc import all_finite, as_state, check_key, normal_like, scale, state_dtype
+from ._field import AbstractField, check_overlap
+from ._misc import as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
-from ._solver import EDMChurn, adds_noise, check_ode_solver, check_same_clock, choose_clock
+from ._solver import EDMChurn, adds_noise, check_ode_solver, choose_clock
 from ._types import PRNGKey, Solution, Time
-
-End = Literal["denoise", "stop"] | dfx.AbstractSolver
 
 
 def sample(
@@ -120,7 +118,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
             problem, state, args, t0, t1, solver=solver, key=None, brownian=None, saveat=saveat, **options
         )  # fmt: skip
     else:
-        if _resolve_end(equation, end) != "stop":
+        if resolve_end(equation, end) != "stop":
             raise ValueError(
                 "A denoising or foreign last step has no divergence: log_prob=True takes end='stop'. For a field that "
                 "predicts data, stop the grid short of t = 1 too."
@@ -218,7 +216,7 @@ def plan(
             raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
         check_singular(problem, (t0, t1))
         return problem, solver, None
-    end = _resolve_end(problem, end)
+    end = resolve_end(problem, end)
     check_times(times, backward=False, repeat_last=end == "denoise")
     solver = dfx.Euler() if solver is None else solver
     times = jnp.asarray(times)
@@ -229,19 +227,6 @@ def plan(
     if isinstance(solver, EDMChurn):
         solver = solver.on_grid(times.shape[0] - 1)
     return problem, solver, end
-
-
-def _resolve_end(problem, end):
-    """The end policy, by default one that never evaluates an undefined right-hand side."""
-    if end is None:
-        field = problem.field
-        via_data = "data" in (field.predicts, *(field.sources if isinstance(field, AbstractNetwork) else ()))
-        return "denoise" if via_data or not problem.clock.finite_end else "stop"
-    if end not in ("denoise", "stop") and not isinstance(end, dfx.AbstractSolver):
-        raise ValueError(f"end is 'denoise', 'stop', or a diffrax solver for the last step. Got {end!r}.")
-    check_ode_solver(end, "A solver for the last step adds no noise")
-    check_same_clock(end, problem.clock, "The last step is taken as the others,")
-    return end
 
 
 def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
@@ -259,43 +244,16 @@ def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
             times[:-1],
             solver=solver,
             key=key,
-            brownian=_rows(brownian, slice(None, -1)),
+            brownian=recorded_rows(brownian, slice(None, -1)),
             saveat=saveat,
         )
     if end == "denoise":
         t = times[-2].astype(state_dtype(x))
         last = Solution(x=problem.field.data(t, head.x, args), nfe=jnp.asarray(problem.cost(t, args), jnp.int32))
     else:
-        noise = _rows(brownian, slice(-1, None))
+        noise = recorded_rows(brownian, slice(-1, None))
         last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
-    return _join(x, head, last, times, args, saveat)
-
-
-def _rows(brownian, rows):
-    """The steps of recorded normals that a part of the grid takes; any other source as it is."""
-    if not isinstance(brownian, Recorded):
-        return brownian
-    return Recorded(jtu.tree_map(lambda leaf: leaf[rows], brownian.normals))
-
-
-def _join(x0, head, last, times, args, saveat):
-    """The solution of the whole grid from that of its head and of its last step."""
-    okay = (head.status == 0) & all_finite(last.x)
-    end_time = times[-1].astype(head.t.dtype)
-    ts, xs = head.ts, head.xs
-    n = times.shape[0] - 1
-    if saveat is not None and saveat.subs.steps and n % int(saveat.subs.steps) == 0:
-        fn = saveat.subs.fn
-        tail = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(end_time, last.x, args))
-        if ts is None:
-            first = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], fn(times[0], x0, args))
-            ts, xs = (times[:1], first) if saveat.subs.t0 else (times[:0], jtu.tree_map(lambda leaf: leaf[:0], first))
-        ts = jnp.append(ts, end_time)
-        xs = jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), xs, tail)
-    nfe = None if head.nfe is None or last.nfe is None else head.nfe + last.nfe
-    status = jnp.where(okay, 0, 1).astype(jnp.int32)
-    t = jnp.where(okay, end_time, jnp.where(head.status == 0, times[-2].astype(head.t.dtype), head.t))
-    return Solution(x=last.x, nfe=nfe, status=status, t=t, ts=ts, xs=xs)
+    return joined(x, head, last, times, args, saveat)
 
 
 def encode(

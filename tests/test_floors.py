@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"_path", "_prediction", "_brownian", "_divergence", "_coupling"},
     {"_field", "_clock", "_times", "_custom_path", "_problem"},
     {"_guidance", "_loss", "_loop", "_adaptive", "_equation", "_solver", "distributions"},
-    {"_solve", "_augmented", "processes", "_parallel", "_lanes"},
+    {"_solve", "_end", "_augmented", "processes", "_parallel", "_lanes"},
     {"_sample", "_log_prob"},
     {"_generate", "_search"},
     {"testing"},
