@@ -10,7 +10,7 @@ from references import Counter
 from solver_laws import carry, data_prediction, measured_order, mixture, spread_error
 
 import jflow as jf
-from jflow._solver._multistep import choose_clock
+from jflow._solver import choose_clock
 from jflow._solver._phi import exponential_moments
 
 SOLVERS = {

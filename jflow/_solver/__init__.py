@@ -1,10 +1,10 @@
 """Solvers of fields, one method a file, each a `diffrax.AbstractSolver`."""
 
+from ._checks import adds_noise as adds_noise
+from ._checks import check_ode_solver as check_ode_solver
+from ._checks import check_same_clock as check_same_clock
+from ._checks import choose_clock as choose_clock
 from ._multistep import AbstractMultistep as AbstractMultistep
-from ._multistep import adds_noise as adds_noise
-from ._multistep import check_ode_solver as check_ode_solver
-from ._multistep import check_same_clock as check_same_clock
-from ._multistep import choose_clock as choose_clock
 from .adams import Adams as Adams
 from .cfgpp import CFGpp as CFGpp
 from .churn import EDMChurn as EDMChurn
