@@ -25,7 +25,11 @@ BUDGETS = (5, 10, 20, 40)
 SAMPLES = {1: 512, 2: 512, 16: 512, 256: 64}
 PATH = jf.CondOT()  # on which `sigma/(alpha + sigma) = 1 - t`
 
-UNIFORM = {"uniform": jf.uniform_times, "eased": lambda n: jf.eased_times(n, PATH)}
+UNIFORM = {
+    "uniform": jf.uniform_times,
+    "eased": lambda n: jf.eased_times(n, PATH),
+    "eased (1, 1.3)": lambda n: jf.eased_times(n, PATH, 1.0, 1.3),
+}
 NOISE = {
     f"{name} {low:g}-{high:g}": lambda n, make=make, low=low, high=high: make(n, low, high)
     for low, high in ((0.002, 80.0), (0.01, 50.0), (0.03, 15.0))
@@ -67,6 +71,8 @@ SAMPLERS = {
     "DPM++ 2M": Sampler(jf.DPMpp(2, "midpoint"), None, EVERY, end="denoise"),
     "UniPC 3": Sampler(jf.UniPC(3), None, EVERY, end="denoise"),
     "Adams 3": Sampler(jf.Adams(3), RATIO),
+    "Adams 3, angle": Sampler(jf.Adams(3), ANGLE, ANGLES),
+    "Adams 4, angle": Sampler(jf.Adams(4), ANGLE, ANGLES),
     "Euler, angle": Sampler(dfx.Euler(), ANGLE, ANGLES),
     "DEIS 3": Sampler(jf.DEIS(3), None, NOISE),
     "Adams 2": Sampler(jf.Adams(2), RATIO),
@@ -79,10 +85,25 @@ SAMPLERS = {
 }
 """By name; without a clock, the solver brings it along."""
 DEFAULT = "default"
-CHOICE = {5: "Adams PC 3", 10: "Adams PC 5", 20: "Adams PC 6, angle", 40: "Adams PC 6, angle"}
-"""The documented default of each budget, on the eased grid; chosen on the `OTHERS` of `_mixtures.py`."""
+CHOICE = {
+    5: ("Adams PC 2", "eased (1, 1.3)"),
+    10: ("Adams PC 5", "eased"),
+    20: ("Adams PC 6, angle", "eased"),
+    40: ("Adams PC 6, angle", "eased"),
+}
+"""The documented default of each budget, a sampler and a grid."""
 DRAWN = ("Euler (DDIM)", "Heun", "Heun (EDM)", "DPM++ 2M", "UniPC 3", "Adams 3", DEFAULT)
-MULTISTEP = ("Euler (DDIM)", "Adams 2", "Adams 3", "Adams PC 3", "Adams PC 4", "Adams PC 5", "Adams PC 6, angle")
+MULTISTEP = (
+    "Euler (DDIM)",
+    "Adams 2",
+    "Adams 3",
+    "Adams 3, angle",
+    "Adams PC 2",
+    "Adams PC 3",
+    "Adams PC 4",
+    "Adams PC 5",
+    "Adams PC 6, angle",
+)
 PEER = "best rule of four torch libraries"
 
 
@@ -128,7 +149,7 @@ def mixture_rows(mixture, samplers=SAMPLERS):
 def best(rows):
     """The best row of each sampler and budget, and the default's."""
     chosen, rows = {}, list(rows)
-    defaults = [(DEFAULT, *row[1:]) for row in rows if row[0] == CHOICE[row[1]] and row[2] == "eased"]
+    defaults = [(DEFAULT, *row[1:]) for row in rows if (row[0], row[2]) == CHOICE[row[1]]]
     for row in rows + defaults:
         if np.isfinite(row[4]) and (row[:2] not in chosen or row[4] < chosen[row[:2]][4]):
             chosen[row[:2]] = row

@@ -1,7 +1,6 @@
 """What fitted grids gain at equal network calls: `python benchmarks/search.py [RUN]`, RUN a trained run of digits.
 
-Two tables. On exact mixtures the grid of the default sampler (`docs/which_sampler.md`) is fitted on 384 noises and
-judged on 1000 others, by the distance from the converged flow, beside the best rule of four torch libraries
+Two tables. On exact mixtures a grid for one solver a budget is fitted on 384 noises and judged on 1000 others, by the distance from the converged flow, beside the best rule of four torch libraries
 (`peers.json`). On the network of digits (`jflow train digits`) the best fixed rule of jflow's own list, a fitted grid
 and `best_sampler` are judged by the distance from a solve of 200 calls, on noises and labels that were not used in the
 fit.
@@ -22,7 +21,7 @@ import jflow as jf
 
 DIMENSIONS = (1, 2, 16)
 SMOOTH = {"solver": jf.Adams(6, corrector=True), "clock": jf.AngleClock()}
-DEFAULTS = {
+SOLVERS = {
     5: {"solver": jf.Adams(3, corrector=True), "clock": jf.RatioClock()},
     10: {"solver": jf.Adams(5, corrector=True), "clock": jf.RatioClock()},
     20: SMOOTH,
@@ -50,7 +49,7 @@ def mixtures():
     for d in DIMENSIONS:
         field, x0 = MIXTURES[d].world().field(jf.CondOT()), noises(d, 1000)
         target = MIXTURES[d].flow(x0)
-        for calls, options in DEFAULTS.items():
+        for calls, options in SOLVERS.items():
             peer = min((row for row in rows if row[3:5] == [d, calls]), key=lambda row: row[6])
             name, theirs = " ".join(peer[:2]) + f", {peer[2]}", np.array(peer[6:8])
             times = jf.optimize_times(field, jr.key(0), calls, (d,), num=384, dtype=jnp.float64, **options)

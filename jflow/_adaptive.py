@@ -58,8 +58,8 @@ def _check_controller(solver, controller):
     """Steps adapt to an error estimate, which a solver without an embedded method does not give."""
     if getattr(solver, "steps", None) is not None:
         raise ValueError(
-            f"{type(solver).__name__} has weights of its own for each step of one grid. Got an adaptive solve: pass that "
-            "grid, times=, or take another solver, as diffrax.Tsit5()."
+            f"{type(solver).__name__} has weights of its own for each step of one grid. Got an adaptive solve: pass "
+            "that grid, times=, or take another solver, as diffrax.Tsit5()."
         )
     adapts = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
     if adapts and (isinstance(solver, dfx.Euler) or not getattr(solver, "error_estimate", True)):

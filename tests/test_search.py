@@ -149,9 +149,9 @@ def test_what_a_search_refuses():
 )
 def test_the_default_choice_beats_every_fixed_grid(path, predicts, nfe):
     field = jf.Field(getattr(MIXTURE.field(path), predicts), path, predicts)
-    best = jf.best_sampler(field, KEY, nfe, (2,), num=64, progress=False)
+    best = jf.best_sampler(field, KEY, nfe, (2,), num=256, progress=False)
     fitted = [name for name in best.table if name.endswith("fitted")]
     assert best.name == fitted[0] and best.name.endswith("times and weights fitted") and len(fitted) == 3
     fixed = min(error for name, error in best.table.items() if name not in fitted)
-    assert best.table[best.name] < fixed / FACTOR  # measured: 1.33 and 2.19
+    assert best.table[best.name] < fixed / 2  # measured: 3.1 and 2.8
     assert (drawn(field, HELD_OUT, None, best.options).nfe == nfe).all()

@@ -86,7 +86,7 @@ def test_eased_times_have_their_shares_in_the_ratio_clock(x64):
     assert jf.eased_times(1, PATHS["VP"]).tolist() == [0, 1]
     assert (jf.eased_times(n, PATHS["VP"]) == jf.eased_times(n, PATHS["VP"], 1.2, 1.3)).all()
     assert np.allclose(jf.eased_times(n, PATHS["VP"], 1, 1), jf.ratio_times(n, PATHS["VP"]))
-    with pytest.raises(ValueError, match="last is a positive number. Got 0.0"):
+    with pytest.raises(ValueError, match=r"last is a positive number\. Got 0\.0"):
         jf.eased_times(n, PATHS["VP"], last=0.0)
 
 

@@ -64,9 +64,9 @@ def best_sampler(
     - `nfe`: evaluations as `Solution.nfe` counts them: a guided step counts 2.
     - `candidates`: by name the options of `sample`, `times` being a function from the number of steps to a grid:
       `{"2M": dict(solver=jf.DPMpp(2), times=lambda n: jf.log_snr_times(n, path, -8, 8))}`. By default Adams'
-      predictor-correctors of orders 2 to 4 in `RatioClock`, Adams-Bashforth 3 and 4 in `AngleClock` and DPM-Solver++ 2M,
-      on grids even in the ratio `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`, and eased by (1.2, 1.3)
-      and (1, 1.3) as in `eased_times`: those of them that the field and `nfe` admit.
+      predictor-correctors of orders 2 to 4 in `RatioClock`, Adams-Bashforth 3 and 4 in `AngleClock` and DPM-Solver++
+      2M, on grids even in the ratio `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`, and eased by
+      (1.2, 1.3) and (1, 1.3) as in `eased_times`: those of them that the field and `nfe` admit.
     - `fit`: for how many combinations of solver and clock the grid is fitted too, 0 for no fit at all. The weights
       are fitted for the best solver that has one call a step and no clock of its own, as Adams' methods.
     - the others: as in `optimize_times`.
