@@ -1,7 +1,7 @@
 """What fitted grids gain at equal network calls: `python benchmarks/search.py [RUN]`, RUN a trained run of digits.
 
-Two tables. On exact mixtures a grid for one solver a budget is fitted on 384 noises and judged on 1000 others, by the distance from the converged flow, beside the best rule of four torch libraries
-(`peers.json`). On the network of digits (`jflow train digits`) the best fixed rule of jflow's own list, a fitted grid
+Two tables. On exact mixtures a grid for one solver a budget is fitted on 384 noises and judged on 1000 others, by the
+distance from the converged flow, beside the best rule of four torch libraries (`peers.json`). On the network of digits (`jflow train digits`) the best fixed rule of jflow's own list, a fitted grid
 and `best_sampler` are judged by the distance from a solve of 200 calls, on noises and labels that were not used in the
 fit.
 """
@@ -64,33 +64,37 @@ def digits(folder):
     from jflow.recipes import load
 
     run = load(Path(folder))
-    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 64
+    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 128
     key_x, key_label = jr.split(jr.key(1))
     x0, held_out = jr.normal(key_x, (500, *shape)), jr.randint(key_label, (500,), 0, 10)
-    search = {"args_in_axes": (0, None), "num": num}
-    print("| scale | calls | best fixed | its rms | fitted, the same | best_sampler | its rms | ratios |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| scale | calls | best fixed | median | rms | its times fitted | rms | best_sampler | median | rms | ratios |"
+    )
+    print("|---" * 11 + "|")
     for scale in (1.0, 2.0):
         weight = None if scale == 1 else scale
-        args = (jnp.arange(num) % 10, weight)
+        search = {"args": (jnp.arange(num) % 10, weight), "args_in_axes": (0, None), "num": num}
         judged = held_out, None if weight is None else jnp.full(500, weight)
         fine = jf.uniform_times(200), {"solver": jf.Adams(4, corrector=True), "clock": jf.RatioClock()}
         target = decoded(field, x0, judged, *fine)
 
-        def rms(options, judged=judged, target=target):
+        def judge(options, judged=judged, target=target):
             rest = {k: v for k, v in options.items() if k != "times"}
-            return errors(decoded(field, x0, judged, options["times"], rest), target)[1]
+            return errors(decoded(field, x0, judged, options["times"], rest), target)
 
         for calls in (6, 10):
             nfe = calls * (1 if weight is None else 2)
-            best = jf.best_sampler(field, jr.key(0), nfe, shape, fit=1, args=args, **search)
-            fixed = jf.best_sampler(field, jr.key(0), nfe, shape, args=args, fit=0, **search)
+            fixed = jf.best_sampler(field, jr.key(0), nfe, shape, fit=0, **search)
             rest = {k: v for k, v in fixed.options.items() if k != "times"}
-            n = len(fixed.options["times"]) - 1
-            fitted = jf.optimize_times(field, jr.key(2), n, shape, args=args, **search, **rest)
-            figures = [rms(options) for options in (fixed.options, {**rest, "times": fitted}, best.options)]
-            row = scale, calls, fixed.name, *(f"{f:.2e}" for f in figures[:2]), best.name, f"{figures[2]:.2e}"
-            print("|", *(f"{cell} |" for cell in row), *(f"{figures[0] / f:.2f}" for f in figures[1:]), "|", flush=True)
+            fitted = jf.optimize_times(field, jr.key(2), len(fixed.options["times"]) - 1, shape, **search, **rest)
+            best = jf.best_sampler(field, jr.key(0), nfe, shape, fit=1, **search)
+            found = [judge(options) for options in (fixed.options, {**rest, "times": fitted}, best.options)]
+            cells = [" | ".join(f"{error:.2e}" for error in errors) for errors in found]
+            ratios = ", ".join(f"{r:.2f}" for errors in found[1:] for r in found[0] / errors)
+            print(
+                f"| {scale:g} | {calls} | {fixed.name} | {cells[0]} | {cells[1]} | {best.name} | {cells[2]} | {ratios} |",
+                flush=True,
+            )
 
 
 def main():
