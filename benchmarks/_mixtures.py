@@ -76,7 +76,7 @@ OTHERS = [
     scattered(16, 6, seed=6),
     scattered(64, 8, seed=7),
 ]
-"""On which defaults are tuned: none of them is in a table."""
+"""On which, beside the first three of the tables, defaults were chosen."""
 
 
 def noises(d: int, n: int, seed: int = 0) -> np.ndarray:
