@@ -63,37 +63,31 @@ def digits(folder):
     """Rows of the second table."""
     from jflow.recipes import load
 
-    run = load(Path(folder))
-    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 128
+    run = load(folder)
+    field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 384
     key_x, key_label = jr.split(jr.key(1))
     x0, held_out = jr.normal(key_x, (500, *shape)), jr.randint(key_label, (500,), 0, 10)
-    print(
-        "| scale | calls | best fixed | median | rms | its grid fitted: median | rms | best_sampler | median | rms ",
-        end="",
-    )
-    print("| ratios: grid, of medians | of rms | best_sampler, of medians | of rms |\n" + "|---" * 14 + "|")
-    for scale in (1.0, 2.0):
-        weight = None if scale == 1 else scale
-        search = {"args": (jnp.arange(num) % 10, weight), "args_in_axes": (0, None), "num": num}
-        judged = held_out, None if weight is None else jnp.full(500, weight)
-        fine = jf.uniform_times(200), {"solver": jf.Adams(4, corrector=True), "clock": jf.RatioClock()}
-        target = decoded(field, x0, judged, *fine)
-
-        def judge(options, judged=judged, target=target):
+    search = {"args": (jnp.arange(num) % 10, None), "args_in_axes": (0, None), "num": num}
+    judged = held_out, None
+    fine = {"solver": jf.Adams(4, corrector=True), "clock": jf.RatioClock()}
+    target = decoded(field, x0, judged, jf.uniform_times(200), fine)
+    print("| calls | sampler | median | rms | best fixed / it: of medians | of rms |\n|---|---|---|---|---|---|")
+    for calls in (6, 10):
+        fixed = jf.best_sampler(field, jr.key(0), calls, shape, fit=0, **search)
+        rest = {k: v for k, v in fixed.options.items() if k != "times"}
+        times = jf.optimize_times(field, jr.key(2), len(fixed.options["times"]) - 1, shape, **search, **rest)
+        best = jf.best_sampler(field, jr.key(0), calls, shape, fit=1, **search)
+        reference = None
+        for name, options in (
+            (f"best fixed: {fixed.name}", fixed.options),
+            ("its grid by optimize_times", {**rest, "times": times}),
+            (f"best_sampler: {best.name}", best.options),
+        ):
             rest = {k: v for k, v in options.items() if k != "times"}
-            return errors(decoded(field, x0, judged, options["times"], rest), target)
-
-        for calls in (6, 10):
-            nfe = calls * (1 if weight is None else 2)
-            fixed = jf.best_sampler(field, jr.key(0), nfe, shape, fit=0, **search)
-            rest = {k: v for k, v in fixed.options.items() if k != "times"}
-            fitted = jf.optimize_times(field, jr.key(2), len(fixed.options["times"]) - 1, shape, **search, **rest)
-            best = jf.best_sampler(field, jr.key(0), nfe, shape, fit=1, **search)
-            found = [judge(options) for options in (fixed.options, {**rest, "times": fitted}, best.options)]
-            cells = [" | ".join(f"{value:.2e}" for value in pair) for pair in found]
-            ratios = " | ".join(f"{ratio:.2f}" for pair in found[1:] for ratio in found[0] / pair)
-            print(f"| {scale:g} | {calls} | {fixed.name} | {cells[0]} | {cells[1]} |", end="")
-            print(f" {best.name} | {cells[2]} | {ratios} |", flush=True)
+            found = errors(decoded(field, x0, judged, options["times"], rest), target)
+            reference = found if reference is None else reference
+            cells = [f"{value:.2e}" for value in found] + [f"{ratio:.2f}" for ratio in reference / found]
+            print(f"| {calls} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main():

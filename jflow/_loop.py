@@ -37,11 +37,13 @@ def scan_steps(
     brownian: Any,
     noise_like: PyTree,
     save: Any,
+    unroll: bool = False,
 ) -> Steps:
     """Carries `x0` along the grid, one step of the solver an interval.
 
     `key` draws the increments, by the index of the step; `brownian` (`Recorded`, or a diffrax path) replaces them.
-    `save(t, x)` is stacked over the steps where it is not `None`.
+    `save(t, x)` is stacked over the steps where it is not `None`. `unroll` writes the steps of an ODE out, without a
+    loop: it compiles longer, and on CPU the gradient through a convolution is not as slow as inside a loop.
     """
     table, costs = problem.intervals(times), []
     step = _Step(problem, solver, args, brownian, costs)
@@ -65,7 +67,7 @@ def scan_steps(
     elif problem.noisy and brownian is None:
         carry, saved = _scan_blocks(body, carry, table, times.shape[0] - 1, key, noise_like, levy_kinds(solver))
     else:
-        carry, saved = lax.scan(body, carry, (table, None))
+        carry, saved = lax.scan(body, carry, (table, None), unroll=unroll)
     x, _, spent, count, alive = carry
     nfe = _evaluations(solver, costs, cost, spent, times.shape[0] - 1)
     return Steps(x, times[count], jnp.where(alive, 0, 1).astype(jnp.int32), nfe, saved)

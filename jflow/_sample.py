@@ -15,10 +15,10 @@ from ._adaptive import adaptive
 from ._augmented import augmented, with_density
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._end import End, joined, recorded_rows, resolve_end
+from ._end import End, on_grid, resolve_end
 from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
 from ._field import AbstractField, check_overlap
-from ._misc import as_state, check_key, normal_like, scale, state_dtype
+from ._misc import as_state, check_key, normal_like, scale
 from ._solve import check_mode, check_times, fixed
 from ._solver import EDMChurn, adds_noise, check_ode_solver, choose_clock
 from ._types import PRNGKey, Solution, Time
@@ -181,7 +181,7 @@ def decode(
             problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
             brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
         )  # fmt: skip
-    return _on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
+    return on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
 
 
 def plan(
@@ -227,33 +227,6 @@ def plan(
     if isinstance(solver, EDMChurn):
         solver = solver.on_grid(times.shape[0] - 1)
     return problem, solver, end
-
-
-def _on_grid(problem, x, args, times, solver, end, key, brownian, saveat):
-    """The grid but for its last step where that is another's, then the last step."""
-    if end == "stop":
-        return fixed(problem, x, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat)
-    key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
-    if times.shape[0] == 2:
-        head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
-    else:
-        head = fixed(
-            problem,
-            x,
-            args,
-            times[:-1],
-            solver=solver,
-            key=key,
-            brownian=recorded_rows(brownian, slice(None, -1)),
-            saveat=saveat,
-        )
-    if end == "denoise":
-        t = times[-2].astype(state_dtype(x))
-        last = Solution(x=problem.field.data(t, head.x, args), nfe=jnp.asarray(problem.cost(t, args), jnp.int32))
-    else:
-        noise = recorded_rows(brownian, slice(-1, None))
-        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
-    return joined(x, head, last, times, args, saveat)
 
 
 def encode(

@@ -195,6 +195,7 @@ def fixed(
     key: PRNGKey | None,
     brownian: Any,
     saveat: dfx.SaveAt | None,
+    unroll: bool = False,
 ) -> Solution:
     """The solve of a problem on a grid of path times."""
     check_times(times, backward=not problem.noisy)
@@ -209,7 +210,7 @@ def fixed(
         _check_recorded(brownian, times.shape[0] - 1, noise_like, solver)
     out = scan_steps(
         problem, x0, args, times, solver=solver, key=key, brownian=brownian, noise_like=noise_like,
-        save=(lambda t, x: fn(t, x, args)) if every else None,
+        save=(lambda t, x: fn(t, x, args)) if every else None, unroll=unroll,
     )  # fmt: skip
     ts = xs = None
     if every or with_start:

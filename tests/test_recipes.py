@@ -173,7 +173,7 @@ def test_demo_passes_its_bars(demo):
 @pytest.mark.slow
 def test_a_network_in_bfloat16_draws_what_it_draws_in_float32(demo):
     """Compute in bfloat16, parameters and state in float32: within 3 percent, guided and not."""
-    run = load(demo[0] / "runs" / "digits")
+    run = load(str(demo[0] / "runs" / "digits"))
     recipe, field = run.recipe, run.field
     assert isinstance(recipe, Digits)
     half = jf.nn.UNet(

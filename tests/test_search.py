@@ -90,6 +90,14 @@ def test_the_error_is_over_all_components_of_an_event():
     assert np.allclose(ours, np.sqrt(np.mean((flat(x) - flat(y)) ** 2, axis=1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("end", ["stop", "denoise"])
+def test_a_search_draws_what_sample_draws(end):
+    drawing = jf._search._task.make_task(FIELD, HELD_OUT, (2,), None, None, 256, None, None)
+    options = {"times": jf.uniform_times(6), "end": end, **ADAMS}
+    samples = drawn(FIELD, HELD_OUT, None, options).x
+    assert all(jnp.allclose(drawing.draw(options, unroll).x, samples, atol=1e-6) for unroll in (False, True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("predicts", ["velocity", "data"])
 def test_the_fine_solve_is_converged(predicts, converged):
@@ -107,7 +115,7 @@ def best():
         "Adams, even": {**ADAMS, "times": jf.uniform_times},
         "Adams, late": {**ADAMS, "times": lambda n: jnp.linspace(0.2, 1.0, n + 1)},
     }
-    return jf.best_sampler(FIELD, KEY, 6, (2,), candidates=candidates, fit=1, **QUICK)
+    return jf.best_sampler(FIELD, KEY, 6, (2,), candidates=candidates, fit=1, **QUICK | {"num": 256})
 
 
 def test_the_best_is_the_first_of_its_table(best, converged):

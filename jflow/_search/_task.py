@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._clock import AbstractClock, RatioClock
-from .._misc import check_key, size
+from .._end import on_grid
+from .._misc import as_state, check_key, size
 from .._path import AbstractPath
-from .._sample import plan, sample
+from .._sample import draw_start, plan
 from .._solver import Adams
 
 FINE_STEPS, FINE_LEVEL = 400, 1e-3
@@ -29,11 +30,14 @@ class Task(eqx.Module):
     shape: Any
     options: Any
 
-    def draw(self, options):
-        """A batched `Solution`."""
+    def draw(self, options, unroll=False):
+        """A batched `Solution`; `unroll` is that of the loop."""
+        problem, solver, end = plan(self.field, **options)
+        times = options["times"]
 
         def one(key, args):
-            return sample(self.field, key, self.shape, args=args, **self.options, **options)
+            x0 = draw_start(self.field, jr.split(key)[0], self.shape, times, **self.options)
+            return on_grid(problem, as_state(x0), args, times, solver, end, unroll=unroll)
 
         return jax.vmap(one, in_axes=(0, self.axes))(self.keys, self.args)
 

@@ -68,7 +68,8 @@ def best_sampler(
       2M, on grids even in the ratio `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`, and eased by
       (1.2, 1.3) and (1, 1.3) as in `eased_times`: those of them that the field and `nfe` admit.
     - `fit`: for how many combinations of solver and clock the grid is fitted too, 0 for no fit at all. The weights
-      are fitted for the best solver that has one call a step and no clock of its own, as Adams' methods.
+      are fitted for the best solver that has one call a step and no clock of its own, as Adams' methods; `n` steps
+      have `n (n + 1)/2` of them, and with a few hundred noises (`num`) what is gained holds on others.
     - the others: as in `optimize_times`.
 
     Raises `ValueError` where a combination of your own, or every one, does not take exactly `nfe` evaluations; else
@@ -101,7 +102,7 @@ def best_sampler(
             measure(f"{name}, times fitted", {**rest, "times": times})
         for name in [name for name in _ranked(table) if _has_weights(plans[name])][: fit > 0]:
             other = make_task(field, key_fit, shape, args, args_in_axes, num, base, dtype)
-            found = fit_weights(other, ends, plans[name], 5 * iterations, progress)
+            found = fit_weights(other, ends, plans[name], 10 * iterations, progress)
             measure(f"{name.removesuffix(', times fitted')}, times and weights fitted", found)
     names = _ranked(table)
     return Best(names[0], plans[names[0]], nfe, {name: table[name] for name in names})

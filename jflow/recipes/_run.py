@@ -89,11 +89,12 @@ def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> R
     return run
 
 
-def load(folder: Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES) -> Run:
+def load(folder: str | Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES) -> Run:
     """The run in `folder`, as its newest checkpoint has it; `recipes` are those that it may be of.
 
     Raises `ValueError` where `folder` is not that of a run, or the checkpoint cannot be read.
     """
+    folder = Path(folder)
     name, options = read_config(folder)
     if name not in recipes:
         raise ValueError(f"A recipe is one of {', '.join(recipes)}. {folder} holds a run of {name}; choose another.")
