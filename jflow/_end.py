@@ -4,18 +4,15 @@ from typing import Any, Literal
 
 import diffrax as dfx
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
-import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._brownian import Recorded
 from ._equation import FieldEquation
 from ._field import AbstractNetwork
-from ._misc import all_finite, state_dtype
-from ._solve import fixed
+from ._misc import all_finite
 from ._solver import check_ode_solver, check_same_clock
-from ._types import PRNGKey, Solution
+from ._types import Solution
 
 End = Literal["denoise", "stop"] | dfx.AbstractSolver
 
@@ -33,45 +30,14 @@ def resolve_end(problem: FieldEquation, end: Any) -> End:
     return end
 
 
-def on_grid(
-    problem: FieldEquation,
-    x: PyTree,
-    args: Any,
-    times: Array,
-    solver: Any,
-    end: Any,
-    key: PRNGKey | None = None,
-    brownian: Any = None,
-    saveat: dfx.SaveAt | None = None,
-    unroll: bool = False,
-) -> Solution:
-    """The grid but for its last step where that is another's, then the last step."""
-    options = {"brownian": brownian, "saveat": saveat, "unroll": unroll}
-    if end == "stop":
-        return fixed(problem, x, args, times, solver=solver, key=key, **options)
-    key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
-    if times.shape[0] == 2:
-        head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
-    else:
-        options["brownian"] = _recorded_rows(brownian, slice(None, -1))
-        head = fixed(problem, x, args, times[:-1], solver=solver, key=key, **options)
-    if end == "denoise":
-        t = times[-2].astype(state_dtype(x))
-        last = Solution(x=problem.field.data(t, head.x, args), nfe=jnp.asarray(problem.cost(t, args), jnp.int32))
-    else:
-        noise = _recorded_rows(brownian, slice(-1, None))
-        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
-    return _joined(x, head, last, times, args, saveat)
-
-
-def _recorded_rows(brownian, rows):
+def recorded_rows(brownian: Any, rows: slice) -> Any:
     """The steps of recorded normals that a part of the grid takes; any other source as it is."""
     if not isinstance(brownian, Recorded):
         return brownian
     return Recorded(jtu.tree_map(lambda leaf: leaf[rows], brownian.normals))
 
 
-def _joined(x0, head, last, times, args, saveat):
+def joined(x0: PyTree, head: Any, last: Any, times: Any, args: Any, saveat: Any) -> Solution:
     """The solution of the whole grid from that of its head and of its last step."""
     okay = (head.status == 0) & all_finite(last.x)
     end_time = times[-1].astype(head.t.dtype)

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ._adaptive import adaptive
 from ._augmented import augmented, with_density
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._end import End, on_grid, resolve_end
+from ._end import End, joined, recorded_rows, resolve_end
 from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
 from ._field import AbstractField, check_overlap
-from ._misc import as_state, check_key, normal_like, scale
+from ._misc import as_state, check_key, normal_like, scale, state_dtype
 from ._solve import check_mode, check_times, fixed
 from ._solver import EDMChurn, adds_noise, check_ode_solver, choose_clock
 from ._types import PRNGKey, Solution, Time
@@ -227,6 +227,29 @@ def plan(
     if isinstance(solver, EDMChurn):
         solver = solver.on_grid(times.shape[0] - 1)
     return problem, solver, end
+
+
+def on_grid(
+    problem: FieldEquation, x: PyTree, args: Any, times: Array, solver: Any, end: Any, key: PRNGKey | None = None,
+    brownian: Any = None, saveat: dfx.SaveAt | None = None, unroll: bool = False,
+) -> Solution:  # fmt: skip
+    """The grid but for its last step where that is another's, then the last step; `unroll` is that of the loop."""
+    options = {"brownian": brownian, "saveat": saveat, "unroll": unroll}
+    if end == "stop":
+        return fixed(problem, x, args, times, solver=solver, key=key, **options)
+    key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
+    if times.shape[0] == 2:
+        head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
+    else:
+        options["brownian"] = recorded_rows(brownian, slice(None, -1))
+        head = fixed(problem, x, args, times[:-1], solver=solver, key=key, **options)
+    if end == "denoise":
+        t = times[-2].astype(state_dtype(x))
+        last = Solution(x=problem.field.data(t, head.x, args), nfe=jnp.asarray(problem.cost(t, args), jnp.int32))
+    else:
+        noise = recorded_rows(brownian, slice(-1, None))
+        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
+    return joined(x, head, last, times, args, saveat)
 
 
 def encode(
