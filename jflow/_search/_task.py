@@ -36,7 +36,8 @@ class Task(eqx.Module):
 
         def one(key, args):
             x0 = draw_start(self.field, jr.split(key)[0], self.shape, times, **self.options)
-            return on_grid(problem, as_state(x0), args, times, solver, end, unroll=unroll)
+            x0 = as_state(x0, self.options["dtype"])
+            return on_grid(problem, x0, args, times, solver, end, unroll=unroll)
 
         return jax.vmap(one, in_axes=(0, self.axes))(self.keys, self.args)
 
