@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
+# each file's tests on one worker; a worker that crashes ends the run, which would else wait for it
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .PHONY: setup demo test test-default lint format typecheck notebooks clean
@@ -31,10 +33,10 @@ demo: $(STAMP)
 
 # both tiers; the summary says how long each took
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 test-default: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Settings of every test: they must be made before jax and jflow are first imported."""
 
+import gc
 import os
 import shutil
 import sys
@@ -54,6 +55,14 @@ def pytest_terminal_summary(terminalreporter):
     for tier, total in seconds.items():
         if number[tier]:
             terminalreporter.write_line(f"{tier} tier: {number[tier]} tests, {total:.0f} s of test time")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """A compiled program holds tens of memory maps, of which Linux allows a process 65,530: no file leaves any."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
