@@ -10,12 +10,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._adaptive import adaptive
 from ._augmented import augmented, with_density
+from ._checks import check_mode, check_span, path_times
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
 from ._equation import check_singular, field_equation, stage_times
 from ._field import AbstractField
 from ._misc import as_state
-from ._solve import check_mode, check_times, fixed
+from ._solve import fixed
 from ._solver import check_ode_solver, choose_clock
 from ._types import Number, PRNGKey, Solution, Time
 
@@ -74,14 +75,14 @@ def log_prob(
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, x, divergence, key)
     if times is None:
+        check_span(field.path, t0, t1)
         check_singular(equation, (t1, t0))
         out = adaptive(
             problem, state, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
             brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
         )  # fmt: skip
     else:
-        check_times(times, backward=False)
-        times = jnp.asarray(times)
+        times = path_times(field.path, times)
         t0, t1, solver = times[0], times[-1], dfx.Euler() if solver is None else solver
         check_singular(equation, (t1, stage_times(times[::-1], solver)[1]), t0)
         out = fixed(problem, state, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)

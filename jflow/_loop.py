@@ -1,5 +1,7 @@
 """The loop of a fixed grid: a scan that takes a diffrax solver's own steps."""
 
+import functools as ft
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -14,6 +16,13 @@ from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_p
 from ._misc import all_finite
 from ._problem import AbstractProblem, NoiseTerm, explicit_tableau, needed_stages
 from ._types import PRNGKey
+
+
+class Ending(NamedTuple):
+    """A last step that is not the solver's."""
+
+    step: Callable[[PyTree], tuple[PyTree, Any]]  # the state at the last time but one -> at the last, evaluations
+    when: Any = True  # or a traced boolean, where the values of the grid decide
 
 
 class Steps(NamedTuple):
@@ -37,15 +46,17 @@ def scan_steps(
     brownian: Any,
     noise_like: PyTree,
     save: Any,
+    ending: Ending | None = None,
     unroll: bool = False,
 ) -> Steps:
     """Carries `x0` along the grid, one step of the solver an interval.
 
     `key` draws the increments, by the index of the step; `brownian` (`Recorded`, or a diffrax path) replaces them.
-    `save(t, x)` is stacked over the steps where it is not `None`. `unroll` writes the steps of an ODE out, without a
-    loop: it compiles longer, and on CPU the gradient through a convolution is not as slow as inside a loop.
+    `save(t, x)` is stacked over the steps where it is not `None`. `ending` takes the last step. `unroll` writes the
+    steps of an ODE out, without a loop: it compiles longer, and on CPU the gradient through a convolution is not as
+    slow as inside a loop.
     """
-    table, costs = problem.intervals(times), []
+    table, costs, n = problem.intervals(times), [], times.shape[0] - 1
     step = _Step(problem, solver, args, brownian, costs)
     cost = problem.cost(times[0], args)
     spent = None if isinstance(cost, int) else jnp.zeros((), jnp.int32)
@@ -62,15 +73,66 @@ def scan_steps(
         return (x, state, spent, count + alive, alive), None if save is None else save(interval.t1, x)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    if isinstance(brownian, Recorded):
-        carry, saved = lax.scan(body, carry, (table, (brownian.normals,)))
-    elif problem.noisy and brownian is None:
-        carry, saved = _scan_blocks(body, carry, table, times.shape[0] - 1, key, noise_like, levy_kinds(solver))
-    else:
-        carry, saved = lax.scan(body, carry, (table, None), unroll=unroll)
+    drawn = problem.noisy and brownian is None
+    noise = (key, noise_like, levy_kinds(solver)) if drawn else brownian if isinstance(brownian, Recorded) else None
+    whole = n if ending is None else n - 1
+    carry, saved = _scan(body, carry, table, whole, noise, unroll) if whole else (carry, None)
+    if ending is not None:
+        own = ft.partial(_evaluations, solver, costs, cost, None, 1)
+        carry, calls = _end(body, carry, table, n, noise, ending, own)
+        last = None if save is None else jtu.tree_map(lambda leaf: leaf[None], save(times[-1], carry[0]))
+        saved = last if saved is None else jtu.tree_map(lambda *leaves: jnp.concatenate(leaves), saved, last)
     x, _, spent, count, alive = carry
-    nfe = _evaluations(solver, costs, cost, spent, times.shape[0] - 1)
+    nfe = _evaluations(solver, costs, cost, spent, whole)
+    if ending is not None:
+        nfe = None if nfe is None or calls is None else nfe if spent is not None else nfe + calls
     return Steps(x, times[count], jnp.where(alive, 0, 1).astype(jnp.int32), nfe, saved)
+
+
+def _scan(body, carry, table, n, noise, unroll):
+    """The first `n` steps: with recorded normals, with those of a key, or with none."""
+    rows = _row(table, slice(0, n))
+    if isinstance(noise, Recorded):
+        return lax.scan(body, carry, (rows, (_row(noise.normals, slice(0, n)),)))
+    if noise is not None:
+        return _scan_blocks(body, carry, rows, n, *noise)
+    return lax.scan(body, carry, (rows, None), unroll=unroll)
+
+
+def _end(body, carry, table, n, noise, ending, calls):
+    """The last step where an ending takes it, or takes it in some cases, and the evaluations it counts; `calls()` are
+    those of a step of the loop.
+    """
+
+    def foreign(carry):
+        x, state, spent, count, alive = carry
+        x, calls = ending.step(x)
+        if spent is not None and calls is not None:
+            spent = spent + calls
+        alive = alive & all_finite(x)
+        return (x, state, spent, count + alive, alive), calls
+
+    def own(carry):
+        spent = carry[2]
+        # a finite step where it is not taken, since its derivative is computed under `jax.vmap` all the same
+        interval = jtu.tree_map(
+            lambda a, b: jnp.where(ending.when, a, b), _row(table, max(n - 2, 0)), _row(table, n - 1)
+        )
+        carry, _ = body(carry, (interval, _last_normals(noise, n)))
+        return carry, jnp.asarray(0 if spent is not None else calls() or 0, jnp.int32)
+
+    return foreign(carry) if ending.when is True else lax.cond(ending.when, foreign, own, carry)
+
+
+def _last_normals(noise, n):
+    """The normals of the last of `n` steps."""
+    if isinstance(noise, Recorded):
+        return (_row(noise.normals, n - 1),)
+    if noise is None:
+        return None
+    key, like, kinds = noise
+    block, index = divmod(n - 1, block_length(like))
+    return _row(block_normals(key, block, like, kinds), index)
 
 
 def _scan_blocks(body, carry, table, n, key, noise_like, kinds):

@@ -9,17 +9,18 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ._adaptive import adaptive
 from ._augmented import augmented, with_density
+from ._checks import check_mode, check_noise, check_span, check_times, path_times
 from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._end import End, joined, recorded_rows, resolve_end
+from ._end import End, on_grid, resolve_end
 from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
 from ._field import AbstractField, check_overlap
-from ._misc import as_state, check_key, normal_like, scale, state_dtype
-from ._solve import check_mode, check_times, fixed
+from ._misc import as_state, check_key, normal_like, scale
+from ._solve import fixed
 from ._solver import EDMChurn, adds_noise, check_ode_solver, choose_clock
 from ._types import PRNGKey, Solution, Time
 
@@ -66,8 +67,8 @@ def sample(
       A number, or on a grid a function of t.
     - `diffusion`: instead of `eta`, an absolute coefficient `g(t, x, args)`: the drift is `velocity + g^2/2 score`.
     - `end`: the last step of a grid. `"denoise"`: it is `x = data prediction`, one call; `"stop"`: it is like the
-      others; or a solver for it. By default `"denoise"` for a field that predicts the data, and for a clock that
-      is infinite where sigma = 0; else `"stop"`.
+      others; or a solver for it. By default `"stop"`, but `"denoise"` for a field that predicts the data, and for a
+      clock that is infinite where sigma = 0, on a grid that ends there or repeats its last point.
     - `base`: a distribution to draw the state at `times[0]` from, by `base.sample(key)`.
     - `brownian`: a source of noise in the clock's noise time (`clock.noise_time`), or `jflow.Recorded` normals.
     - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`.
@@ -113,18 +114,18 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
     problem, state = augmented(equation, as_state(x0), divergence, key)
     if times is None:
+        check_span(field.path, t0, t1)
         check_singular(equation, (t0, t1))
         out = adaptive(
             problem, state, args, t0, t1, solver=solver, key=None, brownian=None, saveat=saveat, **options
         )  # fmt: skip
     else:
-        if resolve_end(equation, end) != "stop":
+        times, solver = path_times(field.path, times), dfx.Euler() if solver is None else solver
+        if resolve_end(equation, end, times) != "stop":
             raise ValueError(
                 "A denoising or foreign last step has no divergence: log_prob=True takes end='stop'. For a field that "
                 "predicts data, stop the grid short of t = 1 too."
             )
-        check_times(times, backward=False)
-        times, solver = jnp.asarray(times), dfx.Euler() if solver is None else solver
         t0, t1 = times[0], times[-1]
         check_singular(equation, stage_times(times, solver), times[-1])
         out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
@@ -175,6 +176,7 @@ def decode(
         field, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion, end=end, t0=t0, t1=t1, dt0=dt0,
         stepsize_controller=stepsize_controller, adjoint=adjoint, event=event,
     )  # fmt: skip
+    check_noise(brownian, problem.noisy)
     x = as_state(x, dtype)
     if times is None:
         return adaptive(
@@ -212,44 +214,26 @@ def plan(
     problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     if times is None:
-        if callable(eta):
-            raise ValueError("eta as a function of t is for a fixed grid, where each step has its own. Pass times=.")
+        for name, given in {"end": end is not None, "eta as a function of t": callable(eta)}.items():
+            if given:
+                raise ValueError(f"{name} is for a fixed grid. Got an adaptive solve: drop it, or pass times=.")
+        check_span(field.path, t0, t1)
         check_singular(problem, (t0, t1))
         return problem, solver, None
-    end = resolve_end(problem, end)
-    check_times(times, backward=False, repeat_last=end == "denoise")
+    times = path_times(field.path, times, repeat_last=True)
+    policy = resolve_end(problem, end, times)
     solver = dfx.Euler() if solver is None else solver
-    times = jnp.asarray(times)
-    check_singular(problem, stage_times(times, solver, end), None if end == "denoise" else times[-1])
-    if end == "denoise":
-        check_overlap(field, times[0])
-        check_overlap(field, times[-2])
     if isinstance(solver, EDMChurn):
         solver = solver.on_grid(times.shape[0] - 1)
-    return problem, solver, end
-
-
-def on_grid(
-    problem: FieldEquation, x: PyTree, args: Any, times: Array, solver: Any, end: Any, key: PRNGKey | None = None,
-    brownian: Any = None, saveat: dfx.SaveAt | None = None, unroll: bool = False,
-) -> Solution:  # fmt: skip
-    """The grid but for its last step where that is another's, then the last step; `unroll` is that of the loop."""
-    options = {"brownian": brownian, "saveat": saveat, "unroll": unroll}
-    if end == "stop":
-        return fixed(problem, x, args, times, solver=solver, key=key, **options)
-    key_last = None if key is None else jr.fold_in(key, np.uint32(2**32 - 1))
-    if times.shape[0] == 2:
-        head = Solution(x=x, nfe=jnp.zeros((), jnp.int32), status=jnp.zeros((), jnp.int32), t=times[0])
-    else:
-        options["brownian"] = recorded_rows(brownian, slice(None, -1))
-        head = fixed(problem, x, args, times[:-1], solver=solver, key=key, **options)
-    if end == "denoise":
-        t = times[-2].astype(state_dtype(x))
-        last = Solution(x=problem.field.data(t, head.x, args), nfe=jnp.asarray(problem.cost(t, args), jnp.int32))
-    else:
-        noise = recorded_rows(brownian, slice(-1, None))
-        last = fixed(problem, head.x, args, times[-2:], solver=end, key=key_last, brownian=noise, saveat=None)
-    return joined(x, head, last, times, args, saveat)
+    if isinstance(policy, jax.Array):  # of a traced grid, of which nothing is known
+        return problem, solver, policy
+    denoises = policy == "denoise"
+    check_times(times, backward=False, repeat_last=denoises)
+    check_singular(problem, stage_times(times, solver, policy), None if denoises else times[-1])
+    if denoises:
+        check_overlap(field, times[0])
+        check_overlap(field, times[-2])
+    return problem, solver, policy
 
 
 def encode(
@@ -281,13 +265,13 @@ def encode(
     x = as_state(x, dtype)
     problem = field_equation(field, choose_clock(solver, clock, None), None, None)
     if times is None:
+        check_span(field.path, t0, t1)
         check_singular(problem, (t1, t0))
         return adaptive(
             problem, x, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
             brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
         )  # fmt: skip
-    check_times(times, backward=False)
-    times = jnp.asarray(times)
+    times = path_times(field.path, times)
     solver = dfx.Euler() if solver is None else solver
     check_singular(problem, (times[-1], stage_times(times[::-1], solver)[1]), times[0])
     return fixed(problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)

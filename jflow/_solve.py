@@ -8,14 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import PyTree
 
 from ._adaptive import adaptive
 from ._brownian import Recorded, levy_kinds, shape_of
+from ._checks import check_mode, check_noise, check_times
 from ._clock import PathClock
-from ._loop import scan_steps
-from ._misc import as_state, cast_like, check_key, concrete, scale, state_dtype
+from ._loop import Ending, scan_steps
+from ._misc import as_state, cast_like, check_key, scale, state_dtype
 from ._problem import AbstractProblem, Interval
 from ._solver import NonStationary, check_same_clock
 from ._types import PRNGKey, Solution, Time
@@ -100,49 +100,13 @@ def solve(
     problem = Equation(drift, diffusion)
     x0 = as_state(x0, dtype)
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
+    check_noise(brownian, problem.noisy)
     if times is not None:
         return fixed(problem, x0, args, times, solver=solver, key=key, brownian=brownian, saveat=saveat)
     return adaptive(
         problem, x0, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
         brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
     )  # fmt: skip
-
-
-def check_mode(times: Any, t0: Any, t1: Any, dt0: Any, controller: Any, adjoint: Any, event: Any) -> None:
-    """Raises `ValueError` unless the call is either a fixed grid or an adaptive solve."""
-    if times is None:
-        if t0 is None or t1 is None:
-            raise ValueError(
-                "A solve takes either a grid, times=jflow.uniform_times(n), or both ends, t0= and t1=. Got neither."
-            )
-        return
-    extra = {"t0": t0, "t1": t1, "dt0": dt0, "stepsize_controller": controller, "adjoint": adjoint, "event": event}
-    given = [name for name, value in extra.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"A fixed grid (times=) takes the steps it is given; {', '.join(given)} belongs to an adaptive solve "
-            "(t0= and t1=). Drop one of the two."
-        )
-
-
-def check_times(times: Any, *, backward: bool, repeat_last: bool = False) -> None:
-    """Raises `ValueError` where the grid is too short, non-finite, or not monotone, as far as it is concrete."""
-    if jnp.ndim(times) != 1 or jnp.shape(times)[0] < 2:
-        raise ValueError(
-            f"A grid is a vector of at least two times (one step). Got shape {jnp.shape(times)}; "
-            "n steps are jflow.uniform_times(n)."
-        )
-    if (grid := concrete(times)) is None:
-        return
-    if not np.isfinite(grid).all():
-        raise ValueError("The times of a grid are finite. Got a non-finite one.")
-    steps = np.diff(grid)
-    forward = (steps[:-1] > 0).all() and (steps[-1] > 0 or (repeat_last and steps[-1] == 0))
-    if not (forward or (backward and (steps < 0).all())):
-        raise ValueError(
-            f"The times of a grid increase{', or for an ODE decrease,' if backward else ''} strictly: t = 0 is noise, "
-            f"t = 1 is data. Got steps between {steps.min():.4g} and {steps.max():.4g}."
-        )
 
 
 def noise_shape(problem: AbstractProblem, x0: PyTree, args: Any, t: Any) -> PyTree[jax.ShapeDtypeStruct]:
@@ -177,10 +141,11 @@ def _saves(saveat):
     if saveat is None:
         return 0, False, lambda t, x, args: x
     subs = saveat.subs
-    if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None:
+    if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None or subs.t1:
         raise ValueError(
-            "On a fixed grid saveat asks for the steps, diffrax.SaveAt(t0=True, steps=True). For other times or dense "
-            "output solve adaptively, with t0= and t1=; or put the times into the grid."
+            "On a fixed grid saveat asks for the steps, diffrax.SaveAt(t0=True, steps=True). The end is the solution's "
+            "t and x without it; for other times or dense output solve adaptively, with t0= and t1=, or put the times "
+            "into the grid."
         )
     return int(subs.steps), bool(subs.t0), subs.fn
 
@@ -195,12 +160,13 @@ def fixed(
     key: PRNGKey | None,
     brownian: Any,
     saveat: dfx.SaveAt | None,
+    ending: Ending | None = None,
     unroll: bool = False,
 ) -> Solution:
     """The solve of a problem on a grid of path times."""
-    check_times(times, backward=not problem.noisy)
+    check_times(times, backward=not problem.noisy, repeat_last=ending is not None)
     solver = dfx.Euler() if solver is None else solver
-    _check_solver(solver, problem.noisy, len(times) - 1)
+    _check_solver(solver, problem.noisy, len(times) - (1 if ending is None else 2))
     times = jnp.asarray(times).astype(state_dtype(x0))
     if problem.noisy and brownian is None:
         check_key(key, "An SDE")
@@ -210,7 +176,7 @@ def fixed(
         _check_recorded(brownian, times.shape[0] - 1, noise_like, solver)
     out = scan_steps(
         problem, x0, args, times, solver=solver, key=key, brownian=brownian, noise_like=noise_like,
-        save=(lambda t, x: fn(t, x, args)) if every else None, unroll=unroll,
+        save=(lambda t, x: fn(t, x, args)) if every else None, ending=ending, unroll=unroll,
     )  # fmt: skip
     ts = xs = None
     if every or with_start:

@@ -14,10 +14,11 @@ PACKAGE = ROOT / "jflow"
 # A unit is a module or a package directly under jflow/.
 FLOORS: list[set[str]] = [
     {"_types", "_misc", "_memory"},
-    {"_path", "_prediction", "_brownian", "_divergence", "_coupling"},
-    {"_field", "_clock", "_times", "_custom_path", "_problem"},
+    {"_path", "_prediction", "_brownian", "_divergence"},
+    {"_checks", "_field", "_clock", "_times", "_custom_path", "_problem"},
     {"_guidance", "_loss", "_loop", "_adaptive", "_equation", "_solver", "distributions"},
-    {"_solve", "_end", "_augmented", "processes", "_parallel", "_lanes"},
+    {"_solve", "_augmented", "processes", "_parallel", "_lanes"},
+    {"_end"},
     {"_sample", "_log_prob"},
     {"_generate", "_search"},
     {"testing"},
@@ -102,6 +103,10 @@ def test_imports_keep_to_the_floors(file):
         if (why := fault(unit, name, top))
     ]
     assert not found, "\n".join(found)
+
+
+def test_every_unit_of_the_table_is_there():
+    assert {unit_of(file) for file in FILES} >= UNITS - {"__main__"}
 
 
 def test_third_party_imports_are_declared():

@@ -342,6 +342,37 @@ def test_end_policies():
     assert default.nfe == 9  # two calls a step, one for the last
 
 
+@pytest.mark.parametrize(
+    "options", [{"solver": dfx.Heun()}, {"eta": 0.0, "key": KEY}, {"solver": jf.DPMpp(2)}], ids=["data", "eta", "DPMpp"]
+)
+def test_A5_a_grid_that_ends_before_the_data_ends_there(options, x64):
+    field, x = gaussian(jf.CondOT(), predicts="data"), jnp.array([0.4, -1.0])
+    mean, std = 1.0, 0.5  # of the data
+    for stop in (0.5, 0.9):
+        spread = np.hypot(stop * std, 1 - stop)
+        known = jf.decode(field, x, times=np.linspace(0.0, stop, 2001), **options)
+        np.testing.assert_allclose(known.x, stop * mean + spread * x, rtol=2e-3)
+        traced = decode(field, x, jnp.linspace(0.0, stop, 2001), **options)
+        np.testing.assert_allclose(traced.x, known.x, rtol=1e-12)
+        assert known.t == traced.t == stop and known.nfe == traced.nfe
+
+
+def test_a_traced_grid_ends_as_the_same_one_that_is_known():
+    field, x = PLAIN["data"], jnp.asarray(START, jnp.float32)
+    grids = jnp.stack([jnp.linspace(0.0, 1.0, 5), jnp.linspace(0.0, 0.8, 5), jnp.array([0.0, 0.3, 0.6, 0.8, 0.8])])
+
+    def end(times):
+        return jf.decode(field, x, times=times, solver=jf.DPMpp(2), eta=1.0, key=KEY).x
+
+    known = [jf.decode(field, x, times=times, solver=jf.DPMpp(2), eta=1.0, key=KEY) for times in grids]
+    assert [int(sol.nfe) for sol in known] == [4, 4, 4]
+    for times, sol in zip(grids, known, strict=True):
+        np.testing.assert_allclose(jax.jit(end)(times), sol.x, rtol=1e-5)
+    together, slopes = jax.jit(jax.vmap(lambda times: (end(times), jax.jacfwd(end)(times))))(grids)
+    np.testing.assert_allclose(together, jnp.stack([sol.x for sol in known]), rtol=1e-5)
+    assert jnp.isfinite(slopes[:2, :, :4]).all()
+
+
 def test_an_end_solver_takes_its_own_recorded_noise():
     field, x, times = PLAIN["data"], jnp.asarray(START, jnp.float32), jnp.asarray(INTERIOR, jnp.float32)
     noise = jf.Recorded(jr.normal(KEY, (5, 3)))
@@ -376,9 +407,11 @@ def test_a_partly_noised_state_is_carried_on():
     tail = decode(field, whole.xs[2], times[2:])
     np.testing.assert_allclose(tail.x, whole.x, rtol=1e-6)
     noise = jr.normal(KEY, (5, 3))
-    whole = decode(field, x, times, eta=1.0, brownian=jf.Recorded(noise), saveat=STEPS, end="stop")
-    tail = decode(field, whole.xs[2], times[2:], eta=1.0, brownian=jf.Recorded(noise[2:]), end="stop")
+    whole = decode(field, x, times, eta=1.0, brownian=jf.Recorded(noise), saveat=STEPS)
+    tail = decode(field, whole.xs[2], times[2:], eta=1.0, brownian=jf.Recorded(noise[2:]))
     np.testing.assert_allclose(tail.x, whole.x, rtol=1e-5)
+    head = decode(field, x, times[:4], eta=1.0, brownian=jf.Recorded(noise[:3]))
+    np.testing.assert_allclose(head.x, whole.xs[3], rtol=1e-5)
 
 
 def test_encode_and_decode_round_trip(x64):
@@ -524,6 +557,13 @@ def test_a_singular_end_is_refused_before_tracing(predicts, options, where, advi
     assert net.traces == 0
 
 
+@pytest.mark.parametrize(("predicts", "options", "where", "advice"), SINGULAR[:6:2])
+def test_a_singular_end_is_refused_inside_jit_too(predicts, options, where, advice):
+    field, options = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts), {"times": jf.uniform_times(4), **options}
+    with pytest.raises(ValueError, match=f"Got {where}, .*{advice}"):
+        jax.jit(lambda x, key: jf.decode(field, x, key=key, **options).x)(jnp.ones(2), KEY)
+
+
 def test_a_singular_end_of_an_adaptive_or_backward_solve_is_refused():
     data = gaussian(jf.CondOT(), predicts="data")
     with pytest.raises(ValueError, match=r"Got t = 1, .*stop a little earlier"):
@@ -575,6 +615,22 @@ def test_bad_input_is_refused_with_a_reason():
         (lambda: jf.decode(field, x, t0=0.0, t1=1.0, eta=lambda t: t, key=KEY), ValueError, "fixed grid"),
         (lambda: jf.decode(field, x, times=times, t0=0.0, t1=1.0), ValueError, "belongs to an adaptive solve"),
         (lambda: jf.encode(field, x, times=times[::-1]), ValueError, "increase"),
+        (lambda: jf.sample(field, KEY, (2,), times=1000 * times), ValueError, "times from 0 .* Got t = 1000"),
+        (lambda: jf.sample(field, KEY, (2,), t0=0.0, t1=1.2), ValueError, "times from 0 .* Got t = 1.2"),
+        (lambda: jf.sample(field, KEY, (2,), t0=1.0, t1=0.0), ValueError, "Got t0 = 1 after t1 = 0"),
+        (lambda: jf.encode(field, x, t0=1.0, t1=0.0), ValueError, "Got t0 = 1 after t1 = 0"),
+        (lambda: jf.log_prob(field, x, t0=1.0, t1=0.0), ValueError, "Got t0 = 1 after t1 = 0"),
+        (lambda: jf.sample(field, KEY, (2,), t0=0.0), ValueError, "t0=0.0, t1=None"),
+        (lambda: jf.decode(field, x, t0=0.0, t1=0.9, end="denoise"), ValueError, "end is for a fixed grid"),
+        (lambda: jf.decode(field, x, times=times, brownian=jf.Recorded(jnp.ones((4, 2)))), ValueError, "Got an ODE"),
+        (lambda: jf.decode(field, x, times=times, saveat=dfx.SaveAt(t1=True)), ValueError, "The end is the solution's"),
+        (lambda: jf.decode(field, x, times=times, solver=dfx.Heun), TypeError, "solver is an object"),
+        (lambda: jf.decode(field, x, times=times, clock=jf.SigmaClock), TypeError, "clock is an object"),
+        (
+            lambda: jf.sample(field, KEY, (2,), times=jf.karras_times(4, jf.VE()), clock=jf.SigmaClock()),
+            ValueError,
+            "takes end='denoise'",
+        ),
         (lambda: jf.encode(field, x), ValueError, "either a grid"),
         (lambda: jf.decode(jf.Field(lambda t, x, a: x[0], jf.CondOT(), "data"), x, times=times), ValueError, "shape"),
     ]

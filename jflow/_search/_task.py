@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._clock import AbstractClock, RatioClock
+from .._end import on_grid
 from .._misc import as_state, check_key, size
 from .._path import AbstractPath
-from .._sample import draw_start, on_grid, plan
+from .._sample import draw_start, plan
 from .._solver import Adams
 
 FINE_STEPS, FINE_LEVEL = 400, 1e-3

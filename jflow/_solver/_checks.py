@@ -11,8 +11,15 @@ from ._multistep import AbstractMultistep
 def choose_clock(solver: dfx.AbstractSolver | None, clock: AbstractClock | None, eta: Any) -> AbstractClock | None:
     """The clock to integrate in: the one given, or the one a solver belongs to.
 
-    Raises `ValueError` where these differ, or where the memory of a multistep method would mix levels of noise.
+    Raises `ValueError` where these differ, or where the memory of a multistep method would mix levels of noise, and
+    `TypeError` for what is neither.
     """
+    for name, value, kind, example in (
+        ("solver", solver, dfx.AbstractSolver, "diffrax.Heun()"),
+        ("clock", clock, AbstractClock, "jflow.SigmaClock()"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} is an object, as {example}. Got {value!r}.")
     solver = _unwrapped(solver)
     own = getattr(solver, "clock", None)
     if own is not None:
