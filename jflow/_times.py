@@ -19,7 +19,8 @@ from ._types import PRNGKey, Time
 def uniform_times(n: int) -> Float[Array, "{n}+1"]:
     """`n` equal steps from t = 0 to t = 1: `n + 1` points. Raises `ValueError` for `n < 1`."""
     _check_steps(n)
-    return jnp.linspace(0.0, 1.0, n + 1)
+    with jax.ensure_compile_time_eval():  # known inside `jax.jit` too, so that what does not go with it is refused
+        return jnp.linspace(0.0, 1.0, n + 1)
 
 
 def karras_times(
