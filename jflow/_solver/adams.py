@@ -30,7 +30,8 @@ class Adams(AbstractMultistep):
     the last state is not mended.
 
     For an SDE the noise is that of Euler-Maruyama, the same in predictor and corrector: of order 1 where the noise is
-    additive, with a smaller error where it is weak.
+    additive, with a smaller error where it is weak. Towards the data the steps of `ThetaClock`, the default with `eta`,
+    grow by large factors, over which a polynomial does not extrapolate: to t = 1 take `DPMpp` or `SASolver` there.
 
     Source: Hairer, Norsett & Wanner 1993, Solving ordinary differential equations I, section III.1 (equations 1.5 and
     1.8) and III.5 (variable steps); Zhang & Chen 2023, arXiv:2204.13902 (rhoAB, in reversed time); Buckwar & Winkler
