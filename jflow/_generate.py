@@ -142,7 +142,8 @@ def _array_options(options):
         for name in ("times", "t0", "t1", "dt0", "eta")
         if not ((value := options.get(name)) is None or callable(value))
     }
-    return jtu.tree_map(lambda leaf: leaf if isinstance(leaf, (bool, int)) else _array(leaf), options | numbers)
+    counts = bool, int, np.bool_, np.integer
+    return jtu.tree_map(lambda leaf: leaf if isinstance(leaf, counts) else _array(leaf), options | numbers)
 
 
 def _array(leaf):

@@ -163,9 +163,10 @@ def _check_still(field):
     """Raises `ValueError` where a call changes a flax module, told by its attributes: no wing but `nn` knows flax."""
 
     def check(node):
-        rate = getattr(node, "rate", getattr(node, "dropout_rate", 0))
-        draws = rate and getattr(node, "deterministic", None) is False and getattr(node, "rngs", None) is not None
-        if draws or getattr(node, "use_running_average", None) is False:
+        draws = getattr(node, "deterministic", None) is False and getattr(node, "rngs", None) is not None
+        if (draws and getattr(node, "rate", getattr(node, "dropout_rate", 0)) > 0) or getattr(
+            node, "use_running_average", None
+        ) is False:
             raise ValueError(
                 "A step changes parameters alone, so statistics and random streams inside a network would stand still. "
                 f"Got a {type(node).__name__} that has them: call net.eval(), normalise by GroupNorm or LayerNorm, or "
