@@ -74,8 +74,7 @@ class PathClock(AbstractClock):
         return Row(s, a, b - _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t)))
 
     def diffusion(self, path, t, eta=0.0):
-        s, a, b = path.velocity_row(t)
-        return safe_sqrt(2 * path.sigma(t) / s * _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t)))
+        return safe_sqrt(2 * _level(eta, path.sigma_w(t), path.alpha(t)))
 
     def noise_time(self, path, t, eta=0.0):
         return scalar_time(t)

@@ -18,7 +18,8 @@ class Path(AbstractPath):
 
     Asked for, and checked once: finite values, `sigma(0) > 0`, `alpha(1) > 0`, an increasing signal-to-noise
     ratio, `alpha(0)/sigma(0)` and `sigma(1)/alpha(1)` at most 0.05. At the ends derivatives are the limits from
-    inside, taken one float away; `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
+    inside, taken one float away, and infinite at t = 0 where autodiff finds them so, as `alpha'` of `sqrt(t)`;
+    `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
 
     Raises `ValueError` where the functions break a rule.
     """
@@ -26,19 +27,22 @@ class Path(AbstractPath):
     alpha_fn: Callable[[Array], Array]
     sigma_fn: Callable[[Array], Array]
     _flags: tuple[bool, bool, bool] = eqx.field(static=True)
+    _steep: tuple[bool, bool] = eqx.field(static=True)  # whether alpha'(0) and sigma'(0) are infinite
 
     def __init__(self, alpha: Callable[[Array], Array], sigma: Callable[[Array], Array]):
         """`alpha`, `sigma`: differentiable functions of a scalar time, for t in [0, 1]."""
         self.alpha_fn, self.sigma_fn = alpha, sigma
         with jax.ensure_compile_time_eval():
-            end = jax.grad(lambda t: jnp.asarray(sigma(t)).astype(t.dtype))(jnp.asarray(1.0, jnp.float32))
-            sigma_1, alpha_0 = sigma(jnp.asarray(1.0, jnp.float32)), alpha(jnp.asarray(0.0, jnp.float32))
-        if any(isinstance(value, jax.core.Tracer) for value in (end, sigma_1, alpha_0)):
+            zero, one = jnp.asarray(0.0, jnp.float32), jnp.asarray(1.0, jnp.float32)
+            end, starts = jax.grad(self.sigma)(one), (jax.grad(self.alpha)(zero), jax.grad(self.sigma)(zero))
+            sigma_1, alpha_0 = sigma(one), alpha(zero)
+        if any(isinstance(value, jax.core.Tracer) for value in (end, *starts, sigma_1, alpha_0)):
             raise ValueError(
                 "A Path looks at its ends once, when it is built, and functions of traced values hide them. Build it "
                 "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
             )
         self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
+        self._steep = (bool(np.isinf(starts[0])), bool(np.isinf(starts[1])))
 
     def __check_init__(self):
         _check_ends(self)
@@ -52,18 +56,17 @@ class Path(AbstractPath):
         return jnp.asarray(self.sigma_fn(t)).astype(t.dtype)
 
     def alpha_dot(self, t):
-        return jax.grad(self.alpha)(_inside(t))
+        return _slope(self.alpha, t, self._steep[0])
 
     def sigma_sigma_dot(self, t):
-        sigma, sigma_dot = jax.value_and_grad(self.sigma)(_inside(t))
-        return sigma * sigma_dot
+        return self.sigma(_inside(t)) * _slope(self.sigma, t, self._steep[1])
 
     def velocity_row(self, t):
         alpha_dot = self.alpha_dot(t)
         if not self.finite_sigma_dot:
             sigma = self.sigma(t)
             return sigma, sigma * alpha_dot, self.sigma_sigma_dot(t)
-        return jnp.ones_like(alpha_dot), alpha_dot, jax.grad(self.sigma)(_inside(t))
+        return jnp.ones_like(alpha_dot), alpha_dot, _slope(self.sigma, t, self._steep[1])
 
     def log_snr_inverse(self, log_snr):
         return _bisect(self, scalar_time(log_snr))
@@ -101,13 +104,33 @@ def _check_ends(path):
             "A path has alpha(0)/sigma(0) and sigma(1)/alpha(1) of at most 0.05, so that it starts at noise and "
             f"ends at data. Got {alpha[0] / sigma[0]:.4g} and {sigma[-1] / alpha[-1]:.4g}."
         )
+    _check_signs(grid, alpha=alpha, sigma=sigma)
     with np.errstate(divide="ignore"):
-        log_snr = np.log(np.maximum(alpha, 0)) - np.log(np.maximum(sigma, 0))
-    if alpha.min() < 0 or sigma.min() < 0 or not (np.diff(log_snr) > 0).all():
+        log_snr = np.log(alpha) - np.log(sigma)
+    if not (np.diff(log_snr) > 0).all():
         raise ValueError(
-            "The signal-to-noise ratio alpha^2/sigma^2 of a path increases with time, with alpha and sigma not "
-            "negative. Got one that does not; time runs from noise (t = 0) to data (t = 1)."
+            "The signal-to-noise ratio alpha^2/sigma^2 of a path increases with time. Got one that does not; time "
+            "runs from noise (t = 0) to data (t = 1)."
         )
+
+
+def _check_signs(grid, **functions):
+    for name, values in functions.items():
+        least = int(values.argmin())
+        if values[least] < 0:
+            rounded = values[least] > -1e-6 * values.max()
+            sine = "jnp.sin(jnp.pi * t / 2)" if name == "alpha" else "jnp.sin(jnp.pi * (1 - t) / 2)"
+            fix = f", by rounding: let it be exactly zero, a cosine as {sine}, or take jflow.Cosine()"
+            raise ValueError(
+                f"alpha and sigma of a path are not negative. Got {name}({grid[least]:g}) = {values[least]:.4g}"
+                f"{fix if rounded else ''}."
+            )
+
+
+def _slope(fn, t, steep):
+    """The derivative of a function of time; where that is `steep`, infinite at t = 0."""
+    slope = jax.grad(fn)(_inside(t))
+    return jnp.where(scalar_time(t) == 0, jnp.sign(slope) * jnp.inf, slope) if steep else slope
 
 
 def _inside(t):

@@ -102,7 +102,8 @@ class HutchPlusPlus(AbstractDivergence):
     """Hutch++: exact on the range of a random sketch, Hutchinson's estimate on the rest.
 
     `tr(Q^T J Q) + v . P J P v` with `Q` an orthonormal basis of `J S`, `P = I - Q Q^T`, sketch `S` and probes `v` drawn
-    once; one estimate a probe, all sharing the sketch.
+    once; one estimate a probe, all sharing the sketch. Unbiased for any fixed `Q`, so gradients, unbiased too, take the
+    basis as constant: it has no derivative where the rank of `J` is below the sketch.
 
     Source: Meyer, Musco, Musco & Woodruff 2021, arXiv:2010.09649, algorithm 1.
     """
@@ -132,7 +133,7 @@ class HutchPlusPlus(AbstractDivergence):
 
     def __call__(self, f, x, probes):
         _, y, push = _linearized(f, x)
-        basis, _ = jnp.linalg.qr(jax.vmap(push)(probes[: self.sketch]).T)
+        basis, _ = jnp.linalg.qr(lax.stop_gradient(jax.vmap(push)(probes[: self.sketch]).T))
         on_range = jnp.sum(jax.vmap(push)(basis.T) * basis.T)
         rest = probes[self.sketch :]
         rest = rest - (rest @ basis) @ basis.T

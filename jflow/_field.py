@@ -215,7 +215,10 @@ class _Rematched(AbstractNetwork):
         return self.field.data(*self._source(t, x), args)
 
     def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self(t, x, args)
+        if not isinstance(self.field, AbstractNetwork):
+            return self(t, x, args)
+        t, x = self._source(t, x)
+        return convert(self.field.path, t, x, self.field.conditional(t, x, args), self.field.predicts, "data")
 
     def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         return self.field.mixed(rows, *self._source(t, x), args)
@@ -270,7 +273,9 @@ def trainable(tree: PyTree) -> PyTree:
         leaves, treedef = jtu.tree_flatten(tree, is_leaf=lambda node: node is not tree)
         names = _child_names(tree)
         flags = [
-            trainable(leaf) if name == "net" or _learns(name, leaf) else jtu.tree_map(lambda _: False, leaf)
+            trainable(leaf)
+            if name == "net" or (isinstance(leaf, AbstractField) and name != "weak")
+            else jtu.tree_map(lambda _: False, leaf)
             for name, leaf in zip(names, leaves, strict=True)
         ]
         return jtu.tree_unflatten(treedef, flags)
@@ -281,10 +286,6 @@ def trainable(tree: PyTree) -> PyTree:
     return jtu.tree_map(
         lambda node: trainable(node) if apart(node) else eqx.is_inexact_array(node), tree, is_leaf=apart
     )
-
-
-def _learns(name, leaf):
-    return isinstance(leaf, AbstractField) and name != "weak"
 
 
 def _child_names(tree):

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -43,7 +44,7 @@ def generate(
     **Arguments:**
 
     - `args`, `args_in_axes`: the condition, and which of its leaves have a leading axis of length `n` (0) or are
-      shared (`None`): a pytree prefix, as `in_axes` of `jax.vmap`.
+      shared (`None`): a pytree prefix, as `in_axes` of `jax.vmap`. Integers stay integers, as labels are.
     - `batch_size`: samples a chunk, or lanes; chunks of one size compile once.
     - `mesh`: devices over whose first axis each chunk is split, or which share the lanes.
     - `progress`: a progress bar, on a terminal.
@@ -51,9 +52,15 @@ def generate(
 
     **Returns:** a `Solution` of numpy arrays with a leading axis of length `n`.
 
-    Raises `ValueError` for `n < 1`, a batch that does not split over the mesh, or conditions of another length.
+    Raises `ValueError` for `n < 1`, a batch that does not split over the mesh, conditions of another length, or inside
+    `jax.jit` and its kin.
     """
     check_key(key, "generate")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves((field, key, args, options, jnp.zeros(())))):
+        raise ValueError(
+            "generate is compiled inside and returns numpy arrays. Got a traced value, as inside jax.jit, jax.vmap or "
+            "jax.grad: call it outside, or map there over keys, jax.vmap(lambda k: jflow.sample(field, k, shape, ...))."
+        )
     for name, value in (("n", n), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} is an integer of at least 1. Got {value!r}.")
@@ -61,10 +68,9 @@ def generate(
     batch_size = min(batch_size, -(-n // devices) * devices)
     check_split(batch_size, devices)
     pooled = takes_lanes(**options)
-    if not options.get("log_prob"):
-        plan(field, **options)
+    options = _array_options(options)
+    plan(field, **options)
     shared, split = _split_args(args, args_in_axes, n)
-    options = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, np.ndarray)) else leaf, options)
     shape = tuple(shape) if isinstance(shape, list) else shape
     static = _Static(shape, mesh, batch_size // devices if pooled else None)
     size = batch_size * min(QUEUE, -(-n // batch_size)) if pooled else batch_size
@@ -129,9 +135,25 @@ def _pool(field, key, static, options, n, index, part, condition):
     )  # fmt: skip
 
 
+def _array_options(options):
+    """The options with arrays for the numbers that people sweep, so that new values do not retrace."""
+    numbers = {
+        name: jnp.asarray(value, jnp.result_type(float, *jtu.tree_leaves(value)))
+        for name in ("times", "t0", "t1", "dt0", "eta")
+        if not ((value := options.get(name)) is None or callable(value))
+    }
+    counts = bool, int, np.bool_, np.integer
+    return jtu.tree_map(lambda leaf: leaf if isinstance(leaf, counts) else _array(leaf), options | numbers)
+
+
+def _array(leaf):
+    """A number or an array as an array of a strong type: a weak one would be another program."""
+    return jnp.asarray(leaf, jnp.asarray(leaf).dtype) if eqx.is_array_like(leaf) else leaf
+
+
 def _split_args(args, axes, n):
     """The condition as two pytrees alike: what every sample shares, and what has a leading axis of length `n`."""
-    args = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (int, float)) else leaf, args)
+    args = jtu.tree_map(_array, args)
     try:
         flags = jtu.tree_map(
             lambda axis, sub: jtu.tree_map(lambda _: axis is not None, sub),

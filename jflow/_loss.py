@@ -12,7 +12,7 @@ from jax.nn import sigmoid
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._field import AbstractField, AbstractNetwork
-from ._misc import as_state, cast_like, check_key, combine, normal_like, scalar_time, size
+from ._misc import as_state, cast_like, check_key, combine, normal_like, scalar_time, size, state_dtype
 from ._prediction import Prediction, check_prediction, prediction_row
 from ._times import AbstractLaw, Uniform
 from ._types import PRNGKey, Time
@@ -49,11 +49,16 @@ def matching_loss(
         )
     check_key(key, "matching_loss")
     law = Uniform() if law is None else law
+    if not isinstance(law, AbstractLaw):
+        raise TypeError(f"law is a law of training times, as jflow.LogitNormal(). Got {law!r}.")
+    if not (weight is None or callable(weight)):
+        raise TypeError(f"weight is a function of the log-SNR, as jflow.edm_weight(0.5). Got {weight!r}.")
     if t is None:
         _check_expectation(field, law, weight)
     key_time, key_noise = jr.split(key)
     x1 = as_state(x1)
     t = law.sample(key_time, field.path) if t is None else scalar_time(t)
+    t = t.astype(state_dtype(x1))
     x0 = normal_like(key_noise, x1) if x0 is None else cast_like(x0, x1, "x0")
     x_t = field.path.interpolate(t, x0, x1)
     s, a, b = prediction_row(field.path, field.predicts, t)

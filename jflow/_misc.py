@@ -48,23 +48,28 @@ def concrete(x: Any) -> Any:
         return None
 
 
+def float_type(x: Any) -> Any:
+    """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+
+
 def combine(*terms: tuple[Any, PyTree]) -> PyTree:
-    """The linear combination `sum(a * x)` of events, in the type of the first event's leaves."""
+    """The linear combination `sum(a * x)` of events, in the `float_type` of the first event's leaves."""
 
     def leaf(*xs):
         total = ft.reduce(lambda u, v: u + v, (a * x for (a, _), x in zip(terms, xs, strict=True)))
-        return total.astype(xs[0].dtype)
+        return total.astype(float_type(xs[0]))
 
     return jtu.tree_map(leaf, *(x for _, x in terms))
 
 
 def scale(a: Any, x: PyTree) -> PyTree:
-    """`a * x`, leaf by leaf, in the type of `x`."""
-    return jtu.tree_map(lambda leaf: (a * leaf).astype(leaf.dtype), x)
+    """`a * x`, leaf by leaf, in the `float_type` of `x`."""
+    return combine((a, x))
 
 
 def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
-    """`x` in the types of `like`; raises `ValueError` where structure or shapes differ."""
+    """`x` in the `float_type`s of `like`; raises `ValueError` where structure or shapes differ."""
     if jtu.tree_structure(x) != jtu.tree_structure(like):
         raise ValueError(
             f"{what} has the structure of the state. Got {jtu.tree_structure(x)} "
@@ -77,7 +82,7 @@ def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
                 f"{what} has the shape of the state. Got {jnp.shape(a)} for a state of shape {jnp.shape(b)}; "
                 "if these differ by a leading batch axis, a jax.vmap is missing."
             )
-        return jnp.asarray(a).astype(b.dtype)
+        return jnp.asarray(a).astype(float_type(b))
 
     return jtu.tree_map(leaf, x, like)
 
@@ -89,7 +94,7 @@ def size(x: PyTree) -> int:
 
 def state_dtype(x: PyTree) -> Any:
     """The floating type in which coefficients and times of the state `x` are computed."""
-    return jnp.result_type(*jtu.tree_leaves(x))
+    return jnp.result_type(*map(float_type, jtu.tree_leaves(x)))
 
 
 def as_state(x: PyTree, dtype: Any = None) -> PyTree:

@@ -110,7 +110,8 @@ def eased_times(n: int, path: AbstractPath, first: Time = 1.2, last: Time = 1.3)
 
 def eased_shares(n: int, first: Time = 1.2, last: Time = 1.3) -> Float[Array, "{n}+1"]:
     """`1 - (1 - s^first)^last` at `s = i/n`."""
-    return 1 - (1 - jnp.linspace(0.0, 1.0, n + 1) ** first) ** last
+    inner = jnp.linspace(0.0, 1.0, n + 1)[1:-1]  # the ends stay, and have no derivative in the exponents
+    return jnp.concatenate([jnp.zeros(1), 1 - (1 - inner**first) ** last, jnp.ones(1)])
 
 
 def _ratio_grid(shares, path):

@@ -117,6 +117,11 @@ def test_the_inverse_of_a_clock_reaches_the_ends():
     assert CLOCKS["sigma"].path_time(jf.CondOT(), 0.0) == 1
 
 
+def test_the_noise_in_the_paths_own_time_is_finite_at_the_data():
+    for path, square in ((jf.LinearVP(), 2.0), (jf.VP(), 0.1), (PATHS["root"], 1.0), (jf.CondOT(), 0.0)):
+        np.testing.assert_allclose(jf.PathClock().diffusion(path, 1.0, 1.0) ** 2, square, rtol=1e-6)
+
+
 def test_theta_at_eta_one_is_the_signal_to_noise_ratio(x64):
     path, t = PATHS["CondOT"], 0.3
     assert CLOCKS["theta"].time(path, t, 1.0) == pytest.approx((0.3 / 0.7) ** 2)

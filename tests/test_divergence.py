@@ -1,5 +1,6 @@
 """Divergences: exact for every shape and chunk, unbiased with probes."""
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -65,6 +66,19 @@ def test_hutch_plus_plus_is_exact_on_the_range_of_its_sketch():
     estimate = jf.HutchPlusPlus(3, 2)
     _, values = estimate(lambda x: low_rank @ x, jnp.ones(D), estimate.probes(jr.key(5), jnp.ones(D)))
     np.testing.assert_allclose(values, jnp.trace(low_rank) * jnp.ones(2), rtol=1e-4)
+
+
+def test_hutch_plus_plus_has_a_gradient_where_the_rank_is_below_the_sketch(x64):
+    """Of `log N(e^-a x) - a`, the density for the velocity `a e_1 e_1^T x`."""
+    x = jnp.arange(6.0) / 5
+
+    def log_prob(a):
+        field = jf.Field(lambda t, x, args: args * x * jnp.eye(6)[1], jf.CondOT(), "velocity")
+        options = {"times": jf.uniform_times(16), "divergence": jf.HutchPlusPlus(4, 2), "key": jr.key(6)}
+        return jf.log_prob(field, x, args=a, solver=dfx.Heun(), **options).log_prob
+
+    slope = jax.jit(jax.grad(log_prob))(jnp.asarray(0.5))
+    np.testing.assert_allclose(slope, 0.2**2 * np.exp(-1.0) - 1, rtol=1e-4)
 
 
 def test_bad_arguments_say_the_rule():

@@ -234,6 +234,15 @@ def test_change_path_is_exact(target, x64):
     assert moved.path is path and moved.evaluations() == 1 and isinstance(moved, AbstractField)
 
 
+def test_a_guide_on_another_path_is_trained_with_bare_conditions():
+    """The loss of a data prediction `x c`: `E(x_t c - x1)^2` at the scaled state of the other path."""
+    field = jf.Field(lambda t, x, c: c * x, jf.CondOT(), "data")
+    moved, x1, t = jf.change_path(jf.Guided(field, 0.0), jf.Cosine()), jnp.array([1.0, 2.0]), 0.5
+    loss = jf.matching_loss(moved, jr.key(0), x1, 0.5, x0=jnp.zeros(2), t=t)
+    state = jf.Cosine().alpha(t) * x1 * np.hypot(0.5, 0.5)  # t = 1/2 has equal parts on both paths
+    np.testing.assert_allclose(loss, np.mean((0.5 * state - x1) ** 2), rtol=1e-5)
+
+
 def test_change_path_is_refused_where_the_ratios_do_not_overlap():
     """VE from sigma 80 to 0.002 is known on CondOT from t = 1/81 to 1/1.002: else an error, or NaN under a trace."""
     field, x, overlap = jf.change_path(gaussian(jf.VE(0.002, 80.0)), jf.CondOT()), jnp.ones(2), "0.0123457 to t = 0.998"
@@ -334,6 +343,17 @@ def test_K6_fields_can_be_mapped_scanned_and_jitted():
     _, scanned = jax.jit(lambda: jax.lax.scan(lambda c, tx: (c, field.velocity(*tx)), 0, (ts, xs)))()
     np.testing.assert_allclose(mapped, scanned, rtol=1e-6)
     np.testing.assert_allclose(mapped, jax.pmap(lambda t, x: field.velocity(t, x))(ts, xs), rtol=1e-6)
+
+
+def test_an_integer_state_is_one_of_float32():
+    x = jnp.array([1, 2])
+    for field in (
+        jf.Field(lambda t, x, args: x / 4, jf.CondOT(), "velocity"),
+        jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT()),
+    ):
+        for name in ("velocity", "data", "noise", "score"):
+            value = getattr(field, name)(0.25, x)
+            np.testing.assert_allclose(value, getattr(field, name)(0.25, x.astype(jnp.float32)), rtol=1e-6)
 
 
 def test_a_state_may_be_a_pytree():

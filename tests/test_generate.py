@@ -74,7 +74,9 @@ def test_one_compilation_for_new_keys_parameters_scales_grids_and_numbers():
     traces = net.traces
     assert traces > 0
     run(jr.key(9), 10, np.ones(10), 3.0, TIMES**2, 0.5)
-    run(KEY, 23, np.ones(23, np.float32), jnp.asarray(1.5), np.asarray(TIMES), 2.0)
+    run(KEY, 23, np.ones(23, np.float32), jnp.asarray(1.5), np.asarray(TIMES), 2)
+    for number in (np.float64(0.5), np.float32(2.0), jnp.float32(0.5)):
+        run(KEY, 4, jnp.ones(4), number, TIMES.tolist(), number)
     assert net.traces == traces
     again = run(KEY, 10, jnp.arange(10.0), 2.0, TIMES, 1.0)
     np.testing.assert_array_equal(first, again)
@@ -177,11 +179,21 @@ def test_what_sample_refuses_generate_refuses_before_tracing():
         ({"times": TIMES + 0.1, "eta": -1.0}, "eta is a number of at least 0"),
         ({"times": TIMES, "t0": 0.0}, "belongs to an adaptive solve"),
         ({"t0": 0.0, "t1": 0.9}, "Got t = 0, .*start a little later"),
+        ({"times": TIMES, "log_prob": True}, "Got t = 0, .*start a little later"),
     ]
     for options, fragment in cases:
         with pytest.raises(ValueError, match=fragment):
             jf.generate(noise, KEY, 4, (2,), **options)
     assert net.traces == 0
+
+
+def test_generate_owns_its_loop():
+    field = gaussian(jf.CondOT())
+    for fn in (
+        lambda k: jf.generate(field, k, 4, (2,), times=TIMES).x,
+        lambda _: jf.generate(field, KEY, 4, (2,), times=TIMES).x,
+    ):
+        refuses(lambda fn=fn: jax.jit(fn)(KEY), "call it outside, or map there over keys")
 
 
 def test_bad_input_is_refused_with_a_reason():

@@ -123,6 +123,11 @@ def test_a_rule_is_finite_where_predictions_vanish(name):
         assert jnp.isfinite(value) and all(jnp.isfinite(s).all() for s in slopes)
 
 
+@pytest.mark.parametrize("event", [jnp.ones(4), jnp.float32(1.0), 0.1 * jnp.ones(3)])
+def test_what_has_no_spread_is_not_rescaled(event):
+    np.testing.assert_allclose(jf.Rescaled(0.7)(T, event, 0.5 * event, 2.0), 1.5 * event, rtol=1e-6)
+
+
 def test_the_first_velocities_are_zero():
     guided = jf.Guided(FIELD, 0.7, rule=jf.CFGZero(zero_before=0.25))
     x = event("image")

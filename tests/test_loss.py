@@ -335,12 +335,28 @@ def test_types_are_kept():
         assert kept(jnp.ones(2)) == jnp.float64
 
 
+def test_the_network_computes_in_the_type_of_the_data(x64):
+    seen = []
+
+    def net(t, x, args):
+        seen.append((t.dtype, x.dtype))
+        return x * t
+
+    for predicts in ("velocity", "data"):
+        field = jf.Field(net, jf.CondOT(), predicts)
+        loss = jf.matching_loss(field, KEY, jnp.ones(2, jnp.float32), weight=jf.edm_weight(0.5))
+        assert loss.dtype == jnp.float32
+    assert all(t == x == jnp.float32 for t, x in seen)
+
+
 def test_bad_input_is_refused_with_a_reason():
     field, x1 = constant(jf.CondOT(), "velocity"), jnp.ones(2)
     short = jf.Field(lambda t, x, args: x[:1], jf.CondOT(), "velocity")
     cases = [
         (lambda: jf.matching_loss(lambda t, x, args: x, KEY, x1), TypeError, "takes a field"),
         (lambda: jf.matching_loss(field, None, x1), ValueError, "pass key="),
+        (lambda: jf.matching_loss(field, KEY, x1, law=jf.LogitNormal), TypeError, r"as jflow.LogitNormal\(\)"),
+        (lambda: jf.matching_loss(field, KEY, x1, weight=2.0), TypeError, "function of the log-SNR"),
         (lambda: jf.matching_loss(field, jr.PRNGKey(0), x1), ValueError, "typed key"),
         (lambda: jf.matching_loss(field, jr.split(KEY), x1), ValueError, "vmap"),
         (lambda: jf.matching_loss(field, jr.key(0, impl="rbg"), x1), ValueError, "rbg"),

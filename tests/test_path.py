@@ -154,6 +154,7 @@ def test_F5_path_samples():
             np.testing.assert_array_equal(edges[name][0], noise[0])
         if PATHS[name].ends_at_data:  # exactly
             np.testing.assert_array_equal(edges[name][1], z)
+    assert jf.CondOT().interpolate(0.25, jnp.array([0.5]), jnp.array([1])) == 0.625  # integers are no type of events
     pair = jf.CondOT().interpolate(0.25, {"a": noise[0]}, {"a": z})
     np.testing.assert_allclose(pair["a"], 0.25 * z + 0.75 * noise[0], rtol=1e-6)
 
@@ -240,7 +241,13 @@ def test_F10_boundary_distributions():
         (lambda t: t, lambda t: 1.1 - t, "at most 0.05"),
         (lambda t: t * (1 - 0.9 * jnp.sin(jnp.pi * t)), lambda t: 1 - 0.99 * t, "increases"),
         (lambda t: jnp.log(t), lambda t: 1 - t, "finite"),
-        (lambda t: t, lambda t: 1 - 1.01 * t, "not negative"),
+        (lambda t: t, lambda t: 1 - 1.01 * t, r"not negative. Got sigma\(1\) = -0.01\.$"),
+        (
+            lambda t: jnp.sin(jnp.pi * t / 2),
+            lambda t: jnp.cos(jnp.pi * t / 2),
+            r"sigma\(1\) = .*sin\(jnp.pi \* \(1 - t\)",
+        ),
+        (lambda t: jnp.cos(jnp.pi * (1 - t) / 2), lambda t: 1 - t, r"alpha\(0\) = .*jnp.sin\(jnp.pi \* t / 2\)"),
         (lambda t: t, lambda t: 0 * t, r"sigma\(0\) > 0"),
     ],
 )
@@ -253,6 +260,28 @@ def test_F11_a_noise_that_rises_is_fine_while_the_ratio_does():
     path = jf.Path(lambda t: t, lambda t: (1 - t) * (1 + 3 * t))
     assert (np.diff(jax.vmap(path.log_snr)(jnp.linspace(0.01, 0.99, 99))) > 0).all()
     assert path.sigma_dot(0.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [
+        (jf.Path(jnp.sqrt, lambda t: jnp.sqrt(1 - t)), (1, np.inf, -0.5)),
+        (jf.Path(lambda t: t, lambda t: (1 - t) * (1 - jnp.sqrt(t) / 2)), (1, 1, -np.inf)),
+    ],
+    ids=["alpha", "sigma"],
+)
+def test_F11_a_derivative_that_is_infinite_at_the_start_is_infinite_there(path, row):
+    field = jf.distributions.Gaussian(jnp.ones(2), std=0.5).field(path)
+    np.testing.assert_allclose(path.velocity_row(0.0), row)
+    np.testing.assert_allclose(path.sigma_sigma_dot(0.0), row[2])
+    jf.testing.check_path(path).check()
+    for options in ({}, {"eta": 1.0, "clock": jf.PathClock()}):
+        with pytest.raises(ValueError, match=r"Got t = 0, .* RatioClock"):
+            jf.sample(field, jr.key(0), (2,), times=jf.uniform_times(4), **options)
+    noise = jnp.array([-1.0, 0.7])
+    for clock in (jf.RatioClock(), jf.ThetaClock(), jf.AngleClock()):
+        x = jf.decode(field, noise, times=jf.uniform_times(64), clock=clock).x
+        np.testing.assert_allclose(x, 1 + 0.5 * noise, atol=0.05)  # in the limit of small steps
 
 
 def test_F11_the_built_in_paths_check_their_parameters():

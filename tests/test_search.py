@@ -139,6 +139,19 @@ def test_a_choice_of_ones_own_takes_the_calls_that_are_asked_for():
     refuses(lambda: jf.best_sampler(guided, KEY, 5, (2,), args=(1, 2.0)), "No sampler takes nfe = 5")
 
 
+@pytest.mark.parametrize(("interval", "nfe", "n"), [(None, 12, 6), ((0.3, 0.7), 11, 8)])
+def test_guidance_of_a_search_has_a_scale_for_each_sample_and_an_interval(interval, nfe, n):
+    """Two calls a step, or one and three more at 3/8, 4/8 and 5/8."""
+    world = jf.distributions.LabelledMixture(MIXTURE)
+    field = jf.Guided(world.field(jf.CondOT()), world.null, interval=interval)
+    best = jf.best_sampler(
+        field, KEY, nfe, (2,), candidates={"mine": {**ADAMS, "times": jf.uniform_times}}, num=8, fit=0, progress=False,
+        args=(jnp.arange(8) % 3, jnp.linspace(1.0, 3.0, 8)), args_in_axes=(0, 0),
+    )  # fmt: skip
+    assert len(best.options["times"]) == n + 1
+    assert jf.sample(field, KEY, (2,), args=(1, 2.0), **best.options).nfe == best.nfe == nfe
+
+
 def test_what_a_search_refuses():
     fit = lambda field=FIELD, n=4, **options: jf.optimize_times(field, KEY, n, (2,), **options)  # noqa: E731
     refuses(lambda: fit(n=0), "n is an integer of at least 1. Got 0")

@@ -66,6 +66,19 @@ def test_check_field_tells_the_exact_field_from_another():
     assert not report["continuity equation"].passed
 
 
+@pytest.mark.parametrize("condition", ["label", "mean"])
+def test_check_field_takes_a_condition(condition):
+    means = jnp.asarray([[-1.0, 0.0], [1.0, 1.0]])
+    world, args, other = {
+        "label": (jf.distributions.LabelledMixture(jf.distributions.GaussianMixture(means, stds=jnp.ones(2))), 0, 1),
+        "mean": (jf.distributions.HierarchicalGaussian(0.5, (2,)), means[0], means[1]),
+    }[condition]
+    field = world.field(jf.CondOT())
+    testing.check_field(field, world, n=64, args=args).check()
+    taken = jf.Field(lambda t, x, _: field.velocity(t, x, other), jf.CondOT(), "velocity")
+    assert not any(check.passed for check in testing.check_field(taken, world, n=64, args=args))
+
+
 def heun(field, x0, z):
     return jf.decode(field, x0, times=jf.uniform_times(len(z)), solver=dfx.Heun()).x
 

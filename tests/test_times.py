@@ -182,6 +182,14 @@ def test_grids_can_be_traced_and_differentiated():
     assert np.isfinite(slopes).all() and slopes[-2] < 0 and slopes[-1] == 0
 
 
+def test_eased_times_have_a_gradient_in_their_exponents():
+    """With `u = 1 - s^a` the share `1 - u^b`, a time of CondOT, moves in `a` by `b u^(b - 1) s^a log(s)`."""
+    slopes = jax.jit(jax.jacrev(lambda first: jf.eased_times(5, jf.CondOT(), first, 0.9)))(1.2)
+    s = np.arange(1, 5) / 5
+    np.testing.assert_allclose(slopes[1:-1], 0.9 * (1 - s**1.2) ** -0.1 * s**1.2 * np.log(s), rtol=1e-5)
+    assert slopes[0] == slopes[-1] == 0
+
+
 LAWS = {
     "uniform": (jf.Uniform(), lambda u, path: u),
     "part": (jf.Uniform(0.1, 0.6), lambda u, path: 0.1 + 0.5 * u),

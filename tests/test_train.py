@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 import pytest
+from references import refuses
 
 import jflow as jf
 
@@ -282,6 +283,36 @@ def test_a_flax_network_trains():
     assert state.ema.velocity(0.5, jnp.ones(2)).shape == (2,)
 
 
+def test_a_network_that_changes_when_it_is_called_is_refused():
+    from flax import nnx
+
+    def build(*layers):
+        return nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), *layers)
+
+    for name, layer in {
+        "Dropout": nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
+        "BatchNorm": nnx.BatchNorm(2, rngs=nnx.Rngs(0)),
+    }.items():
+        net = build(layer)
+        for field in (net, jf.Field(net, jf.CondOT(), "velocity")):
+            with pytest.raises(ValueError, match=rf"Got a {name} .* call net.eval\(\)"):
+                jf.train.init(field, OPTIMIZER)
+        net.eval()
+        jf.train.init(net, OPTIMIZER)
+    jf.train.init(build(nnx.Dropout(0.0, rngs=nnx.Rngs(0))), OPTIMIZER)
+    dropped = build(nnx.Dropout(0.5))  # draws from what it is handed
+
+    def mean(net, key, x):
+        return net.layers[1](net.layers[0](x), rngs=nnx.Rngs(key)).mean()
+
+    state, batch = jf.train.init(dropped, optax.sgd(0.0)), jnp.ones((1, 2))
+    losses = []
+    for i in range(4):
+        state, info = jf.train.step(state, mean, jr.key(i), batch)
+        losses.append(float(info.loss))
+    assert len(set(losses)) > 1
+
+
 @pytest.mark.parametrize(
     ("batch", "match"),
     [
@@ -302,6 +333,7 @@ def test_errors_name_the_fix():
         jf.train.step(state, lambda net, key, x: x * net(x), jr.key(0), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="Partial"):
         jf.train.init(jf.Field(lambda t, x, args: x, jf.CondOT(), "velocity"), OPTIMIZER)
+    refuses(lambda: jf.train.init(linear(), 1e-3), r"as optax.adam\(1e-3\). Got 0.001", TypeError)
     for ema in (1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match=re.escape("[0, 1)")):
             jf.train.init(linear(), OPTIMIZER, ema=ema)

@@ -16,7 +16,8 @@ class Rescaled(AbstractRule):
 
         phi D std(D_c)/std(D) + (1 - phi) D ,
 
-    the standard deviation over the components of one event. `D` is classifier-free, or of another `rule`.
+    the standard deviation over the components of one event; a `D` without any, as one of a single component, stays as
+    it is. `D` is classifier-free, or of another `rule`.
 
     Source: Lin et al. 2023, arXiv:2305.08891, section 3.4 (there of whatever the network predicts; here of the data).
     """
@@ -43,13 +44,15 @@ class Rescaled(AbstractRule):
         guided = (
             extrapolate(conditional, other, scale) if self.rule is None else self.rule(t, conditional, other, scale)
         )
-        change = ratio(_std(conditional), _std(guided)) - 1
+        spread = _std(guided)
+        change = jnp.where(spread == 0, 0, ratio(_std(conditional), spread) - 1)
         return jtu.tree_map(lambda d: (d * (1 + self.phi * change)).astype(d.dtype), guided)
 
 
 def _std(x):
-    """The standard deviation over all components of an event."""
-    n = size(x)
+    """The standard deviation over all components of an event, exactly zero where they are equal."""
+    n, shift = size(x), jtu.tree_leaves(x)[0].reshape(-1)[0]
+    x = jtu.tree_map(lambda leaf: leaf - shift, x)
     mean = inner(x, jtu.tree_map(jnp.ones_like, x)) / n
     centred = jtu.tree_map(lambda leaf: leaf - mean, x)
     return safe_sqrt(inner(centred, centred) / n)

@@ -30,6 +30,15 @@ class Task(eqx.Module):
     shape: Any
     options: Any
 
+    def one(self):
+        """The task of drawing the first sample alone."""
+
+        def first(axis, part):
+            return part if axis is None else jtu.tree_map(lambda leaf: leaf[0], part)
+
+        args = jtu.tree_map(first, self.axes, self.args, is_leaf=lambda leaf: leaf is None)
+        return Task(self.field, self.keys[:1], args, None, self.shape, self.options)
+
     def draw(self, options, unroll=False):
         """A batched `Solution`; `unroll` is that of the loop."""
         problem, solver, end = plan(self.field, **options)
@@ -46,6 +55,12 @@ class Task(eqx.Module):
 @eqx.filter_jit
 def draw(task, options):
     return task.draw(options)
+
+
+@eqx.filter_jit
+def evaluations(task, options):
+    """Network evaluations of every sample; the samples themselves are not drawn."""
+    return task.draw(options).nfe
 
 
 def make_task(field, key, shape, args, axes, num, base, dtype) -> Task:

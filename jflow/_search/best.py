@@ -1,5 +1,6 @@
 """The best of many samplers."""
 
+import bisect
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -17,7 +18,7 @@ from .._sample import plan
 from .._solver import Adams, DPMpp
 from .._times import eased_shares
 from .._types import PRNGKey, Time
-from ._task import between, check_counts, draw, errors, even, fine, make_ends, make_task
+from ._task import between, check_counts, draw, errors, evaluations, even, fine, make_ends, make_task
 from .times import optimize_times
 from .weights import fit_weights
 
@@ -31,7 +32,9 @@ class Best(NamedTuple):
     nfe: int
     """Network evaluations of one sample."""
     table: dict[str, float]
-    """The error of every combination, the best first."""
+    """The error of every combination, the best first; infinite where it diverges, or where the fitted grid has come
+    to take other than `nfe` evaluations, as guidance on an interval of times may make it.
+    """
 
 
 def best_sampler(
@@ -81,7 +84,7 @@ def best_sampler(
         check_counts(fit=fit)
     key_test, key_fit = jr.split(key)
     task, ends = make_task(field, key_test, shape, args, args_in_axes, num, base, dtype), make_ends(t0, t1)
-    plans = _plans(field, candidates, ends, nfe, args)
+    plans = _plans(task, candidates, ends, nfe)
     targets, table = {}, {}
     total = len(plans) + fit + (fit > 0)
     with tqdm(total=total, desc="best_sampler", unit="sampler", disable=None if progress else True) as bar:
@@ -120,12 +123,14 @@ def _has_weights(options):
 
 
 def _measure(task, ends, options, nfe, targets):
-    """The error of one sampler, infinite where it diverges."""
+    """The error of one sampler, infinite where it diverges or where a varying cost takes it off `nfe`."""
     end = "denoise" if options["end"] == "denoise" else "stop"
     if end not in targets:
         targets[end] = fine(task, ends, end)
     out = draw(task, options)
     if int(out.nfe[0]) != nfe:
+        if _cost(task.one(), ends) is None:
+            return np.inf
         raise ValueError(
             f"Every sampler takes nfe = {nfe} evaluations. Got {options['solver']}, which takes {out.nfe[0]}."
         )
@@ -163,9 +168,16 @@ def _defaults(path, ends) -> dict[str, dict[str, Any]]:
     }
 
 
-def _plans(field, candidates, ends, nfe, args):
+def _cost(one, ends):
+    """The evaluations of one call of the field, `None` where they depend on its time."""
+    cost = one.field.evaluations(one.args, ends[0])
+    return cost if isinstance(cost, int) else None
+
+
+def _plans(task, candidates, ends, nfe):
     """The options of every combination, with its grid; of the default ones those that fit."""
-    plans, refused = {}, None
+    plans, refused, field, one = {}, None, task.field, task.one()
+    cost = _cost(one, ends)
     for name, given in (_defaults(field.path, ends) if candidates is None else candidates).items():
         if "times" not in given or set(given) - {"times", "solver", "clock", "end"}:
             raise ValueError(
@@ -175,8 +187,12 @@ def _plans(field, candidates, ends, nfe, args):
         grid, options = given["times"], {k: v for k, v in given.items() if k != "times"}
         try:
             _, solver, end = plan(field, times=grid(2), **options)
-            n = _steps(name, nfe, field.evaluations(args), _calls(solver), end)
-            plans[name] = {"times": grid(n), "clock": None, **options, "solver": solver, "end": end}
+            options = {"clock": None, **options, "solver": solver, "end": end}
+            if cost is None:
+                n = _steps_drawn(name, nfe, one, grid, options)
+            else:
+                n = _steps(name, nfe, cost, _calls(solver), end)
+            plans[name] = {"times": grid(n), **options}
             plan(field, **plans[name])
         except ValueError as error:
             plans.pop(name, None)
@@ -188,16 +204,28 @@ def _plans(field, candidates, ends, nfe, args):
     return plans
 
 
-def _steps(name, nfe, evaluations, calls, end):
+def _steps(name, nfe, cost, calls, end):
     """The steps that take `nfe` evaluations."""
     last = 0 if end == "stop" else 1 if end == "denoise" else _calls(end)
-    steps, rest = divmod(nfe - evaluations * last, evaluations * calls)
+    steps, rest = divmod(nfe - cost * last, cost * calls)
     n = steps + (end != "stop")
     if rest or n < 1:
         raise ValueError(
-            f"nfe is {evaluations} x (steps x {calls} + {last}) for {name}, {evaluations} being the evaluations of one "
+            f"nfe is {cost} x (steps x {calls} + {last}) for {name}, {cost} being the evaluations of one "
             f"call of the field and {last} those of its own last step. Got nfe={nfe}."
         )
+    return n
+
+
+def _steps_drawn(name, nfe, one, grid, options):
+    """The steps that take `nfe` evaluations where these depend on the times: more steps take more."""
+
+    def count(n):
+        return int(evaluations(one, {"times": grid(n), **options})[0])
+
+    n = 1 + bisect.bisect_left(range(1, nfe + 1), nfe, key=count)
+    if (got := count(n)) != nfe:
+        raise ValueError(f"{name} takes fewer than nfe = {nfe} evaluations in {n - 1} steps. Got {got} in {n}.")
     return n
 
 

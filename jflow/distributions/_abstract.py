@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from .._field import AbstractNetwork
-from .._misc import as_state, concrete, scalar_time
+from .._misc import as_state, concrete, float_type, scalar_time
 from .._path import AbstractPath
 from .._prediction import Prediction, Row, check_prediction, prediction_row
 from .._types import Event, PRNGKey, Time
@@ -177,7 +177,7 @@ class ExactField(AbstractNetwork):
 
         def total(a, b):
             parts = [w * q for w, q in ((a, moments.data), (b, moments.score)) if w is not None]
-            return sum(parts[1:], parts[0]).astype(x.dtype)
+            return sum(parts[1:], parts[0]).astype(float_type(x))
 
         return tuple(total(a, b) for a, b in weights)
 

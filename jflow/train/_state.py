@@ -126,12 +126,17 @@ def init(
     - `ema`: decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the
       optimiser through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
 
-    Raises `ValueError` where nothing is trainable, or for a decay outside [0, 1).
+    A step changes parameters and nothing else. `TypeError` for what is no optimiser; `ValueError` where nothing is
+    trainable, for a decay outside [0, 1), and for a flax network that changes when it is called: a batch normalisation
+    that keeps statistics, a dropout that draws from a stream of its own.
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
     """
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema is a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"An optimiser is an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
+    _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
     skeleton = _Skeleton.of(field)
     arrays, trained = skeleton.pick(field), skeleton.pick(trainable(field))
@@ -152,6 +157,24 @@ def init(
         step=jnp.zeros((), jnp.int32),
         layout=_Layout(skeleton, trained, slots, optimizer, ema),
     )
+
+
+def _check_still(field):
+    """Raises `ValueError` where a call changes a flax module, told by its attributes: no wing but `nn` knows flax."""
+
+    def check(node):
+        draws = getattr(node, "deterministic", None) is False and getattr(node, "rngs", None) is not None
+        if (draws and getattr(node, "rate", getattr(node, "dropout_rate", 0)) > 0) or getattr(
+            node, "use_running_average", None
+        ) is False:
+            raise ValueError(
+                "A step changes parameters alone, so statistics and random streams inside a network would stand still. "
+                f"Got a {type(node).__name__} that has them: call net.eval(), normalise by GroupNorm or LayerNorm, or "
+                "make a dropout without rngs and hand it nnx.Rngs(key) at each call, the key through args."
+            )
+        return False
+
+    jtu.tree_leaves(field, is_leaf=check)
 
 
 def average_dtype(p: Array) -> Any:
