@@ -37,9 +37,9 @@ def generate(
 ) -> Solution:
     """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, args=args_i, **options)`.
 
-    Sample `i` depends on `(key, i)` alone, whatever the batch size, the chunk and the devices. An adaptive solve of the
-    ODE (`t0=`, `t1=`, an explicit Runge-Kutta solver, a `PIDController`) of which the end alone is asked for runs in
-    lanes: a finished sample leaves its place in the batch to the next, and none waits for the slowest.
+    Sample `i` depends on `(key, i)` alone, up to rounding whatever the batch size, the chunk and the devices. An
+    adaptive solve of the ODE (`t0=`, `t1=`, an explicit Runge-Kutta solver, a `PIDController`) of which the end alone is
+    asked for runs in lanes: a finished sample leaves its place in the batch to the next, and none waits for the slowest.
 
     **Arguments:**
 
@@ -69,7 +69,8 @@ def generate(
     check_split(batch_size, devices)
     pooled = takes_lanes(**options)
     options = _array_options(options)
-    plan(field, **options)
+    _, _, end = plan(field, **options)
+    options |= {} if end is None else {"end": end}  # known here, where the grid is
     shared, split = _split_args(args, args_in_axes, n)
     shape = tuple(shape) if isinstance(shape, list) else shape
     static = _Static(shape, mesh, batch_size // devices if pooled else None)
