@@ -38,8 +38,9 @@ def generate(
     """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, args=args_i, **options)`.
 
     Sample `i` depends on `(key, i)` alone, up to rounding whatever the batch size, the chunk and the devices. An
-    adaptive solve of the ODE (`t0=`, `t1=`, an explicit Runge-Kutta solver, a `PIDController`) of which the end alone is
-    asked for runs in lanes: a finished sample leaves its place in the batch to the next, and none waits for the slowest.
+    adaptive solve of the ODE (`t0=`, `t1=`, an explicit Runge-Kutta solver, a `PIDController`) of which the end alone
+    is asked for runs in lanes: a finished sample leaves its place in the batch to the next, and none waits for the
+    slowest.
 
     **Arguments:**
 
