@@ -506,6 +506,8 @@ SINGULAR = [  # predicts, options, where, what is said
     ("velocity", {"clock": jf.ThetaClock(), "end": "stop"}, "t = 1", "end='denoise'"),
     ("velocity", {"eta": 1.0, "end": "stop"}, "t = 1", "end='denoise'"),
     ("velocity", {"eta": 1.0, "end": dfx.Euler()}, "t = 1", "end='denoise'"),
+    ("noise", {"diffusion": lambda t, x, args: args * x}, "t = 0", "start a little later"),
+    ("velocity", {"diffusion": lambda t, x, args: 0.5, "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
     (
         "score",
         {"times": jnp.linspace(0.1, 1.0, 5), "solver": dfx.Heun(), "clock": jf.ThetaClock(), "end": "stop"},
@@ -534,6 +536,13 @@ def test_a_singular_end_of_an_adaptive_or_backward_solve_is_refused():
         jf.encode(gaussian(jf.CondOT(), predicts="noise"), jnp.ones(2), times=jf.uniform_times(4), solver=dfx.Heun())
     with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):
         jf.sample(gaussian(jf.CondOT(), predicts="noise"), KEY, (2,), t0=0.0, t1=0.9)
+    velocity = gaussian(jf.CondOT())
+    with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):  # where x alone is traced
+        jax.jit(lambda x: jf.decode(velocity, x, t0=0.0, t1=0.9, clock=jf.SigmaClock()))(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"Got t = 0, .*ThetaClock"):
+        jax.jit(lambda x: jf.decode(velocity, x, t0=0.0, t1=0.9, clock=jf.RatioClock(), eta=1.0))(jnp.ones(2))
+    # a path whose parameters are traced is not known to be singular
+    assert eqx.filter_jit(jf.decode)(gaussian(jf.VE()), jnp.ones(2), t0=0.0, t1=0.9).status == 0
 
 
 def test_paths_that_do_not_reach_the_ends_are_not_refused():
