@@ -39,22 +39,30 @@ class FieldEquation(AbstractProblem):
             eta = self.level(t0)
             eta = jnp.asarray(eta).astype(times.dtype)
             enter, leave = clock.scale(path, t0, eta), clock.scale(path, t1, eta)
-            span = clock.noise_time(path, t1, eta) - clock.noise_time(path, t0, eta)
+            s0 = s1 = variance = None
+            if self.noisy:
+                s0, s1 = (clock.noise_time(path, t, eta) for t in (t0, t1))
+                variance = s1 - s0
             return Interval(
                 t0=t0,
                 t1=t1,
                 tau0=clock.time(path, t0, eta),
                 tau1=clock.time(path, t1, eta),
-                variance=span if self.noisy else None,
+                variance=variance,
                 enter=enter,
                 leave=None if leave is None else 1 / leave,
                 eta=eta,
+                s0=s0,
+                s1=s1,
             )
 
         return jax.vmap(one)(times[:-1], times[1:])
 
     def scaled(self, factor, x):
         return scale(factor, x)
+
+    def time(self, t, eta):
+        return t if isinstance(self.clock, PathClock) else self.clock.time(self.field.path, t, eta)
 
     def noise_time(self, tau, eta):
         path = self.field.path
