@@ -68,15 +68,13 @@ class _View:
         """What to save, each value with its time."""
 
         def save(sub):
+            def fn(tau, u, args):
+                return self.locate(tau, u)[0], self.call(sub.fn, tau, u, args)
+
             ts = None if sub.ts is None else clock_times(self.problem, self.interval, sub.ts)
-            fn = lambda tau, u, a: (self.locate(tau, u)[0], self.call(sub.fn, tau, u, a))  # noqa: E731
             return dfx.SubSaveAt(t0=sub.t0, t1=sub.t1, ts=ts, steps=sub.steps, fn=fn)
 
-        return jtu.tree_map(save, subs, is_leaf=_is_sub)
-
-
-def _is_sub(node):
-    return isinstance(node, dfx.SubSaveAt)
+        return jtu.tree_map(save, subs, is_leaf=lambda node: isinstance(node, dfx.SubSaveAt))
 
 
 def clock_times(problem: AbstractProblem, interval: Interval, ts: Array) -> Array:

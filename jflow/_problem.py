@@ -74,8 +74,8 @@ class AbstractProblem(eqx.Module):
 
 
 def located(problem: AbstractProblem, interval: Interval, x0: PyTree, u0: PyTree, tau: Any, u: PyTree) -> Any:
-    """`(t, x)` of `(tau, u)` in an interval that starts at `x0`, of which `u0` may know nothing: where `alpha = 0` the
-    scale of a noisy clock is zero.
+    """`(t, x)` of `(tau, u)` in an interval from `x0`, which `u0` does not tell where alpha = 0: the scale of a noisy
+    clock is zero there.
     """
     if interval.enter is None or not problem.noisy:
         return problem.locate(tau, u, interval.eta)
