@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ._brownian import Recorded
 from ._misc import all_finite, scalar_time, state_dtype
-from ._problem import AbstractProblem, Interval, NoiseTerm, explicit_tableau
+from ._problem import AbstractProblem, Interval, NoiseTerm, check_start, explicit_tableau, located, noise_clock
 from ._types import PRNGKey, Solution
 
 
@@ -37,21 +37,75 @@ def adaptive(
     solver = dfx.Tsit5() if solver is None else solver
     interval, controller = clocked(problem, x0, t0, t1, solver, stepsize_controller)
     _check_controller(solver, controller)
-    eta, tau0, tau1 = interval.eta, interval.tau0, interval.tau1
-    terms = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, eta), a, eta))
-    if problem.noisy:
-        source = _path(problem, brownian, key)
-        noise = NoiseTerm(_coefficient(problem, eta), source, lambda tau: problem.noise_time(tau, eta))
-        terms = dfx.MultiTerm(terms, noise)
+    check_start(solver, interval)
     u0 = x0 if interval.enter is None else problem.scaled(interval.enter, x0)
-    saved = dfx.SaveAt(t1=True) if saveat is None else saveat
+    view = _View(problem, interval, x0, u0)
+    saved = dfx.SaveAt() if saveat is None else saveat
     sol = dfx.diffeqsolve(
-        terms, solver, tau0, tau1, dt0, u0, args,
-        saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": saved.subs}, dense=saved.dense),
-        stepsize_controller=controller, event=_stop(event), max_steps=max_steps, throw=False,
+        _terms(view, brownian), solver, interval.tau0, interval.tau1, first_step(problem, interval, dt0), u0, args,
+        saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)}, dense=saved.dense),
+        stepsize_controller=controller, event=_stop(view, event, dt0), max_steps=max_steps, throw=False,
         adjoint=dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
     )  # fmt: skip
-    return _adaptive_solution(problem, solver, sol, eta, saveat, problem.cost(t0, args))
+    return _adaptive_solution(view, solver, sol, problem.cost(t0, args))
+
+
+class _View:
+    """A solve in the time and state of its clock, seen in those of the path."""
+
+    def __init__(self, problem, interval, x0, u0):
+        self.problem, self.interval, self.x0, self.u0 = problem, interval, x0, u0
+
+    def locate(self, tau, u):
+        return located(self.problem, self.interval, self.x0, self.u0, tau, u)
+
+    def call(self, fn, tau, u, args, **kwargs):
+        """A function of the caller's."""
+        t, x = self.locate(tau, u)
+        return fn(t, self.problem.visible(x), args, **kwargs)
+
+    def saves(self, subs):
+        """What to save, each value with its time."""
+
+        def save(sub):
+            def fn(tau, u, args):
+                return self.locate(tau, u)[0], self.call(sub.fn, tau, u, args)
+
+            ts = None if sub.ts is None else clock_times(self.problem, self.interval, sub.ts)
+            return dfx.SubSaveAt(t0=sub.t0, t1=sub.t1, ts=ts, steps=sub.steps, fn=fn)
+
+        return jtu.tree_map(save, subs, is_leaf=lambda node: isinstance(node, dfx.SubSaveAt))
+
+
+def clock_times(problem: AbstractProblem, interval: Interval, ts: Array) -> Array:
+    """Path times in the clock of the problem; those at the ends of the interval are its ends."""
+    ts = ts.astype(interval.t0.dtype)
+    taus = jax.vmap(lambda t: problem.time(t, interval.eta))(ts)
+    return jnp.where(ts == interval.t0, interval.tau0, jnp.where(ts == interval.t1, interval.tau1, taus))
+
+
+def first_step(problem: AbstractProblem, interval: Interval, dt0: Any) -> Any:
+    """The length of a first step, given in the path's time, in the clock of the problem."""
+    if dt0 is None:
+        return None
+    t = interval.t0 + jnp.asarray(dt0, interval.t0.dtype)
+    tau = problem.time(t, interval.eta)
+    past = jnp.abs(dt0) >= jnp.abs(interval.t1 - interval.t0)
+    return dt0 if tau is t else jnp.where(past, interval.tau1, tau) - interval.tau0
+
+
+def _terms(view, brownian):
+    problem, eta = view.problem, view.interval.eta
+    drift = dfx.ODETerm(lambda tau, u, a: problem.drift(*view.locate(tau, u), a, eta))
+    if not problem.noisy:
+        return drift
+
+    def diffusion(tau, u, a):
+        return problem.diffusion(*view.locate(tau, u), a, eta)
+
+    source = _path(brownian)
+    noise = NoiseTerm(diffusion, source, view.u0, noise_clock(problem, view.interval, source))
+    return dfx.MultiTerm(drift, noise)
 
 
 def _check_controller(solver, controller):
@@ -90,14 +144,49 @@ def clocked(
         norm = _AboveRounding(chosen.norm, jnp.minimum(rounding, 0.1).astype(dtype))
         chosen = eqx.tree_at(lambda c: c.norm, chosen, norm)
     if isinstance(chosen, dfx.PIDController) and chosen.dtmin is None:
-        smallest = 32 * jnp.finfo(dtype).eps * jnp.maximum(jnp.abs(interval.tau0), jnp.abs(interval.tau1))
-        chosen = eqx.tree_at(
-            lambda c: (c.dtmin, c.force_dtmin),
-            chosen,
-            (smallest, False),
-            is_leaf=lambda leaf: leaf is None,
-        )
+        chosen = _Floored(chosen, jnp.minimum(jnp.maximum(jnp.abs(interval.tau0), jnp.abs(interval.tau1)), 1))
+    for name in ("ts", "step_ts", "jump_ts"):  # of StepTo and ClipStepSizeController
+        if (ts := getattr(chosen, name, None)) is not None:
+            chosen = eqx.tree_at(lambda c, name=name: getattr(c, name), chosen, clock_times(problem, interval, ts))
     return interval, chosen
+
+
+class _Floored(dfx.AbstractAdaptiveStepSizeController):
+    """A controller that fails where a step is lost in the rounding of the time it starts at (those of a clock span
+    decades), or of `unit` where that is larger.
+    """
+
+    inner: dfx.PIDController
+    unit: Array
+
+    def __init__(self, inner, unit):
+        self.inner, self.unit = inner, unit
+
+    @property
+    def rtol(self):
+        return self.inner.rtol
+
+    @property
+    def atol(self):
+        return self.inner.atol
+
+    @property
+    def norm(self):
+        return self.inner.norm
+
+    def wrap(self, direction):
+        return self
+
+    def _at(self, t):
+        dtmin = 32 * jnp.finfo(self.unit.dtype).eps * jnp.maximum(jnp.abs(t), self.unit)
+        none = {"is_leaf": lambda leaf: leaf is None}
+        return eqx.tree_at(lambda c: (c.dtmin, c.force_dtmin), self.inner, (dtmin, False), **none)
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        return self._at(t0).init(terms, t0, t1, y0, dt0, args, func, error_order)
+
+    def adapt_step_size(self, t0, t1, *step):
+        return self._at(t0).adapt_step_size(t0, t1, *step)
 
 
 class _AboveRounding(eqx.Module):
@@ -114,20 +203,24 @@ class _AboveRounding(eqx.Module):
         return jnp.maximum(self.norm(error), self.rounding)
 
 
-def _stop(event):
+def _stop(view, event, dt0):
     """The user's event, and the end of a lane whose state is not finite."""
     stop: dict[str, Any] = {"diverged": lambda t, y, args, **kwargs: ~all_finite(y)}
     if event is None:
         return dfx.Event(stop)
+    interval = view.interval
+    sign = jnp.where(interval.tau0 < interval.tau1, 1, -1)  # diffrax turns the time of a backward solve around
+    own = {"t0": interval.t0, "t1": interval.t1, "dt0": dt0}
+
+    def seen(fn):
+        return lambda t, y, args, **kwargs: view.call(fn, sign * t, y, args, **(kwargs | own))
+
+    user = jtu.tree_map(seen, event.cond_fn, is_leaf=callable)
     direction = None if event.direction is None else {"diverged": None, "user": event.direction}
-    return dfx.Event(stop | {"user": event.cond_fn}, event.root_finder, direction)
+    return dfx.Event(stop | {"user": user}, event.root_finder, direction)
 
 
-def _coefficient(problem, eta):
-    return lambda tau, u, a: problem.diffusion(*problem.locate(tau, u, eta), a, eta)
-
-
-def _path(problem, brownian, key):
+def _path(brownian):
     if brownian is None:
         raise ValueError(
             "An adaptive SDE needs a Brownian path known at every time: pass brownian=diffrax.VirtualBrownianTree(...) "
@@ -141,26 +234,18 @@ def _path(problem, brownian, key):
     return brownian
 
 
-def _adaptive_solution(problem, solver, sol, eta, saveat, cost):
-    """The result of `diffeqsolve` in the path's time and state."""
-    tau, u = sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"])
-    t, x = problem.locate(tau, u, eta)
+def _adaptive_solution(view, solver, sol, cost):
+    """The result of `diffeqsolve` in the path's time and state; slots that were not filled stay infinite."""
+    t, x = view.locate(sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"]))
     diverged = sol.event_mask["diverged"] | ~all_finite(x)
     fine = (sol.result == dfx.RESULTS.successful) | (sol.result == dfx.RESULTS.event_occurred)
     out_of_steps = sol.result == dfx.RESULTS.max_steps_reached
     status = jnp.where(diverged, 1, jnp.where(fine, 0, jnp.where(out_of_steps, 2, 1))).astype(jnp.int32)
-    ts = xs = None
-    if sol.ts["user"] is not None and saveat is not None:
-        ts, xs = jax.vmap(lambda s, y: _located(problem, s, y, eta))(sol.ts["user"], sol.ys["user"])
+    taus, saved = sol.ts["user"], sol.ys["user"]
+    ts = jtu.tree_map(lambda tau, pair: jnp.where(jnp.isfinite(tau), pair[0], tau), taus, saved)
+    xs = jtu.tree_map(lambda _, pair: pair[1], taus, saved)
     nfe = adaptive_nfe(solver, sol.stats["num_steps"], cost)
     return Solution(x=x, nfe=nfe, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
-
-
-def _located(problem, tau, u, eta):
-    """A saved time and state of the path; slots that were not filled stay infinite."""
-    filled = jnp.isfinite(tau)
-    t, x = problem.locate(jnp.where(filled, tau, 1.0), u, eta)
-    return jnp.where(filled, t, tau), jtu.tree_map(lambda leaf: jnp.where(filled, leaf, jnp.inf), x)
 
 
 def adaptive_nfe(solver: dfx.AbstractSolver, steps: Int[Array, ""], cost: Any) -> Int[Array, ""] | None:

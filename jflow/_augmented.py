@@ -31,6 +31,12 @@ class Augmented(AbstractProblem):
     def scaled(self, factor, x):
         return scale(factor, x[0]), x[1]
 
+    def time(self, t, eta):
+        return self.equation.time(t, eta)
+
+    def visible(self, x):
+        return x[0]
+
     def noise_time(self, tau, eta):
         return tau
 
@@ -89,8 +95,7 @@ def with_density(problem: Augmented, solution: Solution, t0: Any, t1: Any, base:
     if values.ndim:
         n = values.shape[0]
         se = jnp.std(values, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, dtype)
-    xs = None if solution.xs is None else solution.xs[0]
     return Solution(
         x=x, log_prob=jnp.mean(values), log_prob_se=se, nfe=solution.nfe, status=solution.status, t=solution.t,
-        ts=solution.ts, xs=xs,
+        ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,
     )  # fmt: skip

@@ -5,11 +5,11 @@ from typing import Any
 
 import diffrax as dfx
 import jax
-import jax.core
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 
-from ._clock import AbstractClock, PathClock, ThetaClock
+from ._clock import AbstractClock, AngleClock, PathClock, RatioClock, ThetaClock
 from ._field import AbstractField, AbstractNetwork, check_overlap
 from ._misc import concrete, scale
 from ._prediction import Row, coefficients, prediction_row
@@ -39,22 +39,30 @@ class FieldEquation(AbstractProblem):
             eta = self.level(t0)
             eta = jnp.asarray(eta).astype(times.dtype)
             enter, leave = clock.scale(path, t0, eta), clock.scale(path, t1, eta)
-            span = clock.noise_time(path, t1, eta) - clock.noise_time(path, t0, eta)
+            s0 = s1 = variance = None
+            if self.noisy:
+                s0, s1 = (clock.noise_time(path, t, eta) for t in (t0, t1))
+                variance = s1 - s0
             return Interval(
                 t0=t0,
                 t1=t1,
                 tau0=clock.time(path, t0, eta),
                 tau1=clock.time(path, t1, eta),
-                variance=span if self.noisy else None,
+                variance=variance,
                 enter=enter,
                 leave=None if leave is None else 1 / leave,
                 eta=eta,
+                s0=s0,
+                s1=s1,
             )
 
         return jax.vmap(one)(times[:-1], times[1:])
 
     def scaled(self, factor, x):
         return scale(factor, x)
+
+    def time(self, t, eta):
+        return t if isinstance(self.clock, PathClock) else self.clock.time(self.field.path, t, eta)
 
     def noise_time(self, tau, eta):
         path = self.field.path
@@ -78,15 +86,30 @@ class FieldEquation(AbstractProblem):
         path = self.field.path
         if self.coefficient is None:
             return self.clock.rhs(path, t, eta)
+        return self.noisy_row(t, self.absolute(t, x, args).astype(jnp.result_type(t)))
+
+    def absolute(self, t, x, args):
+        """The coefficient `g`. The drift has `g^2/2 score` and no gradient of `g`, which is a function of t alone."""
+        assert self.coefficient is not None
+        g = self.coefficient(t, x, args)
+        if not jtu.all_leaves([g]) or jnp.shape(g) not in {(), *_shape(x)}:
+            raise ValueError(
+                "The coefficient diffusion= of a sample is a function of t alone, a number or of the shape of a state "
+                f"that is one array; jflow.solve takes others. Got {jtu.tree_map(jnp.shape, g)}."
+            )
+        return jnp.asarray(g)
+
+    def noisy_row(self, t, g):
+        """`velocity + g^2/2 score`."""
+        path = self.field.path
         s, a, b = path.velocity_row(t)
-        g = jnp.asarray(self.coefficient(t, x, args)).astype(jnp.result_type(t))
         # sigma times the whole, so that nothing is divided by zero at t = 1; a row of infinite sigma' has that factor
         factor = path.sigma(t) if path.finite_sigma_dot else 1.0
         return Row(factor * s, factor * a, factor * b - g**2 / 2)
 
     def diffusion(self, t, x, args, eta):
         if self.coefficient is not None:
-            return jnp.asarray(self.coefficient(t, x, args))
+            return self.absolute(t, x, args)
         return self.clock.diffusion(self.field.path, t, eta)
 
 
@@ -110,7 +133,9 @@ def field_equation(
         number = concrete(eta)
         if number is not None and (number.ndim != 0 or not np.isfinite(number) or number < 0):
             raise ValueError(f"eta is a number of at least 0 (0 the ODE, 1 the reverse SDE), or a function. Got {eta}.")
-        eta = jnp.asarray(eta)
+        if number is not None:
+            with jax.ensure_compile_time_eval():  # known to `check_singular` inside jax.jit too
+                eta = jnp.asarray(eta)
     if clock is None:
         clock = PathClock() if eta is None else ThetaClock()
     return FieldEquation(field, clock, eta, diffusion)
@@ -124,27 +149,47 @@ def check_singular(problem: FieldEquation, times: tuple[Any, ...], reached: Any 
     for t, evaluated in [(t, True) for t in times] + ([] if reached is None else [(reached, False)]):
         if evaluated:
             check_overlap(field, t)
-        if concrete(t) is None or isinstance(jnp.asarray(path.alpha(t)), jax.core.Tracer):
+        if concrete(t) is None:
             continue
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval():  # inside jax.jit too, where a constant would become a tracer
             t = jnp.asarray(t)
             eta = problem.level(t) if evaluated else 0.0
-            if isinstance(eta, jax.core.Tracer):
-                continue
             values = {field.predicts: [problem.clock.time(path, t, eta)]}
             if (factor := problem.clock.scale(path, t, eta)) is not None:
                 values[field.predicts].append(factor)
-            if evaluated and isinstance(field, AbstractNetwork) and problem.coefficient is None:
+            if evaluated and isinstance(field, AbstractNetwork):
                 plain = isinstance(problem.clock, PathClock) and not problem.noisy
-                target = prediction_row(path, "velocity", t) if plain else problem.clock.rhs(path, t, eta)
+                target = prediction_row(path, "velocity", t) if plain else _target(problem, t, eta)
                 values[field.predicts].extend(target)
                 for source in field.sources:
                     if not (plain and source == "velocity"):
                         weights = coefficients(path, t, prediction_row(path, source, t), target)
                         values.setdefault(source, []).extend(weights)
-            singular = [name for name, vs in values.items() if not all(bool(jnp.all(jnp.isfinite(v))) for v in vs)]
+            singular = [name for name, vs in values.items() if not all(_finite(v) for v in vs)]
         if singular:
             raise ValueError(_singular_message(problem, float(t), singular[0]))
+
+
+def _finite(value):
+    """Whether a value is finite, as far as it is known: the parameters of a path or a clock may be traced."""
+    known = concrete(value)
+    return known is None or np.isfinite(known).all()
+
+
+def _target(problem, t, eta):
+    """The right-hand side; where a coefficient of the caller's needs more than the time, that without its score."""
+    if problem.coefficient is None:
+        return problem.clock.rhs(problem.field.path, t, eta)
+    try:
+        g = concrete(jnp.asarray(problem.coefficient(t, None, None), t.dtype))
+    except Exception:  # whatever the caller's function raises without a state
+        g = None
+    return problem.noisy_row(t, jnp.zeros_like(t) if g is None else jnp.asarray(g))
+
+
+def _shape(x):
+    """The shape of a state that is one array."""
+    return [jnp.shape(x)] if jtu.all_leaves([x]) else []
 
 
 def _singular_message(problem, t, source):
@@ -154,12 +199,14 @@ def _singular_message(problem, t, source):
             "start a little later, as times=jnp.linspace(1e-3, 1.0, n + 1) (the start is then sigma(t) eps, and the "
             "neglected alpha(t) x1 is the cost)"
         )
-        if not isinstance(problem.clock, ThetaClock):
-            fix += ", or take RatioClock(), AngleClock() or, for an SDE, ThetaClock()"
+        if problem.noisy and not isinstance(problem.clock, ThetaClock):
+            fix += ", or take ThetaClock()"
+        elif not isinstance(problem.clock, RatioClock | AngleClock | ThetaClock):
+            fix += ", or take RatioClock() or AngleClock()"
     else:
         fix = (
-            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or let the "
-            "last step be the data prediction, end='denoise'"
+            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or, on a grid, "
+            "let the last step be the data prediction, end='denoise'"
         )
     return (
         f"The equation is finite at every time of the grid. Got t = {t:g}, where a field that predicts "

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._adaptive import adaptive_nfe, clocked
+from ._adaptive import adaptive_nfe, clocked, first_step
 from ._misc import all_finite
 from ._problem import AbstractProblem, explicit_tableau
 from ._types import Solution
@@ -143,7 +143,7 @@ class _Lane:
     def __init__(self, problem, solver, controller, interval, dt0, max_steps):
         self.problem, self.solver, self.controller, self.interval = problem, solver, controller, interval
         self.tableau, self.max_steps = solver.tableau, max_steps
-        self.dt0 = 0.01 if dt0 is None else dt0  # diffrax's for terms that it wraps
+        self.dt0 = 0.01 if dt0 is None else first_step(problem, interval, dt0)  # diffrax's for terms that it wraps
         self.term = dfx.ODETerm(lambda tau, u, a: problem.drift(*problem.locate(tau, u, interval.eta), a, interval.eta))
         self.floor = _before(interval.tau1)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._brownian import Recorded, block_length, block_normals, levy_kinds, step_path
 from ._misc import all_finite
-from ._problem import AbstractProblem, NoiseTerm, explicit_tableau, needed_stages
+from ._problem import AbstractProblem, NoiseTerm, check_start, explicit_tableau, located, needed_stages, noise_clock
 from ._types import PRNGKey
 
 
@@ -57,6 +57,7 @@ def scan_steps(
     slow as inside a loop.
     """
     table, costs, n = problem.intervals(times), [], times.shape[0] - 1
+    check_start(solver, table)
     step = _Step(problem, solver, args, brownian, costs)
     cost = problem.cost(times[0], args)
     spent = None if isinstance(cost, int) else jnp.zeros((), jnp.int32)
@@ -208,7 +209,7 @@ class _Step:
                 return interval.t0, x
             if tau is interval.tau1:
                 return interval.t1, u if interval.leave is None else problem.scaled(interval.leave, u)
-            t, y = problem.locate(tau, u, eta)
+            t, y = located(problem, interval, x, u0, tau, u)
             t = jnp.where(tau == interval.tau0, interval.t0, jnp.where(tau == interval.tau1, interval.t1, t))
             return t, y
 
@@ -227,15 +228,13 @@ class _Step:
         if not problem.noisy:
             return u0, ode
 
-        def noise_time(tau):
-            return problem.noise_time(tau, eta)
-
+        noise_time = noise_clock(problem, interval, self.brownian)
         if normals is None:
-            noise = NoiseTerm(diffusion, self.brownian, noise_time)
+            noise = NoiseTerm(diffusion, self.brownian, u0, noise_time)
         else:
             inside = noise_time if getattr(self.solver, "asks_inside", False) else None
             path = step_path(interval.tau0, interval.tau1, interval.variance, normals, inside)
-            noise = NoiseTerm(diffusion, path)
+            noise = NoiseTerm(diffusion, path, u0)
         return u0, dfx.MultiTerm(ode, noise)
 
 

@@ -136,7 +136,7 @@ def noise_shape(problem: AbstractProblem, x0: PyTree, args: Any, t: Any) -> PyTr
     return jtu.tree_map(leaf, x0, g)
 
 
-def _saves(saveat):
+def _saves(saveat, problem):
     """What a fixed grid keeps: `(every k steps or 0, the start too, a function)`."""
     if saveat is None:
         return 0, False, lambda t, x, args: x
@@ -147,7 +147,7 @@ def _saves(saveat):
             "t and x without it; for other times or dense output solve adaptively, with t0= and t1=, or put the times "
             "into the grid."
         )
-    return int(subs.steps), bool(subs.t0), subs.fn
+    return int(subs.steps), bool(subs.t0), lambda t, x, args: subs.fn(t, problem.visible(x), args)
 
 
 def fixed(
@@ -170,7 +170,7 @@ def fixed(
     times = jnp.asarray(times).astype(state_dtype(x0))
     if problem.noisy and brownian is None:
         check_key(key, "An SDE")
-    every, with_start, fn = _saves(saveat)
+    every, with_start, fn = _saves(saveat, problem)
     noise_like = noise_shape(problem, x0, args, times[0]) if problem.noisy else None
     if problem.noisy and isinstance(brownian, Recorded):
         _check_recorded(brownian, times.shape[0] - 1, noise_like, solver)

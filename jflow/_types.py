@@ -31,9 +31,10 @@ class Solution(eqx.Module):
     - `log_prob`, `log_prob_se`: log-density in nats and its standard error.
     - `nfe`: one-example network evaluations this sample would have needed alone: a guided step counts 2,
       rejected steps count, JVPs do not; `None` for implicit solvers.
-    - `status`: 0 ok, 1 diverged (a non-finite state), 2 out of steps.
+    - `status`: 0 ok, 1 diverged (a non-finite state, or steps that are lost in rounding), 2 out of steps.
     - `t`: the time reached.
-    - `ts`, `xs`: saved times and states, the leading axis running over the saves.
+    - `ts`, `xs`: saved times and states of the path, the leading axis running over the saves; infinite where nothing
+      was saved, pytrees where `saveat` holds a pytree of `diffrax.SubSaveAt`.
     - `interpolation`: diffrax's dense output, in the time and state that were integrated.
     """
 
@@ -43,6 +44,6 @@ class Solution(eqx.Module):
     nfe: Int[Array, "*batch"] | None = None
     status: Int[Array, "*batch"] | None = None
     t: Float[Array, "*batch"] | None = None
-    ts: Float[Array, "*batch n"] | None = None
+    ts: Any = None
     xs: Any = None
     interpolation: Any = None

@@ -151,6 +151,36 @@ def test_recorded_noise_is_used_as_it_is():
     np.testing.assert_allclose(out["b"], expected[-1, :1], rtol=1e-5)
 
 
+def test_noise_is_cast_to_the_type_of_the_state(x64):
+    normals, tree = jr.normal(KEY, (4, 3)), dfx.VirtualBrownianTree(0.0, 1.0, tol=1e-3, shape=(3,), key=KEY)
+    for noise, total in ((jf.Recorded(normals), normals.sum(0) / 2), (tree, tree.evaluate(0.0, 1.0))):
+        x = walk(None, jnp.zeros(3, jnp.float32), jf.uniform_times(4), brownian=noise).xs[-1]
+        assert total.dtype == jnp.float64 and x.dtype == jnp.float32
+        np.testing.assert_allclose(x, total, rtol=1e-5)
+
+
+ENDS = [(jf.ThetaClock(), jf.CondOT(), 0.0), (jf.RatioClock(), jf.Cosine(), 0.001), (jf.AngleClock(), jf.VP(), 0.001)]
+
+
+@pytest.mark.parametrize(("clock", "path", "start"), ENDS, ids=["theta", "ratio", "angle"])
+def test_a_tree_on_the_noise_times_of_the_ends_is_known_at_every_step(clock, path, start):
+    """On a grid and adaptively, though these times are computed again from those of the clock, which rounds them."""
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=1.0).field(path)
+
+    @jax.jit
+    def run(stop, s0, s1):
+        tree = dfx.VirtualBrownianTree(s0, s1, tol=0.1, shape=(2,), key=KEY)
+        options = {"eta": 1.0, "clock": clock, "brownian": tree}
+        steps = {"solver": dfx.Heun(), "stepsize_controller": dfx.PIDController(0.1, 0.1)}
+        adaptive = jf.decode(field, jnp.ones(2), t0=start, t1=stop, **steps, **options)
+        grid = start + (stop - start) * jf.uniform_times(4)
+        return adaptive.status, jf.decode(field, jnp.ones(2), times=grid.at[-1].set(stop), end="stop", **options).status
+
+    for stop in (0.6, 0.81, 0.9, 0.95):
+        stop = jnp.asarray(stop)
+        assert run(stop, clock.noise_time(path, jnp.asarray(start), 1.0), clock.noise_time(path, stop, 1.0)) == (0, 0)
+
+
 def test_bad_noise_is_refused_with_a_reason():
     times, x0 = jf.uniform_times(4), jnp.zeros(3)
     cases = [

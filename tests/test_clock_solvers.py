@@ -7,6 +7,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from references import CLOCKS, MIX1, Counter, gaussian, mixture, schedule, tiers
@@ -181,6 +182,18 @@ def test_stochastic_runge_kutta_has_the_simulated_spread(name, x64):
     solver, simulated = SIMULATED[name]
     for n in simulated:
         assert abs(spread_error(n, jf.ThetaClock(), solver, kinds=2) - simulated[n]) < 3e-3
+
+
+@pytest.mark.parametrize("solver", [dfx.SRA1(), dfx.SPaRK()], ids=["SRA1", "SPaRK"])
+def test_stochastic_runge_kutta_starts_where_there_is_no_signal(solver):
+    """From t = 0, where the scale of the theta clock is zero, to the marginal at t = 0.95."""
+    n, path, world = 4000, jf.CondOT(), jf.distributions.GaussianMixture([[-2.0], [1.0]], stds=[0.5, 0.8])
+    field, times = world.field(path), jnp.linspace(0.0, 0.95, 33)
+    run = jax.jit(jax.vmap(lambda key: jf.sample(field, key, (1,), times=times, solver=solver, eta=1.0, end="stop").x))
+    x = run(jr.split(jr.key(0), n))
+    variance = 0.95**2 * (1.5**2 + (0.5**2 + 0.8**2) / 2) + 0.05**2
+    assert abs(x.mean() + 0.95 / 2) < 4 * np.sqrt(variance / n)
+    assert x.std() == pytest.approx(np.sqrt(variance), rel=0.03)
 
 
 # ------------------------------------------------------------------------------------------------------------- calls

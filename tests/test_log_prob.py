@@ -129,6 +129,25 @@ def test_every_clock_gives_the_same_density_of_sample_and_of_log_prob(clock):
     assert (nfe == 128).all()
 
 
+def test_what_is_saved_is_a_function_of_the_event():
+    """On a grid and adaptively, with the sample and alone, in another clock: its last value is that of the end."""
+    field = mixture(2).field(jf.CondOT())
+    saveat = dfx.SaveAt(steps=4, fn=lambda t, x, args: (t, args * jnp.sum(x**2)))
+    ends = dfx.SaveAt(t1=True, fn=saveat.subs.fn)
+    grid = {"times": jnp.linspace(0.1, 0.9, 9), "args": 3.0, "clock": jf.RatioClock()}
+    adaptive = {"t0": 0.1, "t1": 0.9, "args": 3.0, "clock": jf.RatioClock(), "saveat": ends}
+
+    @jax.jit
+    def runs(key, x):
+        drawn = [jf.sample(field, key, (2,), log_prob=True, **o) for o in (grid | {"saveat": saveat}, adaptive)]
+        return drawn, [jf.log_prob(field, x, **o) for o in (grid | {"saveat": saveat}, adaptive)]
+
+    for end, outs in zip((0.9, 0.1), runs(jr.key(0), jnp.array([0.3, -0.8])), strict=True):
+        for out in outs:
+            t, value = (leaf[-1] for leaf in out.xs)
+            np.testing.assert_allclose([t, out.ts[-1], value], [end, end, 3 * np.sum(out.x**2)], rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def image_runs():
     """One field on images, its exact log-density and its estimates."""

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optimistix as optx
 import pytest
-from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule
+from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule, tiers
 
 import jflow as jf
 
@@ -500,6 +501,60 @@ def test_adaptive_samples_in_the_other_clocks(clock):
     assert encoded.t == pytest.approx(0, abs=1e-6)
 
 
+def squared(t, x, args):
+    return t, jnp.sum(x**2)
+
+
+@pytest.mark.parametrize("name", tiers(["PathClock", "SigmaClock", "RatioClock"], ["SigmaClock"]))
+def test_a_caller_speaks_of_times_and_states_of_the_path_in_every_clock(name):
+    """Data N(1, 0.25) along CondOT: `x = t + s z`, `s^2 = 0.25 t^2 + (1 - t)^2`, in saves, events and steps."""
+    field, clock = gaussian(jf.CondOT()), getattr(jf, name)()
+    z, ts = jnp.asarray(START, jnp.float32), np.array([0.1, 0.3, 0.7], np.float32)
+    subs = {"all": dfx.SubSaveAt(ts=ts, fn=squared), "end": dfx.SubSaveAt(t1=True)}
+    past = {"up": lambda t, x, args, **kwargs: t - 0.45, "far": lambda t, x, args, **kwargs: jnp.sum(x) - 1e3}
+    event = dfx.Event(past, root_finder=optx.Newton(1e-6, 1e-6))
+
+    @jax.jit
+    def run(z):
+        x, y = (t + z * np.sqrt(0.25 * t**2 + (1 - t) ** 2) for t in (0.1, 0.7))
+        ends = {"clock": clock, "t0": 0.1, "t1": 0.7}
+        tight = ends | {"stepsize_controller": dfx.PIDController(1e-6, 1e-6)}
+        stepped = ends | {"solver": dfx.Midpoint(), "stepsize_controller": dfx.StepTo(ts)}
+        first = ends | {"dt0": 0.05, "saveat": dfx.SaveAt(steps=True), "max_steps": 64}
+        return (
+            jf.decode(field, x, saveat=dfx.SaveAt(subs=subs), **tight),
+            [jf.decode(field, x, event=event, **ends), jf.encode(field, y, event=event, **ends)],
+            [jf.decode(field, x, **stepped).x, decode(field, x, ts, solver=dfx.Midpoint(), clock=clock).x],
+            jf.decode(field, x, **first).ts,
+        )
+
+    saved, stopped, (stepped, on_grid), steps = run(z)
+    truth = [np.sum((t + np.sqrt(0.25 * t**2 + (1 - t) ** 2) * START) ** 2) for t in ts]
+    np.testing.assert_allclose(saved.xs["all"][0], ts, rtol=1e-5)
+    np.testing.assert_allclose(saved.xs["all"][1], truth, rtol=1e-4)
+    np.testing.assert_array_equal(saved.ts["all"], saved.xs["all"][0])
+    np.testing.assert_allclose(saved.xs["end"][0], saved.x, rtol=1e-5)
+    for out in stopped:
+        assert out.status == 0 and out.t == pytest.approx(0.45, abs=1e-4)
+    np.testing.assert_allclose(stepped, on_grid, rtol=1e-5)
+    assert steps[0] == pytest.approx(0.15, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("clock", "t0", "t1", "tol"), [(jf.SigmaClock(), 1e-4, 1.0, 1e-5), (jf.ThetaClock(), 0.0, 0.99999, 1e-6)]
+)
+def test_a_clock_that_spans_decades_takes_the_steps_that_its_small_times_need(clock, t0, t1, tol):
+    world = jf.distributions.GaussianMixture([[-0.5, 0.5], [1.0, 1.0]], stds=[0.01, 0.02])
+    xs = jax.vmap(world.at(jf.CondOT(), t0).sample)(jr.split(KEY, 64)) if t0 else jr.normal(KEY, (64, 2))
+    controller = dfx.PIDController(tol, tol)
+    field = world.field(jf.CondOT())
+    out = jax.jit(jax.vmap(lambda x: jf.decode(field, x, t0=t0, t1=t1, clock=clock, stepsize_controller=controller)))(
+        xs
+    )
+    assert (out.status == 0).all()
+    np.testing.assert_allclose(out.t, t1, rtol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------- odds and ends
 
 
@@ -539,6 +594,8 @@ SINGULAR = [  # predicts, options, where, what is said
     ("velocity", {"clock": jf.ThetaClock(), "end": "stop"}, "t = 1", "end='denoise'"),
     ("velocity", {"eta": 1.0, "end": "stop"}, "t = 1", "end='denoise'"),
     ("velocity", {"eta": 1.0, "end": dfx.Euler()}, "t = 1", "end='denoise'"),
+    ("noise", {"diffusion": lambda t, x, args: args * x}, "t = 0", "start a little later"),
+    ("velocity", {"diffusion": lambda t, x, args: 0.5, "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
     (
         "score",
         {"times": jnp.linspace(0.1, 1.0, 5), "solver": dfx.Heun(), "clock": jf.ThetaClock(), "end": "stop"},
@@ -574,6 +631,13 @@ def test_a_singular_end_of_an_adaptive_or_backward_solve_is_refused():
         jf.encode(gaussian(jf.CondOT(), predicts="noise"), jnp.ones(2), times=jf.uniform_times(4), solver=dfx.Heun())
     with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):
         jf.sample(gaussian(jf.CondOT(), predicts="noise"), KEY, (2,), t0=0.0, t1=0.9)
+    velocity = gaussian(jf.CondOT())
+    with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):  # where x alone is traced
+        jax.jit(lambda x: jf.decode(velocity, x, t0=0.0, t1=0.9, clock=jf.SigmaClock()))(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"Got t = 0, .*ThetaClock"):
+        jax.jit(lambda x: jf.decode(velocity, x, t0=0.0, t1=0.9, clock=jf.RatioClock(), eta=1.0))(jnp.ones(2))
+    # a path whose parameters are traced is not known to be singular
+    assert eqx.filter_jit(jf.decode)(gaussian(jf.VE()), jnp.ones(2), t0=0.0, t1=0.9).status == 0
 
 
 def test_paths_that_do_not_reach_the_ends_are_not_refused():
@@ -611,6 +675,9 @@ def test_bad_input_is_refused_with_a_reason():
             ValueError,
             "path's own time",
         ),
+        (lambda: jf.decode(field, x, times=times, diffusion=lambda *_: jnp.eye(2), key=KEY), ValueError, "of t alone"),
+        (lambda: jf.decode(field, x, times=times, diffusion=lambda *_: {"a": 1.0}, key=KEY), ValueError, "of t alone"),
+        (lambda: jf.decode(field, x, times=times, eta=1.0, solver=dfx.ShARK(), key=KEY), ValueError, "SRA1"),
         (lambda: jf.decode(field, x, times=times, end="denoised"), ValueError, "end is 'denoise', 'stop'"),
         (lambda: jf.decode(field, x, t0=0.0, t1=1.0, eta=lambda t: t, key=KEY), ValueError, "fixed grid"),
         (lambda: jf.decode(field, x, times=times, t0=0.0, t1=1.0), ValueError, "belongs to an adaptive solve"),
