@@ -199,13 +199,13 @@ def _singular_message(problem, t, source):
             "start a little later, as times=jnp.linspace(1e-3, 1.0, n + 1) (the start is then sigma(t) eps, and the "
             "neglected alpha(t) x1 is the cost)"
         )
-        if problem.noisy and not isinstance(problem.clock, ThetaClock):
+        if problem.eta is not None and not isinstance(problem.clock, ThetaClock):
             fix += ", or take ThetaClock()"
-        elif not isinstance(problem.clock, RatioClock | AngleClock | ThetaClock):
+        elif not (problem.noisy or isinstance(problem.clock, RatioClock | AngleClock | ThetaClock)):
             fix += ", or take RatioClock() or AngleClock()"
     else:
         fix = (
-            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or, on a grid, "
+            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or on a grid "
             "let the last step be the data prediction, end='denoise'"
         )
     return (
