@@ -84,7 +84,7 @@ def sample(
     check_field(field)
     check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
     key_start, key_noise = jr.split(key)
-    x0 = draw_start(field, key_start, shape, times if times is not None else t0, base, dtype)
+    x0 = as_state(draw_start(field, key_start, shape, times if times is not None else t0, base, dtype), dtype)
     if log_prob:
         if eta is not None or diffusion is not None:
             raise ValueError("A sample of an SDE has no density by a change of variables: log_prob=True takes the ODE.")
@@ -112,7 +112,7 @@ def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, 
     """The sample of an ODE with its density; the probes take the key that noise would have taken."""
     check_ode_solver(solver, "log_prob=True takes the ODE")
     equation = field_equation(field, choose_clock(solver, clock, None), None, None)
-    problem, state = augmented(equation, as_state(x0), divergence, key)
+    problem, state = augmented(equation, x0, divergence, key)
     if times is None:
         check_span(field.path, t0, t1)
         check_singular(equation, (t0, t1))
