@@ -567,12 +567,8 @@ def test_types_and_pytrees():
         for dtype, kept in ((None, "float32"), (jnp.float64, "float64")):
             out = jax.eval_shape(lambda k: jf.sample(field, k, (3,), times=times, dtype=dtype, eta=1.0), jr.key(0))  # noqa: B023
             assert out.x.dtype == out.t.dtype == kept
-        options = {
-            "times": times,
-            "base": jf.distributions.Gaussian(jnp.zeros(3)),
-            "dtype": jnp.float32,
-            "log_prob": True,
-        }
+        base = jf.distributions.Gaussian(jnp.zeros(3), std=1.0)
+        options = {"times": times, "base": base, "dtype": jnp.float32, "log_prob": True}
         assert jax.eval_shape(lambda k: jf.sample(field, k, (3,), **options), jr.key(0)).x.dtype == "float32"
     tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
     shape = {"image": jax.ShapeDtypeStruct((4, 4, 1), jnp.float32), "vector": jax.ShapeDtypeStruct((3,), jnp.float32)}
