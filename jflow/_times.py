@@ -57,7 +57,8 @@ def log_snr_times(
     """`n` steps equal in log-SNR, from `lo` to `hi` (`log(alpha^2/sigma^2)`, whole, not half): `n + 1` points.
 
     With `rho` the poly-exponential grid, `log_snr = hi - (1 - i/n)^rho (hi - lo)`: above 1 the steps are shorter
-    towards the data, below 1 towards the noise.
+    towards the data, below 1 towards the noise. The noise of the level `hi` stays in a sample; with t = 1 appended it
+    ends at the data.
 
     **Arguments:** `lo`, `hi`: bounds; may be left out where the path's log-SNR is finite at that end.
 
