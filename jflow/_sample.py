@@ -71,7 +71,8 @@ def sample(
       clock that is infinite where sigma = 0, on a grid that ends there or repeats its last point.
     - `base`: a distribution to draw the state at `times[0]` from, by `base.sample(key)`.
     - `brownian`: a source of noise in the clock's noise time (`clock.noise_time`), or `jflow.Recorded` normals.
-    - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`.
+    - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`, in
+      times and states of the path whatever the clock (`dt0` the first step; constant ones are so in the clock).
     - `log_prob`, `divergence`: the sample's log-density in nats beside it, as `jflow.log_prob` computes it, for
       an ODE whose every step is a step of the solver (`end="stop"`).
 

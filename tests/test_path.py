@@ -275,8 +275,8 @@ def test_F11_a_derivative_that_is_infinite_at_the_start_is_infinite_there(path, 
     np.testing.assert_allclose(path.velocity_row(0.0), row)
     np.testing.assert_allclose(path.sigma_sigma_dot(0.0), row[2])
     jf.testing.check_path(path).check()
-    for options in ({}, {"eta": 1.0, "clock": jf.PathClock()}):
-        with pytest.raises(ValueError, match=r"Got t = 0, .* RatioClock"):
+    for name, options in (("RatioClock", {}), ("ThetaClock", {"eta": 1.0, "clock": jf.PathClock()})):
+        with pytest.raises(ValueError, match=f"Got t = 0, .* {name}"):
             jf.sample(field, jr.key(0), (2,), times=jf.uniform_times(4), **options)
     noise = jnp.array([-1.0, 0.7])
     for clock in (jf.RatioClock(), jf.ThetaClock(), jf.AngleClock()):
