@@ -80,8 +80,8 @@ def scan_steps(
     carry, saved = _scan(body, carry, table, whole, noise, unroll) if whole else (carry, None)
     if ending is not None:
         own = ft.partial(_evaluations, solver, costs, cost, None, 1)
-        carry, calls = _end(body, carry, table, n, noise, ending, own)
-        last = None if save is None else jtu.tree_map(lambda leaf: leaf[None], save(times[-1], carry[0]))
+        carry, calls = _last_step(body, carry, table, n, noise, ending, own)
+        last = None if save is None else jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], save(times[-1], carry[0]))
         saved = last if saved is None else jtu.tree_map(lambda *leaves: jnp.concatenate(leaves), saved, last)
     x, _, spent, count, alive = carry
     nfe = _evaluations(solver, costs, cost, spent, whole)
@@ -100,7 +100,7 @@ def _scan(body, carry, table, n, noise, unroll):
     return lax.scan(body, carry, (rows, None), unroll=unroll)
 
 
-def _end(body, carry, table, n, noise, ending, calls):
+def _last_step(body, carry, table, n, noise, ending, calls):
     """The last step where an ending takes it, or takes it in some cases, and the evaluations it counts; `calls()` are
     those of a step of the loop.
     """
