@@ -262,6 +262,7 @@ def test_F11_a_noise_that_rises_is_fine_while_the_ratio_does():
     assert path.sigma_dot(0.0) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "row"),
     [

@@ -505,6 +505,7 @@ def squared(t, x, args):
     return t, jnp.sum(x**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(["PathClock", "SigmaClock", "RatioClock"], ["SigmaClock"]))
 def test_a_caller_speaks_of_times_and_states_of_the_path_in_every_clock(name):
     """Data N(1, 0.25) along CondOT: `x = t + s z`, `s^2 = 0.25 t^2 + (1 - t)^2`, in saves, events and steps."""

@@ -139,6 +139,7 @@ def test_a_choice_of_ones_own_takes_the_calls_that_are_asked_for():
     refuses(lambda: jf.best_sampler(guided, KEY, 5, (2,), args=(1, 2.0)), "No sampler takes nfe = 5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("interval", "nfe", "n"), [(None, 12, 6), ((0.3, 0.7), 11, 8)])
 def test_guidance_of_a_search_has_a_scale_for_each_sample_and_an_interval(interval, nfe, n):
     """Two calls a step, or one and three more at 3/8, 4/8 and 5/8."""
