@@ -506,7 +506,7 @@ def squared(t, x, args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiers(["PathClock", "SigmaClock", "RatioClock"], ["SigmaClock"]))
+@pytest.mark.parametrize("name", ["PathClock", "SigmaClock", "RatioClock"])
 def test_a_caller_speaks_of_times_and_states_of_the_path_in_every_clock(name):
     """Data N(1, 0.25) along CondOT: `x = t + s z`, `s^2 = 0.25 t^2 + (1 - t)^2`, in saves, events and steps."""
     field, clock = gaussian(jf.CondOT()), getattr(jf, name)()
