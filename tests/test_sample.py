@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 import optimistix as optx
 import pytest
-from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule, tiers
+from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule
 
 import jflow as jf
 
