@@ -41,10 +41,11 @@ def check_times(times: Any, *, backward: bool, repeat_last: bool = False) -> Non
     steps = np.diff(grid)
     forward = (steps[:-1] > 0).all() and (steps[-1] > 0 or (repeat_last and steps[-1] == 0))
     if not (forward or (backward and (steps < 0).all())):
-        fix = "; one that repeats its last point, as of karras_times, takes end='denoise'" if steps[-1] == 0 else ""
+        twice = "; a last point twice, as karras_times has it on VE, is for a sample's end='denoise'"
+        hint = twice if steps[-1] == 0 else ""
         raise ValueError(
             f"The times of a grid increase{', or for an ODE decrease,' if backward else ''} strictly: t = 0 is noise, "
-            f"t = 1 is data. Got steps between {steps.min():.4g} and {steps.max():.4g}{fix}."
+            f"t = 1 is data. Got steps between {steps.min():.4g} and {steps.max():.4g}{hint}."
         )
 
 
