@@ -7,21 +7,24 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._misc import safe_sqrt, scalar_time
-from ._path import AbstractPath
+from ._event import safe_sqrt
+from ._path import AbstractAffinePath
 from ._prediction import Row
-from ._types import Time
+from ._types import Noun, Time
+from ._validate import scalar_time
 
 
-class AbstractClock(eqx.Module):
-    """An increasing time `tau`, a state `u = scale x`, and the right-hand side `du/dtau` along a path.
+class AbstractClock(Noun):
+    """A time change: an increasing time `tau`, a state `u = scale x`, and the right-hand side `du/dtau` along a path.
 
-    The equation is the SDE of level `eta`, whose marginals are those of the ODE (`eta = 0`) for every `eta`:
-    with the half log-SNR `lambda = log(alpha / sigma)`,
+    The equation is the SDE whose noise has the amplitude `eta`; its marginals are those of the ODE (`eta = 0`) for
+    every `eta`. With the half log-SNR `lambda = log(alpha / sigma)`,
 
-        dx = (velocity + eta sigma^2 lambda' score) dt + sqrt(2 eta sigma^2 lambda') dW .
+        dx = (velocity + eta^2 sigma^2 lambda' score) dt + eta sqrt(2 sigma^2 lambda') dW .
 
     In a clock it reads `du = rhs dtau + diffusion dB(noise_time)`, with `B(s)` a Brownian motion in the time `s`.
+    Why the clocks differ: an Euler step is exact where the right-hand side is constant, and each clock makes another
+    quantity the right-hand side, the velocity, the noise, the data, or a combination of these.
 
     Source: Song et al. 2021, arXiv:2011.13456, section 4; Zhang & Chen 2023, arXiv:2204.13902, proposition 1
     (both in reversed time).
@@ -29,29 +32,37 @@ class AbstractClock(eqx.Module):
 
     finite_end: eqx.AbstractClassVar[bool]
     """Whether the clock's time is finite where sigma = 0."""
+    finite_start: ClassVar[bool] = True
+    """Whether the clock's time and scale are finite where alpha = 0."""
+    keeps_start: ClassVar[bool] = True
+    """Whether, with noise, the scale is not zero where alpha = 0, so that `u` tells `x` there."""
+    depends_on_eta: ClassVar[bool] = False
+    """Whether time and scale depend on `eta`: then a memory of earlier steps asks for one `eta` on the whole grid."""
+    own_time: ClassVar[bool] = False
+    """Whether this is the path's own time, `tau = t` and `u = x`."""
 
     @abc.abstractmethod
-    def time(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
+    def time(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
         """`tau(t)`."""
 
     @abc.abstractmethod
-    def path_time(self, path: AbstractPath, tau: Time, eta: Time = 0.0) -> Float[Array, ""]:
+    def path_time(self, path: AbstractAffinePath, tau: Time, eta: Time = 0.0) -> Float[Array, ""]:
         """`t(tau)`."""
 
     @abc.abstractmethod
-    def scale(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""] | None:
-        """`u / x`; `None` where it is one."""
+    def scale(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Float[Array, ""] | None:
+        """`u / x`; `None` where it is one at every time."""
 
     @abc.abstractmethod
-    def rhs(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Row:
+    def rhs(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Row:
         """The right-hand side as a row of weights of data and noise."""
 
     @abc.abstractmethod
-    def diffusion(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
+    def diffusion(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
         """The diffusion coefficient of `u`."""
 
     @abc.abstractmethod
-    def noise_time(self, path: AbstractPath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
+    def noise_time(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
         """The time in which the Brownian motion runs."""
 
 
@@ -59,6 +70,7 @@ class PathClock(AbstractClock):
     """The path's own time: `du/dt` is the velocity. Singular at t = 0 for `eta > 0` where `alpha(0) = 0`."""
 
     finite_end: ClassVar[bool] = True
+    own_time: ClassVar[bool] = True
 
     def time(self, path, t, eta=0.0):
         return scalar_time(t)
@@ -71,10 +83,10 @@ class PathClock(AbstractClock):
 
     def rhs(self, path, t, eta=0.0):
         s, a, b = path.velocity_row(t)
-        return Row(s, a, b - _level(eta, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t)))
+        return Row(s, a, b - _level(eta**2, path.sigma(t) * a - path.alpha(t) * b, path.alpha(t)))
 
     def diffusion(self, path, t, eta=0.0):
-        return safe_sqrt(2 * _level(eta, path.sigma_w(t), path.alpha(t)))
+        return safe_sqrt(2 * _level(eta**2, path.sigma_w(t), path.alpha(t)))
 
     def noise_time(self, path, t, eta=0.0):
         return scalar_time(t)
@@ -87,6 +99,7 @@ class SigmaClock(AbstractClock):
     """
 
     finite_end: ClassVar[bool] = True
+    finite_start: ClassVar[bool] = False
 
     def time(self, path, t, eta=0.0):
         return -path.sigma(t) / path.alpha(t)
@@ -99,44 +112,54 @@ class SigmaClock(AbstractClock):
 
     def rhs(self, path, t, eta=0.0):
         one = jnp.ones_like(path.alpha(t))
-        return Row(one, 0.0, -(1 + eta) * one)
+        return Row(one, None, -(1 + eta**2) * one)
 
     def diffusion(self, path, t, eta=0.0):
-        return safe_sqrt(2 * _level(eta, path.sigma(t), path.alpha(t)))
+        return safe_sqrt(2 * _level(eta**2, path.sigma(t), path.alpha(t)))
 
     def noise_time(self, path, t, eta=0.0):
         return self.time(path, t)
 
 
 class ThetaClock(AbstractClock):
-    """`tau = (alpha/sigma)^(1 + eta)`, `u = tau x / alpha`, `du = data dtau + dB(tau^(2 eta / (1 + eta)))`.
+    """`tau = (alpha/sigma)^(1 + eta^2)`, `u = tau x / alpha`, `du = data dtau + dB(tau^(2 eta^2 / (1 + eta^2)))`.
 
     One clock for every `eta`: noise is additive, the right-hand side is the data prediction, and Euler is the
-    exact solution for a frozen data prediction, `x' = (sigma'/sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h))
-    data + sigma' sqrt(1 - e^(-2 eta h)) z` with `h` the step in `lambda`: DDIM at 0, DDPM's ancestral step at 1.
-    Finite at the noise end, infinite where sigma = 0.
+    exact solution for a frozen data prediction. With `h` the step in `lambda` and `k = eta^2`,
+
+        x' = (sigma'/sigma) e^(-k h) x + alpha' (1 - e^(-(1 + k) h)) data + sigma' sqrt(1 - e^(-2 k h)) z :
+
+    DDIM at `eta = 0`, DDPM's ancestral step at 1. Finite at the noise end, infinite where sigma = 0.
+
+    Why: with `y = x/alpha`, `s = sigma/alpha` the SDE is `dy = (1 + k) (y - data) ds/s + sqrt(2 k s) dW`, `s` falling.
+    The integrating factor of its linear part is `s^-(1 + k) = tau`, so `u = tau y` obeys `du = data dtau + tau
+    sqrt(2 k s) dW`. The noise has the variance `2 k s^(-1 - 2k) ds = d(s^(-2k))`: it is a Brownian motion in the time
+    `s^(-2k) = tau^(2k/(1 + k))`. At `alpha = 0` tau is 0 and so is, for `eta > 0`, the scale `tau/alpha =
+    s^-k / sigma`: the SDE has forgotten its start there, and `u` does not tell `x`.
     """
 
     finite_end: ClassVar[bool] = False
+    keeps_start: ClassVar[bool] = False
+    depends_on_eta: ClassVar[bool] = True
 
     def time(self, path, t, eta=0.0):
-        return _power(path.alpha(t) / path.sigma(t), 1 + eta)
+        return _power(path.alpha(t) / path.sigma(t), 1 + eta**2)
 
     def path_time(self, path, tau, eta=0.0):
-        return path.log_snr_inverse(2 * jnp.log(scalar_time(tau)) / (1 + eta))
+        return path.log_snr_inverse(2 * jnp.log(scalar_time(tau)) / (1 + eta**2))
 
     def scale(self, path, t, eta=0.0):
-        return _power(path.alpha(t) / path.sigma(t), eta) / path.sigma(t)
+        return _power(path.alpha(t) / path.sigma(t), jnp.asarray(eta) ** 2) / path.sigma(t)
 
     def rhs(self, path, t, eta=0.0):
         one = jnp.ones_like(path.alpha(t))
-        return Row(one, one, 0.0)
+        return Row(one, one, None)
 
     def diffusion(self, path, t, eta=0.0):
         return jnp.ones_like(path.alpha(t))
 
     def noise_time(self, path, t, eta=0.0):
-        return _power(path.alpha(t) / path.sigma(t), 2 * jnp.asarray(eta))
+        return _power(path.alpha(t) / path.sigma(t), 2 * jnp.asarray(eta) ** 2)
 
 
 class RatioClock(AbstractClock):
@@ -159,10 +182,10 @@ class RatioClock(AbstractClock):
 
     def rhs(self, path, t, eta=0.0):
         one = jnp.ones_like(path.alpha(t))
-        return Row(one, one, -one - _level(eta, path.alpha(t) + path.sigma(t), path.alpha(t)))
+        return Row(one, one, -one - _level(eta**2, path.alpha(t) + path.sigma(t), path.alpha(t)))
 
     def diffusion(self, path, t, eta=0.0):
-        return safe_sqrt(2 * _level(eta, path.sigma(t), path.alpha(t)))
+        return safe_sqrt(2 * _level(eta**2, path.sigma(t), path.alpha(t)))
 
     def noise_time(self, path, t, eta=0.0):
         return self.time(path, t)
@@ -191,19 +214,19 @@ class AngleClock(AbstractClock):
     def rhs(self, path, t, eta=0.0):
         alpha, sigma = path.alpha(t), path.sigma(t)
         norm = jnp.hypot(alpha, sigma)
-        return Row(norm, sigma, -alpha - _level(eta, norm**2, alpha))
+        return Row(norm, sigma, -alpha - _level(eta**2, norm**2, alpha))
 
     def diffusion(self, path, t, eta=0.0):
-        return safe_sqrt(2 * _level(eta, path.sigma(t), path.alpha(t)))
+        return safe_sqrt(2 * _level(eta**2, path.sigma(t), path.alpha(t)))
 
     def noise_time(self, path, t, eta=0.0):
         return self.time(path, t)
 
 
-def _level(eta: Any, numerator: Any, denominator: Any) -> Any:
-    """`eta numerator / denominator`, zero for `eta = 0` where the denominator vanishes too."""
-    absent = jnp.asarray(eta) == 0
-    return jnp.where(absent, 0, eta * numerator / jnp.where(absent, 1, denominator)).astype(jnp.result_type(numerator))
+def _level(k: Any, numerator: Any, denominator: Any) -> Any:
+    """`k numerator / denominator`, zero for `k = 0` where the denominator vanishes too."""
+    absent = jnp.asarray(k) == 0
+    return jnp.where(absent, 0, k * numerator / jnp.where(absent, 1, denominator)).astype(jnp.result_type(numerator))
 
 
 def _power(x, p):

@@ -12,12 +12,17 @@ import jax.random as jr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ._misc import check_key, state_dtype
-from ._types import PRNGKey
+from ._event import state_dtype
+from ._types import Noun, PRNGKey
+from ._validate import check_count, check_key, stream
 
 
-class AbstractDivergence(eqx.Module):
-    """A way to compute `div f(x) = tr(df/dx)` of one example, of any shape."""
+class AbstractDivergence(Noun):
+    """A way to compute `div f(x) = tr(df/dx)` of one example, of any shape.
+
+    Where the states fill only a subspace, as point clouds with zero centre of mass do, `f` must be projected to it:
+    the trace is then that on the subspace.
+    """
 
     @property
     @abc.abstractmethod
@@ -35,13 +40,22 @@ class AbstractDivergence(eqx.Module):
         """`f(x)`, and the divergence: a scalar, or one estimate a probe."""
 
 
-class Exact(AbstractDivergence):
-    """The divergence itself, by forward mode: one Jacobian-vector product a component, `chunk` at a time."""
+class ExactDivergence(AbstractDivergence):
+    """The divergence itself, by forward mode: one Jacobian-vector product a component, `chunk` at a time.
+
+    Raises `ValueError` for a `chunk` below 1.
+
+    ```python
+    x = jnp.ones(3)
+    y, divergence = jf.ExactDivergence()(lambda x: x**2, x, None)
+    assert divergence == 6
+    ```
+    """
 
     chunk: int = eqx.field(static=True, default=64)
 
     def __check_init__(self):
-        _check_count(self.chunk, "chunk")
+        check_count(chunk=self.chunk)
 
     @property
     def estimates(self):
@@ -71,16 +85,25 @@ class Hutchinson(AbstractDivergence):
     Each probe keeps an accumulator of its own, so that a standard error comes with the value.
 
     Source: Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367, equation 8.
+
+    ```python
+    estimate, x = jf.Hutchinson(probes=4), jnp.ones(3)
+    y, estimates = estimate(lambda x: x**2, x, estimate.probes(jr.key(0), x))
+    assert jnp.allclose(estimates, 6)  # exact where df/dx is diagonal
+    ```
     """
 
     count: int = eqx.field(static=True)
     law: str = eqx.field(static=True)
 
     def __init__(self, probes: int = 1, *, law: Literal["rademacher", "gaussian"] = "rademacher"):
-        """Raises `ValueError` for `probes < 1` or an unknown law."""
-        _check_count(probes, "probes")
+        """`probes`: how many; `law`: of their components, with signs of the smaller variance.
+
+        Raises `ValueError` for `probes` below 1 or an unknown law.
+        """
+        check_count(probes=probes)
         if law not in ("rademacher", "gaussian"):
-            raise ValueError(f"The law of the probes is 'rademacher' or 'gaussian'. Got {law!r}.")
+            raise ValueError(f"The law of the probes must be 'rademacher' or 'gaussian'. Got {law!r}.")
         self.count, self.law = probes, law
 
     @property
@@ -88,10 +111,10 @@ class Hutchinson(AbstractDivergence):
         return (self.count,)
 
     def probes(self, key: Any, x):
-        check_key(key, "Hutchinson's estimate")
+        check_key(key, "Hutchinson's estimate of a divergence")
         shape = (self.count, ravel_pytree(x)[0].shape[0])
         draw = jr.rademacher if self.law == "rademacher" else jr.normal
-        return draw(key, shape, dtype=state_dtype(x))
+        return draw(stream(key, "divergence"), shape, dtype=state_dtype(x))
 
     def __call__(self, f, x, probes):
         _, y, push = _linearized(f, x)
@@ -106,6 +129,12 @@ class HutchPlusPlus(AbstractDivergence):
     basis as constant: it has no derivative where the rank of `J` is below the sketch.
 
     Source: Meyer, Musco, Musco & Woodruff 2021, arXiv:2010.09649, algorithm 1.
+
+    ```python
+    estimate, x = jf.HutchPlusPlus(sketch=1, probes=2), jnp.ones(3)
+    y, estimates = estimate(lambda x: jnp.ones((3, 3)) @ x, x, estimate.probes(jr.key(0), x))
+    assert jnp.allclose(estimates, 3, atol=1e-4)  # exact where the sketch has the rank of df/dx
+    ```
     """
 
     sketch: int = eqx.field(static=True)
@@ -113,8 +142,7 @@ class HutchPlusPlus(AbstractDivergence):
 
     def __init__(self, sketch: int = 4, probes: int = 4):
         """`sketch`, `probes`: columns of `S` and number of `v`. Raises `ValueError` for one below 1."""
-        _check_count(sketch, "sketch")
-        _check_count(probes, "probes")
+        check_count(sketch=sketch, probes=probes)
         self.sketch, self.count = sketch, probes
 
     @property
@@ -122,14 +150,14 @@ class HutchPlusPlus(AbstractDivergence):
         return (self.count,)
 
     def probes(self, key: Any, x):
-        check_key(key, "Hutch++")
+        check_key(key, "The estimate of a divergence by Hutch++")
         d = ravel_pytree(x)[0].shape[0]
         if self.sketch > d:
             raise ValueError(
-                f"The sketch of Hutch++ has at most as many columns as the event has components, {d}. "
-                f"Got {self.sketch}; from there on Exact() is exact and no dearer."
+                f"The sketch of Hutch++ must have at most as many columns as the event has components, {d}. "
+                f"Got {self.sketch}: take ExactDivergence(), which costs no more from there on."
             )
-        return jr.rademacher(key, (self.sketch + self.count, d), dtype=state_dtype(x))
+        return jr.rademacher(stream(key, "divergence"), (self.sketch + self.count, d), dtype=state_dtype(x))
 
     def __call__(self, f, x, probes):
         _, y, push = _linearized(f, x)
@@ -145,8 +173,3 @@ def _linearized(f, x):
     flat, unravel = ravel_pytree(x)
     y, push = jax.linearize(f, x)
     return flat, y, lambda v: ravel_pytree(push(unravel(v)))[0]
-
-
-def _check_count(n, name):
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"{name} is an integer of at least 1. Got {n!r}.")

@@ -2,121 +2,152 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
-from ._misc import cast_like, combine, concrete, parameter, scalar_time
-from ._path import AbstractPath
-from ._prediction import Prediction, Row, check_prediction, convert, prediction_row
-from ._types import Event, Time
+from ._args import bare
+from ._event import cast_like, combine
+from ._path import AbstractAffinePath, AbstractPath
+from ._prediction import Prediction, Row, as_prediction, convert, given, heads, prediction_row
+from ._source import noise_map, precision
+from ._trainable import frozen
+from ._types import Event, Noun, PRNGKey, Time
+from ._validate import concrete, parameter, scalar_time
 
 
-class AbstractField(eqx.Module):
-    """What samplers, losses and likelihoods take: a path, and the four predictions along it.
+class AbstractField(Noun):
+    """What samplers, losses and likelihoods take: a path, and predictions along it.
 
-    Every method takes one example: `t` a scalar, `x` the state, `args` the condition (any pytree).
+    Only `predict` is abstract. Every method takes one example: `t` a scalar, `x` the state, `args` the condition (any
+    pytree, or `Args`).
     """
 
     path: eqx.AbstractVar[AbstractPath]
-    predicts: eqx.AbstractVar[Prediction]
+    predicts: eqx.AbstractVar[Any]
+    """What it gives without conversion: a prediction, or a tuple of them for several heads. The loss regresses it."""
 
     @abc.abstractmethod
-    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        """`u_t(x) = alpha' data + sigma' noise`, the drift of the probability-flow ODE."""
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        """The targets (names, predictions or rows) from one evaluation."""
 
-    @abc.abstractmethod
-    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        """`E[x1 | x_t = x]`, the denoiser."""
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+        """What training regresses, `predicts`, with `args` the bare condition; `key` is for a network that draws.
 
-    @abc.abstractmethod
-    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        """`E[x0 | x_t = x]`."""
-
-    @abc.abstractmethod
-    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        """`grad log p_t(x) = -noise / sigma`."""
-
-    @abc.abstractmethod
-    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        """Several quantities `s q = a data + b noise` at once, from one evaluation."""
-
-    @abc.abstractmethod
-    def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
-        """Network evaluations one call costs: a Python number, or an array where that depends on the time `t`."""
-
-
-class AbstractNetwork(AbstractField):
-    """A field around something that gives one prediction; the others follow from it by `convert`."""
-
-    @property
-    def sources(self) -> tuple[Prediction, ...]:
-        """The predictions that the others come from; each determines a right-hand side, or that is refused."""
-        return (self.predicts,)
-
-    @abc.abstractmethod
-    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        """The prediction `self.predicts`, of the shape and type of `x`."""
-
-    @abc.abstractmethod
-    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        """The prediction with `args` the bare condition, as in training."""
-
-    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return convert(self.path, t, x, self(t, x, args), self.predicts, "velocity")
-
-    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return convert(self.path, t, x, self(t, x, args), self.predicts, "data")
-
-    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return convert(self.path, t, x, self(t, x, args), self.predicts, "noise")
-
-    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return convert(self.path, t, x, self(t, x, args), self.predicts, "score")
-
-    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        value = self(t, x, args)
-        return tuple(convert(self.path, t, x, value, self.predicts, row) for row in rows)
+        By default `predict`, without the key.
+        """
+        values = self.predict(heads(self.predicts), t, x, args)
+        return values if isinstance(self.predicts, tuple) else values[0]
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
+        """Network evaluations that one call costs: a Python number, or an array where that depends on the time `t`.
+
+        By default 1.
+        """
         return 1
 
+    def recommended(self, nfe: int, args: Any = None) -> Any:
+        """The field's own default sampler; by default `None`, that of its path."""
+        return None
 
-class Field(AbstractNetwork):
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """The predictions that others are converted from, each of which must determine what is asked; by default the
+        heads. They decide where a sampler must not evaluate.
+        """
+        return self.predicts if isinstance(self.predicts, tuple) else (self.predicts,)
+
+    def undefined(self, t: float) -> str | None:
+        """Why the field is not known at the end `t`, 0.0 or 1.0, of its path; by default `None`, for it is."""
+        return None
+
+    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`u_t(x)`, the drift of the probability-flow ODE; `alpha' data + sigma' noise` on an affine path."""
+        return self.predict(("velocity",), t, x, args)[0]
+
+    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`E[x1 | x_t = x]`, the denoiser."""
+        return self.predict(("data",), t, x, args)[0]
+
+    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`E[x0 | x_t = x]`."""
+        return self.predict(("noise",), t, x, args)[0]
+
+    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`grad log p_t(x)`; `-noise / sigma` for white noise that is independent of the data."""
+        return self.predict(("score",), t, x, args)[0]
+
+
+class Field(AbstractField):
     """A network that knows its path: `Field(net, path, predicts)`.
 
     `net(t, x, args)` takes one example and returns an output of the shape of `x`; it may be a flax NNX module,
-    an equinox module, a `jax.tree_util.Partial` of a function and its parameters, or any other callable pytree.
+    an equinox module, a `jax.tree_util.Partial` of a function and its parameters, or any other callable pytree. With
+    several heads, `predicts` a tuple of names, it returns as many outputs.
+
+    ```python
+    field = jf.Field(jf.nn.MLP(2, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
+    assert field.velocity(0.5, jnp.zeros(2)).shape == (2,)
+    ```
     """
 
     net: Callable[..., Any]
     path: AbstractPath
-    predicts: Prediction = eqx.field(static=True)
+    predicts: Prediction | tuple[Prediction, ...] = eqx.field(static=True)
+    draws: bool = eqx.field(static=True)
 
-    def __init__(self, net: Callable[..., Any], path: AbstractPath, predicts: Prediction):
-        """`net` the network; `path` the path it is trained along; `predicts` what it outputs.
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        path: AbstractPath,
+        predicts: Prediction | tuple[Prediction, ...],
+        *,
+        draws: bool = False,
+    ):
+        """Makes a field of a network.
 
-        Raises `ValueError` for an unknown prediction, `TypeError` where `path` is no path.
+        Args:
+            net: The network, `net(t, x, args)`.
+            path: The path it is trained along.
+            predicts: What it outputs.
+            draws: Whether it draws, as dropout does: then training calls `net(t, x, args, key=key)`, and samplers
+                `net(t, x, args)`.
+
+        Raises `ValueError` for an unknown prediction, `TypeError` where `path` is not a path.
         """
-        self.net, self.path, self.predicts = net, path, predicts
+        self.net, self.path, self.predicts, self.draws = net, path, predicts, draws
 
     def __check_init__(self):
-        check_prediction(self.predicts)
-        _check_path(self.path)
+        heads(self.predicts)
+        check_path_kind(self.path)
+        if not callable(self.net):
+            raise TypeError(f"A field's network must be callable, net(t, x, args). Got {type(self.net).__name__}.")
 
-    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return cast_like(self.net(scalar_time(t), x, args), x, "A network's output")
+    def _values(self, t, x, args, **key):
+        """The outputs of the heads."""
+        own, value = heads(self.predicts), self.net(scalar_time(t), x, bare(args), **key)
+        values = value if isinstance(self.predicts, tuple) else (value,)
+        if not isinstance(values, (tuple, list)) or len(values) != len(own):
+            raise ValueError(
+                f"A network of {len(own)} heads must return a tuple of {len(own)} outputs. Got "
+                f"{len(values) if isinstance(values, (tuple, list)) else type(values).__name__}."
+            )
+        return tuple(head.output(v, x) for head, v in zip(own, values, strict=True))
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self(t, x, args)
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        t = scalar_time(t)
+        return given(self.path, t, x, self._values(t, x, args), heads(self.predicts), targets, args)
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+        values = self._values(t, x, args, **({"key": key} if self.draws else {}))
+        return values if isinstance(self.predicts, tuple) else values[0]
 
 
-class Preconditioned(AbstractNetwork):
-    """A network behind the scalings of EDM, along any path; it predicts the data.
+class Preconditioned(AbstractField):
+    """A network behind the scalings of EDM, along any affine path; it predicts the data.
 
     `data = c_skip x + c_out net(c_noise, c_in x, args)`, with `V = alpha^2 sigma_data^2 + sigma^2`,
     `c_in = V^(-1/2)`, `c_skip = alpha sigma_data^2 / V`, `c_out = sigma sigma_data V^(-1/2)`: the network's
@@ -125,41 +156,49 @@ class Preconditioned(AbstractNetwork):
     `atan(sigma / alpha)`.
 
     Source: Karras et al. 2022, arXiv:2206.00364, equation 7 and table 1, for `alpha = 1`.
+
+    ```python
+    field = jf.Preconditioned(jf.nn.MLP(2, rngs=nnx.Rngs(0)), jf.VE(), sigma_data=0.5)
+    assert field.data(0.5, jnp.zeros(2)).shape == (2,)
+    ```
     """
 
     net: Callable[..., Any]
-    path: AbstractPath
-    sigma_data: Array
-    c_noise: Callable[[Any], Any] | None
+    path: AbstractAffinePath
+    sigma_data: Array = frozen()
+    c_noise: Callable[[Any], Any] | None = frozen()
+    predicts: ClassVar[Prediction] = "data"
 
     def __init__(
         self,
         net: Callable[..., Any],
-        path: AbstractPath,
+        path: AbstractAffinePath,
         sigma_data: ArrayLike,
         c_noise: Callable[[Any], Any] | None = None,
     ):
-        """`net` the network; `path` its path; `sigma_data` the standard deviation of the data;
-        `c_noise` a function of the time in place of the default.
+        """Makes a field of a network.
+
+        Args:
+            net: The network, `net(c_noise, c_in x, args)`.
+            path: Its path.
+            sigma_data: The standard deviation of the data.
+            c_noise: A function of the time in place of the default.
         """
         self.net, self.path, self.c_noise = net, path, c_noise
         self.sigma_data = parameter(sigma_data, "sigma_data")
 
     def __check_init__(self):
-        _check_path(self.path)
+        check_affine(self.path, "A preconditioned field")
 
-    @property
-    def predicts(self) -> Prediction:
-        return "data"
-
-    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         spread = self.sigma_data.astype(t.dtype)
         variance = (alpha * spread) ** 2 + sigma**2
         scaled = combine((jax.lax.rsqrt(variance), x))
-        out = cast_like(self.net(self._net_time(t, alpha, sigma), scaled, args), x, "A network's output")
-        return combine((alpha * spread**2 / variance, x), (sigma * spread * jax.lax.rsqrt(variance), out))
+        out = cast_like(self.net(self._net_time(t, alpha, sigma), scaled, bare(args)), x, "A network's output")
+        data = combine((alpha * spread**2 / variance, x), (sigma * spread * jax.lax.rsqrt(variance), out))
+        return given(self.path, t, x, (data,), ("data",), targets, args)
 
     def _net_time(self, t, alpha, sigma):
         if self.c_noise is not None:
@@ -168,37 +207,32 @@ class Preconditioned(AbstractNetwork):
             return jnp.arctan2(sigma, alpha)
         return -self.path.log_snr(t) / 8
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self(t, x, args)
-
 
 SLACK = 1e-3
 """By how much rounding may carry a log-SNR over the end of a path."""
 
 
-class _Rematched(AbstractNetwork):
+class _Rematched(AbstractField):
     """A field of one path as a field of another; see `change_path`."""
 
     field: AbstractField
-    path: AbstractPath
+    path: AbstractAffinePath
+    predicts: ClassVar[Prediction] = "data"
 
-    def __init__(self, field: AbstractField, path: AbstractPath):
-        self.field, self.path = field, path
+    def own_time(self, t: Time) -> Array:
+        """The time of the field's own path with the signal-to-noise ratio of `t`, NaN where that path has none.
 
-    @property
-    def predicts(self) -> Prediction:
-        return "data"
-
-    def own_time(self, t):
-        """Time of the field's own path with the ratio of `t`: NaN where there is none, an error where that is known."""
-        log_snr, own = self.path.log_snr(t), self.field.path
-        low, high = (own.log_snr(jnp.asarray(end, jnp.result_type(log_snr))) for end in (0.0, 1.0))
+        Raises `ValueError` where this is known.
+        """
+        own, log_snr = self.field.path, self.path.log_snr(t)
+        low, high = (own.log_snr(jnp.asarray(end, log_snr.dtype)) for end in (0.0, 1.0))
         inside = (log_snr >= low - SLACK) & (log_snr <= high + SLACK)
-        if (known := concrete(inside)) is not None and not known:
-            start, stop = (float(jnp.clip(self.path.log_snr_inverse(bound), 0, 1)) for bound in (low, high))
+        known = concrete(inside)
+        if known is not None and not known and concrete(t) is not None:
+            start, stop = (float(self.path.log_snr_inverse(end)) for end in (low, high))
             raise ValueError(
-                f"A field along {type(own).__name__}, taken to {type(self.path).__name__}, is known where the "
-                f"signal-to-noise ratios of the two overlap: from t = {start:.6g} to t = {stop:.6g} (log-SNR from "
+                f"The signal-to-noise ratios of both paths must overlap: a field along {type(own).__name__}, taken to "
+                f"{type(self.path).__name__}, is known from t = {start:.6g} to t = {stop:.6g} (log-SNR from "
                 f"{float(low):.4g} to {float(high):.4g}). Got t = {float(t):.6g}: start and stop there, or let the "
                 "last step be the data prediction, end='denoise'."
             )
@@ -211,33 +245,45 @@ class _Rematched(AbstractNetwork):
         own = jnp.hypot(self.field.path.alpha(t_own), self.field.path.sigma(t_own))
         return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
 
-    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.field.data(*self._source(t, x), args)
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        mapped = noise_map(self.path.source)
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        if not isinstance(self.field, AbstractNetwork):
-            return self(t, x, args)
+        def asked(target):  # data and noise are the same along both paths, so a row is too
+            alike = isinstance(target, Row) or as_prediction(target).name in ("data", "noise")
+            return target if alike else prediction_row(self.path, target, t)
+
+        def answer(target, value):
+            named = None if isinstance(target, Row) else as_prediction(target).name
+            return precision(mapped, value, args) if mapped is not None and named == "score" else value
+
+        values = self.field.predict(tuple(map(asked, targets)), *self._source(t, x), args)
+        return tuple(map(answer, targets, values))
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
         t, x = self._source(t, x)
-        return convert(self.field.path, t, x, self.field.conditional(t, x, args), self.field.predicts, "data")
-
-    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        return self.field.mixed(rows, *self._source(t, x), args)
-
-    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.mixed((prediction_row(self.path, "velocity", t),), t, x, args)[0]
-
-    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.field.noise(*self._source(t, x), args)
-
-    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.mixed((prediction_row(self.path, "score", t),), t, x, args)[0]
+        value, predicts = self.field.conditional(t, x, args, key), self.field.predicts
+        values, own = (value, predicts) if isinstance(predicts, tuple) else ((value,), (predicts,))
+        return given(self.field.path, t, x, values, own, ("data",), args)[0]
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         return self.field.evaluations(args, None if t is None else self.own_time(t))
 
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(("data", *self.field.sources)))
 
-def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:
-    """A field trained along one path as a field along another.
+    def undefined(self, t: float) -> str | None:
+        own = self.field.path
+        beyond = self.path.starts_at_noise and not own.starts_at_noise if t == 0 else (
+            self.path.ends_at_data and not own.ends_at_data
+        )
+        if beyond:
+            return f"the signal-to-noise ratios of {type(own).__name__} do not reach that of {type(self.path).__name__} there"
+        return self.field.undefined(t)
+
+
+def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField:
+    """A field trained along one affine path as a field along another.
 
     At equal signal-to-noise ratio the states of two paths differ by a factor, so
     `data(t, x) = field.data(t', c x)` with `log_snr'(t') = log_snr(t)` and `c` the ratio of the norms of
@@ -245,55 +291,37 @@ def change_path(field: AbstractField, path: AbstractPath) -> AbstractField:
     along VE taken to CondOT, it raises `ValueError` where the time is known, and is NaN where it is traced.
 
     Source: Karras et al. 2022, arXiv:2206.00364, section 4; Kingma et al. 2021, arXiv:2107.00630, section 5.1.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+    moved = jf.change_path(world.field(jf.CondOT()), jf.VP())
+    exact = world.field(jf.VP())
+    assert jnp.allclose(moved.data(0.7, jnp.ones(2)), exact.data(0.7, jnp.ones(2)), atol=1e-5)
+    ```
     """
-    _check_path(path)
+    check_affine(path, "change_path")
+    check_affine(field.path, "change_path")
     return _Rematched(field, path)
 
 
-def check_overlap(field: AbstractField, t: Any) -> None:
-    """Raises `ValueError` where a known time lies outside what is known of a field taken to another path."""
-    if concrete(t) is None:
-        return
-    with jax.ensure_compile_time_eval():
-        for node in jtu.tree_leaves(field, is_leaf=lambda node: isinstance(node, _Rematched)):
-            if isinstance(node, _Rematched):
-                check_overlap(node.field, node.own_time(jnp.asarray(t)))
-
-
-def trainable(tree: PyTree) -> PyTree:
-    """Which leaves are trained: a pytree of booleans with the structure of `tree`.
-
-    True on the inexact arrays of the networks and on nothing else: paths, `sigma_data`, null conditions, classifiers
-    and the weak field of a guided one never change. Gradient, optimiser and averages of weights all use this one
-    function, as `equinox.partition(field, trainable(field))`.
-    """
-    if isinstance(tree, AbstractPath):
-        return jtu.tree_map(lambda _: False, tree)
-    if isinstance(tree, AbstractField):
-        leaves, treedef = jtu.tree_flatten(tree, is_leaf=lambda node: node is not tree)
-        names = _child_names(tree)
-        flags = [
-            trainable(leaf)
-            if name == "net" or (isinstance(leaf, AbstractField) and name != "weak")
-            else jtu.tree_map(lambda _: False, leaf)
-            for name, leaf in zip(names, leaves, strict=True)
-        ]
-        return jtu.tree_unflatten(treedef, flags)
-
-    def apart(node):
-        return isinstance(node, (AbstractField, AbstractPath))
-
-    return jtu.tree_map(
-        lambda node: trainable(node) if apart(node) else eqx.is_inexact_array(node), tree, is_leaf=apart
-    )
-
-
-def _child_names(tree):
-    """Names of the children of an equinox module, in the order of its flattening."""
-    paths, _ = jtu.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
-    return [path[0].name for path, _ in paths]
-
-
-def _check_path(path):
+def check_path_kind(path: Any) -> None:
+    """Raises `TypeError` for what is not a path."""
     if not isinstance(path, AbstractPath):
-        raise TypeError(f"A field's path is a jflow path, as jflow.CondOT() or jflow.Path(alpha, sigma). Got {path!r}.")
+        raise TypeError(
+            f"A field's path must be a jflow path, as jflow.CondOT() or jflow.CustomPath(alpha, sigma). Got {path!r}."
+        )
+
+
+def check_affine(path: Any, what: str) -> None:
+    """Raises `TypeError` for what is not a path, `ValueError` for one that has no alpha and sigma."""
+    check_path_kind(path)
+    if not isinstance(path, AbstractAffinePath):
+        raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {type(path).__name__}.")
+
+
+def check_field(field: Any) -> None:
+    """Raises `TypeError` for what is not a field."""
+    if not isinstance(field, AbstractField):
+        raise TypeError(
+            f"A field must be given, as jflow.Field(net, path, predicts). Got {type(field).__name__}: wrap the network."
+        )

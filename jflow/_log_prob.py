@@ -8,85 +8,89 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._adaptive import adaptive
-from ._augmented import augmented, with_density
-from ._checks import check_mode, check_span, path_times
-from ._clock import AbstractClock
 from ._divergence import AbstractDivergence
-from ._equation import check_singular, field_equation, stage_times
-from ._field import AbstractField
-from ._misc import as_state
-from ._solve import fixed
-from ._solver import check_ode_solver, choose_clock
-from ._types import Number, PRNGKey, Solution, Time
+from ._engine import adaptive_equation, backward, lowered, run_adaptive, run_grid, with_density, with_divergence
+from ._event import as_state, state_dtype
+from ._field import AbstractField, check_field
+from ._front import as_arrays, numbers, run
+from ._sample import check_density, check_ode, ends
+from ._sampler import AdaptiveSteps, as_sampler
+from ._types import Number, PRNGKey, Solution
+from ._validate import stream
 
 
 def log_prob(
     field: AbstractField,
     x: PyTree,
+    sampler: Any = None,
     *,
-    args: Any = None,
-    times: Any = None,
-    t0: Time | None = None,
-    t1: Time | None = None,
-    divergence: AbstractDivergence | None = None,
     key: PRNGKey | None = None,
-    base: Any = None,
-    solver: dfx.AbstractSolver | None = None,
-    clock: AbstractClock | None = None,
+    args: Any = None,
+    start: Any = None,
+    divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dt0: Time | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController | None = None,
-    adjoint: dfx.AbstractAdjoint | None = None,
-    event: dfx.Event | None = None,
-    max_steps: int = 4096,
     dtype: Any = None,
 ) -> Solution:
     """The log-density of one example under a field's ODE, in nats: `log p_1(x) = log p_0(x_0) - int div u dt`.
 
-    The ODE carries `x` from `times[-1]` (or `t1`) back to `times[0]` (or `t0`), with the divergence beside it; without
-    either it runs adaptively between 0 and 1.
+    The ODE carries `x` from the last time of the sampler back to the first, with the divergence beside it.
 
-    **Arguments:**
+    A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) needs an end `t1 < 1`.
+    The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed by noise of that
+    level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the data has a spread `s`,
+    and by any amount where the data has none.
 
-    - `field`, `x`, `args`: the field, one example, its condition.
-    - `divergence`: `Exact()` by default, `Hutchinson(probes)` or `HutchPlusPlus(...)`, whose probes come from `key`,
-      once per solve: the same `x` and `key` give the same number.
-    - `base`: a distribution with `log_prob` for the state at the noise end; by default `N(0, sigma(t0)^2 I)`, which
-      neglects `alpha(t0) x1`.
-    - the rest: as in `encode`.
+    Args:
+        field: The field, along a path in a flat space.
+        x: One example.
+        sampler: That of `sample`, of the ODE; `AdaptiveSteps()`, at tolerance 1e-5 between 0 and 1, by default.
+        key: The probes of an estimate: the same `x` and `key` give the same number.
+        args: The condition.
+        start: A distribution with `log_prob` of the state at the noise end; by default the path's, `sigma(t0) x0`,
+            which neglects `alpha(t0) x1`.
+        divergence: `ExactDivergence()` by default, `Hutchinson(probes)` or `HutchPlusPlus(...)`.
+        saveat: As in `sample`.
+        dtype: As in `sample`.
 
-    A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) asks for an end
-    `t1 < 1`. The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed
-    by noise of that level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the
-    data has a spread `s`, and by any amount where the data has none.
-
-    **Returns:** a `Solution`: `log_prob`; `log_prob_se`, the standard error over the probes (NaN for one probe, `None`
-    where the divergence is exact); and in `x` the encoded state.
+    Returns:
+        A `Solution`: `log_prob`; `log_prob_se`, the standard error over the probes (NaN for one probe, `None` where the
+        divergence is exact); and in `x` the encoded state.
 
     Source: Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, appendix D.2 (in
     reversed time).
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+    sol = jf.log_prob(world.field(jf.CondOT()), jnp.ones(2))
+    assert jnp.allclose(sol.log_prob, world.log_prob(jnp.ones(2)), atol=1e-3)
+    ```
     """
-    if times is None and t0 is None and t1 is None:
-        t0, t1 = 0.0, 1.0
-    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
-    check_ode_solver(solver, "log_prob follows the ODE")
-    x = as_state(x, dtype)
-    equation = field_equation(field, choose_clock(solver, clock, None), None, None)
-    problem, state = augmented(equation, x, divergence, key)
-    if times is None:
-        check_span(field.path, t0, t1)
-        check_singular(equation, (t1, t0))
-        out = adaptive(
-            problem, state, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
-            brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
-        )  # fmt: skip
-    else:
-        times = path_times(field.path, times)
-        t0, t1, solver = times[0], times[-1], dfx.Euler() if solver is None else solver
-        check_singular(equation, (t1, stage_times(times[::-1], solver)[1]), t0)
-        out = fixed(problem, state, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)
-    return with_density(problem, out, t0, t1, base, None)
+    check_field(field)
+    check_density(field)
+    x = as_state(x)
+    sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
+    check_ode(field, sampler, "log_prob", forward=False)
+    operands = field, x, key, numbers(sampler), as_arrays(args), start, divergence, saveat
+    return run(_log_prob, operands, dtype)
+
+
+def _log_prob(field, x, key, sampler, args, start, divergence, saveat, dtype):
+    field, key = lowered(field, dtype), None if key is None else stream(key, "log_prob")
+    if isinstance(sampler, AdaptiveSteps):
+        density, state = with_divergence(adaptive_equation(field, sampler), x, divergence, key)
+        t0, t1 = ends(sampler)
+        out = run_adaptive(density, state, args, sampler, t0=t1, t1=t0, saveat=saveat)
+        return with_density(density, out, t0, t1, start, None, args)
+    made: list[Any] = []
+
+    def wrap(equation):
+        made.extend(with_divergence(equation, x, divergence, key))
+        return made[0]
+
+    steps = backward(field, sampler, "log_prob", state_dtype(x), wrap)
+    density, state = made
+    out = run_grid(steps, state, args, saveat=saveat, visible=density.visible)
+    return with_density(density, out, steps.times[-1], steps.times[0], start, None, args)
 
 
 def bits_per_dim(
@@ -96,9 +100,18 @@ def bits_per_dim(
 
     `-log_prob / (dimension log 2) + log2(bins / (high - low))`: an upper bound on the discrete code length.
 
-    **Arguments:** `log_prob` in nats, of an event with `dimension` components scaled to `[low, high]`.
+    Args:
+        log_prob: In nats, of an event with `dimension` components scaled to `[low, high]`.
+        dimension: The number of components of the event.
+        bins: The number of levels.
+        low: The lowest value.
+        high: The highest value.
 
     Source: Theis, van den Oord & Bethge 2016, arXiv:1511.01844, section 3.1.
+
+    ```python
+    assert jf.bits_per_dim(0.0, 784) == 7.0  # a density of one on [-1, 1]: log2(256 / 2)
+    ```
     """
     return -jnp.asarray(log_prob) / (dimension * math.log(2)) + math.log2(bins / (high - low))
 
@@ -108,9 +121,19 @@ def dequantize(
 ) -> Float[Array, "..."]:
     """Uniform dequantisation of one example: `low + (levels + U) (high - low) / bins`, `U` uniform in [0, 1).
 
-    **Arguments:** `levels`, integers from 0 to `bins - 1`, of any shape.
+    Args:
+        key: Decides `U`.
+        levels: Integers from 0 to `bins - 1`, of any shape.
+        bins: The number of levels.
+        low: The lowest value.
+        high: The highest value.
 
     Source: Theis, van den Oord & Bethge 2016, arXiv:1511.01844, section 3.1.
+
+    ```python
+    x = jf.dequantize(jr.key(0), jnp.array([0, 255]))
+    assert -1 <= x[0] < -1 + 2 / 256 and 1 - 2 / 256 <= x[1] <= 1
+    ```
     """
     levels = jnp.asarray(levels, jnp.float32)
-    return low + (levels + jr.uniform(key, levels.shape)) * ((high - low) / bins)
+    return low + (levels + jr.uniform(stream(key, "dequantize"), levels.shape)) * ((high - low) / bins)

@@ -1,4 +1,4 @@
-"""The regression that trains every field, and its weights."""
+"""The regression that trains every field."""
 
 import functools as ft
 import operator
@@ -8,18 +8,21 @@ from typing import Any
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jax.nn import sigmoid
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ._field import AbstractField, AbstractNetwork
-from ._misc import as_state, cast_like, check_key, combine, normal_like, scalar_time, size, state_dtype
-from ._prediction import Prediction, check_prediction, prediction_row
-from ._times import AbstractLaw, Uniform
+from ._args import Args
+from ._event import as_state, cast_like, size, state_dtype
+from ._field import AbstractField
+from ._path import AbstractAffinePath
+from ._prediction import heads
+from ._source import AbstractGaussianSource
 from ._types import PRNGKey, Time
+from ._validate import check_key, scalar_time, stream
+from .laws import AbstractLaw, Uniform
 
 
 def matching_loss(
-    field: AbstractNetwork,
+    field: AbstractField,
     key: PRNGKey,
     x1: PyTree,
     args: Any = None,
@@ -28,109 +31,115 @@ def matching_loss(
     t: Time | None = None,
     law: AbstractLaw | None = None,
     weight: Callable[[Array], Array] | None = None,
+    mask: PyTree | None = None,
 ) -> Float[Array, ""]:
     """One example's regression of a field on its own prediction: flow matching, denoising or noise prediction.
 
     `weight(log_snr(t)) mean((prediction(t, x_t, args) - target)^2)`, `x_t = alpha x1 + sigma x0`, the target being
     `alpha' x1 + sigma' x0` for a velocity, `x1` for data, `x0` for noise, `-x0/sigma` for a score and
-    `alpha x0 - sigma x1` for v. The mean runs over the components of the event.
+    `alpha x0 - sigma x1` for v; the cross-entropy of `x1` for logits. The mean runs over the components of the event;
+    several heads add up.
 
-    **Arguments:** `x1` one data example; `args` its bare condition; `x0` its noise (drawn by default);
-    `t` its time (drawn from `law`, by default `Uniform(0, 1)`); `weight` a function of the whole log-SNR.
+    Args:
+        field: The field.
+        key: Decides the time, x0, the path's latent, and what the network draws.
+        x1: One data example.
+        args: Its bare condition.
+        x0: Its partner at the noise end; by default a draw of the path's source. Pairs need a source that says so,
+            `Normal(coupled=True)` or `GIVEN`.
+        t: Its time; by default drawn from `law`.
+        law: The law of times, `jf.laws.Uniform()` by default.
+        weight: A function of the whole log-SNR, as `jf.edm_weight(0.5)`.
+        mask: Which components of a padded event count: the mean runs over these. Source and path read it as the entry
+            `mask` of `args`.
+
+    Returns:
+        The loss, a scalar.
 
     Raises `ValueError` where the expectation is infinite: a velocity up to t = 1 along a path whose `sigma'` is
     infinite there, a score up to t = 1 along a path that ends at the data.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, equation 14; Ho et al. 2020, arXiv:2006.11239, equation 14.
+
+    ```python
+    field = jf.Field(jf.nn.MLP(2, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
+    assert jf.matching_loss(field, jr.key(0), jnp.ones(2)).shape == ()
+    ```
     """
+    law = Uniform() if law is None else law
+    _check(field, key, x0, law, weight, t)
+    path = field.path
+    key_time, key_source, key_latent, key_net = jr.split(stream(key, "matching_loss"), 4)
+    x1 = as_state(x1, "Data", letters=path.letters)
+    t = law.sample(key_time, path) if t is None else scalar_time(t)  # pyright: ignore[reportArgumentType]
+    t = t.astype(state_dtype(x1))
+    beside = args if mask is None else Args(args, mask=mask)
+    x0 = path.source.sample(key_source, x1, beside) if x0 is None else _partner(x0, x1, path)
+    z = path.latent(key_latent, x1, beside)
+    value = field.conditional(t, path.interpolate(t, x0, x1, z), args, key_net)
+    values = value if isinstance(field.predicts, tuple) else (value,)
+    loss = sum(
+        _mean(head.errors(v, head.target(path, t, x0, x1, z, beside)), mask)
+        for head, v in zip(heads(field.predicts), values, strict=True)
+    )
+    return jnp.asarray(loss if weight is None else weight(path.log_snr(t)) * loss)  # pyright: ignore
+
+
+def _partner(x0, x1, path):
+    """Given x0, checked."""
+    return x0 if path.letters else cast_like(as_state(x0, "x0"), x1, "x0")
+
+
+def _mean(errors, mask):
+    """The mean of the errors over the components of the event, those that the mask marks."""
+    if mask is None:
+        return ft.reduce(operator.add, [jnp.sum(leaf) for leaf in jtu.tree_leaves(errors)]) / size(errors)
+    masks = mask if jtu.tree_structure(mask) == jtu.tree_structure(errors) else jtu.tree_map(lambda _: mask, errors)
+
+    def broadcast(error, present):
+        present = jnp.asarray(present)
+        return jnp.broadcast_to(present.reshape(present.shape + (1,) * (error.ndim - present.ndim)), error.shape)
+
+    full = jtu.tree_map(broadcast, errors, masks)
+    kept = jtu.tree_map(lambda e, m: jnp.sum(jnp.where(m, e, 0)), errors, full)
+    count = sum(jnp.sum(m) for m in jtu.tree_leaves(full))
+    return sum(jtu.tree_leaves(kept)) / count
+
+
+def _check(field, key, x0, law, weight, t):
     if not isinstance(field, AbstractField):
         raise TypeError(
-            f"matching_loss takes a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}."
+            f"matching_loss must have a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}."
         )
-    check_key(key, "matching_loss")
-    law = Uniform() if law is None else law
+    check_key(key, "matching_loss", batched=False)
     if not isinstance(law, AbstractLaw):
-        raise TypeError(f"law is a law of training times, as jflow.LogitNormal(). Got {law!r}.")
+        raise TypeError(f"law must be a law of training times, as jf.laws.LogitNormal(). Got {law!r}.")
     if not (weight is None or callable(weight)):
-        raise TypeError(f"weight is a function of the log-SNR, as jflow.edm_weight(0.5). Got {weight!r}.")
+        raise TypeError(f"weight must be a function of the log-SNR, as jf.edm_weight(0.5). Got {weight!r}.")
+    if weight is not None and not isinstance(field.path, AbstractAffinePath):
+        raise ValueError(
+            f"weight must have an affine path: it is a function of the log-SNR. Got {type(field.path).__name__}."
+        )
+    source = field.path.source
+    if x0 is not None and isinstance(source, AbstractGaussianSource) and not source.coupled:
+        raise ValueError(
+            "Pairs must have a source that says so, for with dependent pairs the score is not -noise/sigma. Got x0= along a "
+            f"path with the source {type(source).__name__}(): take jf.CondOT(source=jf.Normal(coupled=True)) where x0 is "
+            "Gaussian, or source=jf.GIVEN."
+        )
     if t is None:
         _check_expectation(field, law, weight)
-    key_time, key_noise = jr.split(key)
-    x1 = as_state(x1)
-    t = law.sample(key_time, field.path) if t is None else scalar_time(t)
-    t = t.astype(state_dtype(x1))
-    x0 = normal_like(key_noise, x1) if x0 is None else cast_like(x0, x1, "x0")
-    x_t = field.path.interpolate(t, x0, x1)
-    s, a, b = prediction_row(field.path, field.predicts, t)
-    target = combine((a / s, x1), (b / s, x0))
-    error = jtu.tree_map(lambda u, v: jnp.sum((u - v) ** 2), field.conditional(t, x_t, args), target)
-    loss = ft.reduce(operator.add, jtu.tree_leaves(error)) / size(x1)
-    return loss if weight is None else weight(field.path.log_snr(t)) * loss
 
 
 def _check_expectation(field, law, weight):
-    path, name = field.path, field.predicts
-    diverges = (name == "velocity" and not path.finite_sigma_dot) or (name == "score" and path.ends_at_data)
-    if law.reaches_data and diverges and weight is None:
-        raise ValueError(
-            f"The {name} loss along {type(path).__name__} has an infinite expectation for times up to t = 1, where "
-            f"{'sigma prime is infinite' if name == 'velocity' else 'the score is'}. Stop short, as "
-            "law=jflow.Uniform(0.0, 0.999), or train a field that predicts 'data', 'noise' or 'v' and sample it alike."
-        )
-
-
-def edm_weight(sigma_data: ArrayLike) -> Callable[[Array], Array]:
-    """EDM's weight of a data loss, `(s^2 + sigma_data^2)/(s sigma_data)^2` with `s = sigma/alpha`.
-
-    Source: Karras et al. 2022, arXiv:2206.00364, table 1.
-    """
-    return lambda log_snr: jnp.exp(log_snr) + 1 / jnp.asarray(sigma_data, log_snr.dtype) ** 2
-
-
-def min_snr_weight(gamma: ArrayLike = 5.0, *, predicts: Prediction = "data") -> Callable[[Array], Array]:
-    """Min-SNR-gamma: the data loss times `min(SNR, gamma)`, for a field that predicts data, noise or v.
-
-    Source: Hang et al. 2023, arXiv:2303.09556, section 3.4.
-    """
-    return _data_weight(
-        predicts,
-        data=lambda l: jnp.minimum(jnp.exp(l), gamma),
-        noise=lambda l: jnp.minimum(1, gamma * jnp.exp(-l)),
-        v=lambda l: jnp.minimum(sigmoid(l), gamma * sigmoid(-l)),
-    )
-
-
-def sigmoid_weight(bias: ArrayLike = 0.0, *, predicts: Prediction = "data") -> Callable[[Array], Array]:
-    """Sigmoid weighting: `sigmoid(bias - log_snr)` on the noise loss, for a field that predicts data, noise or v.
-
-    Source: Kingma & Gao 2023, arXiv:2303.00848, section 5; Hoogeboom et al. 2024, arXiv:2410.19324, section 3.1.
-    """
-    return _data_weight(
-        predicts,
-        data=lambda l: jnp.exp(bias) * sigmoid(l - bias),
-        noise=lambda l: sigmoid(bias - l),
-        v=lambda l: jnp.exp(bias) * sigmoid(l - bias) * sigmoid(-l),
-    )
-
-
-def likelihood_weight(*, predicts: Prediction = "noise") -> Callable[[Array], Array]:
-    """The weight of maximum likelihood: constant on the noise loss per unit of log-SNR.
-
-    Under a law of times with density `p` it is to be divided by `p(t)/log_snr'(t)`: take a law uniform in log-SNR.
-
-    Source: Kingma et al. 2021, arXiv:2107.00630, equation 14; Song et al. 2021, arXiv:2101.09258, theorem 1.
-    """
-    return _data_weight(predicts, data=jnp.exp, noise=jnp.ones_like, v=sigmoid)
-
-
-def _data_weight(predicts, **weights):
-    """The form that a weight of the data loss takes for the prediction: noise loss = SNR data loss, and along a
-    variance-preserving path v loss = (1 + SNR) data loss. Each form is finite wherever its limit is.
-    """
-    check_prediction(predicts)
-    if predicts not in weights:
-        raise ValueError(
-            "As a function of log-SNR alone this weight exists for the predictions 'data', 'noise' and 'v'. "
-            f"Got {predicts!r}; a velocity's or a score's depends on the path too."
-        )
-    return weights[predicts]
+    path = field.path
+    if not isinstance(path, AbstractAffinePath) or not law.reaches_data or weight is not None:
+        return
+    for name in (head.name for head in heads(field.predicts)):
+        if (name == "velocity" and not path.finite_sigma_dot) or (name == "score" and path.ends_at_data):
+            why = "sigma prime is infinite" if name == "velocity" else "the score is"
+            raise ValueError(
+                f"The {name} loss must have a finite expectation. Got times up to t = 1 along {type(path).__name__}, where "
+                f"{why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or train a field that predicts 'data', 'noise' or "
+                "'v' and sample it alike."
+            )

@@ -1,278 +1,322 @@
 """One sample of a field: from noise to data and back."""
 
-from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import PyTree
 
-from ._adaptive import adaptive
-from ._augmented import augmented, with_density
-from ._checks import check_mode, check_noise, check_span, check_times, path_times
-from ._clock import AbstractClock
+from ._brownian import Recorded
 from ._divergence import AbstractDivergence
-from ._end import End, on_grid, resolve_end
-from ._equation import FieldEquation, check_field, check_singular, field_equation, stage_times
-from ._field import AbstractField, check_overlap
-from ._misc import as_state, check_key, normal_like, scale
-from ._solve import fixed
-from ._solver import EDMChurn, adds_noise, check_ode_solver, choose_clock
-from ._types import PRNGKey, Solution, Time
+from ._engine import (
+    SolverRule,
+    adaptive_equation,
+    backward,
+    check_source,
+    forward_ode,
+    lowered,
+    meet,
+    meet_ode,
+    run_adaptive,
+    run_grid,
+    stepper,
+    with_density,
+    with_divergence,
+)
+from ._event import as_state, event_like, rounded, state_dtype
+from ._field import AbstractField, check_field
+from ._front import as_arrays, numbers, run
+from ._path import AbstractDifferentiablePath
+from ._recommended import recommended
+from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
+from ._types import PRNGKey, Solution
+from ._validate import check_key, stream
 
 
 def sample(
     field: AbstractField,
     key: PRNGKey,
     shape: Any,
+    sampler: Any = None,
     *,
     args: Any = None,
-    times: Any = None,
-    solver: dfx.AbstractSolver | None = None,
-    clock: AbstractClock | None = None,
-    eta: Any = None,
-    diffusion: Callable[..., Any] | None = None,
-    end: End | None = None,
-    base: Any = None,
+    start: Any = None,
     brownian: Any = None,
-    saveat: dfx.SaveAt | None = None,
-    t0: Time | None = None,
-    t1: Time | None = None,
-    dt0: Time | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController | None = None,
-    adjoint: dfx.AbstractAdjoint | None = None,
-    event: dfx.Event | None = None,
-    max_steps: int = 4096,
-    dtype: Any = None,
     log_prob: bool = False,
     divergence: AbstractDivergence | None = None,
+    saveat: dfx.SaveAt | None = None,
+    dtype: Any = None,
 ) -> Solution:
-    """Draws one sample: the state at `times[0]`, `sigma(times[0]) eps`, carried to data.
+    """Draws one sample: a draw of the source, as the state at the first time, carried to data.
 
-    **Arguments:**
+    Args:
+        field: What knows its path and predicts along it.
+        key: One typed key; it decides the start and the noise, and nothing else does.
+        shape: The event's shape, or a pytree of `jax.ShapeDtypeStruct`.
+        sampler: `FixedSteps`, `AdaptiveSteps`, or a grid, which is short for `FixedSteps(grid)`; by default
+            `recommended(field)`.
+        args: The condition, any pytree, or `Args(condition, scale=...)` for a guided field.
+        start: A distribution of the state at the first time, with `sample(key)`; by default that of the path,
+            `sigma(t) x0`.
+        brownian: Another source of noise: `jflow.Recorded` normals for a fixed grid, or a diffrax path as
+            `jflow.brownian_tree` makes it.
+        log_prob: Whether the sample's log-density in nats is wanted beside it, for an ODE whose every step is a step of
+            the solver.
+        divergence: How the divergence is computed for it; `ExactDivergence()` by default.
+        saveat: As in diffrax, in times and states of the path; on a fixed grid `steps` and `t0`.
+        dtype: The type of the state that the network is given, and of the result; the loop carries float32 or wider.
 
-    - `field`: what knows its path and predicts along it.
-    - `key`: one typed key; it decides the start and the noise, and nothing else does.
-    - `shape`: the event's shape, or a pytree of `jax.ShapeDtypeStruct`.
-    - `args`: the condition; `(condition, scale)` for a guided field.
-    - `times`: an increasing grid of path times, as `uniform_times(n)`; or `t0`, `t1` for an adaptive solve.
-    - `solver`: any diffrax solver; `diffrax.Euler()` on a grid, `diffrax.Tsit5()` adaptively.
-    - `clock`: in which time it is integrated; the one a solver brings along (as `DPMpp` does), else the path's own,
-      or `ThetaClock()` where `eta` is given.
-    - `eta`: `None` for the ODE, else the level of the SDE with the same marginals: 1 is the reverse SDE.
-      A number, or on a grid a function of t.
-    - `diffusion`: instead of `eta`, an absolute coefficient `g(t, x, args)`: the drift is `velocity + g^2/2 score`.
-    - `end`: the last step of a grid. `"denoise"`: it is `x = data prediction`, one call; `"stop"`: it is like the
-      others; or a solver for it. By default `"stop"`, but `"denoise"` for a field that predicts the data, and for a
-      clock that is infinite where sigma = 0, on a grid that ends there or repeats its last point.
-    - `base`: a distribution to draw the state at `times[0]` from, by `base.sample(key)`.
-    - `brownian`: a source of noise in the clock's noise time (`clock.noise_time`), or `jflow.Recorded` normals.
-    - `saveat`, `t0`, `t1`, `dt0`, `stepsize_controller`, `adjoint`, `event`, `max_steps`, `dtype`: as in `solve`, in
-      times and states of the path whatever the clock (`dt0` the first step; constant ones are so in the clock).
-    - `log_prob`, `divergence`: the sample's log-density in nats beside it, as `jflow.log_prob` computes it, for
-      an ODE whose every step is a step of the solver (`end="stop"`).
+    Returns:
+        A `Solution`, with the sample in `x`.
 
-    **Returns:** a `Solution`, with the sample in `x`.
+    Raises `ValueError` or `TypeError` where the arguments do not go together, or the grid touches a time at which the
+    field does not determine the right-hand side.
 
-    Raises `ValueError` where the arguments do not belong together, or the grid touches a time at which the field
-    does not determine the right-hand side.
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sol = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(16), dfx.Heun()))
+    assert sol.x.shape == (2,) and sol.status == 0 and sol.nfe == 32
+    ```
     """
-    check_key(key, "A sample")
+    check_key(key, "sample")
     check_field(field)
-    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
-    key_start, key_noise = jr.split(key)
-    x0 = as_state(draw_start(field, key_start, shape, times if times is not None else t0, base, dtype), dtype)
-    if log_prob:
-        if eta is not None or diffusion is not None:
-            raise ValueError("A sample of an SDE has no density by a change of variables: log_prob=True takes the ODE.")
-        return _with_log_prob(
-            field, x0, key_noise, args, times, t0, t1, clock, end, divergence, base, solver=solver, saveat=saveat,
-            options={"dt0": dt0, "stepsize_controller": stepsize_controller, "adjoint": adjoint, "event": event,
-                     "max_steps": max_steps},
-        )  # fmt: skip
-    return decode(
-        field, x0, key=key_noise, args=args, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion,
-        end=end, brownian=brownian, saveat=saveat, t0=t0, t1=t1, dt0=dt0, stepsize_controller=stepsize_controller,
-        adjoint=adjoint, event=event, max_steps=max_steps, dtype=dtype,
-    )  # fmt: skip
+    like = event_like(shape, letters=field.path.letters)
+    sampler = _checked(field, sampler, args, log_prob, brownian)
+    operands = field, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat
+    return run(_sample, operands, _Shape(like), log_prob, dtype)
 
 
-def draw_start(field: AbstractField, key: PRNGKey, shape: Any, times: Any, base: Any, dtype: Any) -> PyTree:
-    """The state at the first of the times: `sigma eps`, or a draw of the base."""
-    if base is not None:
-        return base.sample(key)
-    first = jnp.asarray(times).reshape(-1)[0]
-    return scale(field.path.sigma(first), normal_like(key, _event(shape, dtype)))
+def _sample(field, key, sampler, args, start, brownian, divergence, saveat, shape, log_prob, dtype):
+    key_start, key_noise = jr.split(stream(key, "sample"))
+    x0 = draw_start(field, key_start, shape.like, sampler, args, start)
+    return _carried(field, x0, key_noise, sampler, args, start, brownian, divergence, saveat, None, log_prob, dtype)
 
 
-def _with_log_prob(field, x0, key, args, times, t0, t1, clock, end, divergence, base, *, solver, saveat, options):
-    """The sample of an ODE with its density; the probes take the key that noise would have taken."""
-    check_ode_solver(solver, "log_prob=True takes the ODE")
-    equation = field_equation(field, choose_clock(solver, clock, None), None, None)
-    problem, state = augmented(equation, x0, divergence, key)
-    if times is None:
-        check_span(field.path, t0, t1)
-        check_singular(equation, (t0, t1))
-        out = adaptive(
-            problem, state, args, t0, t1, solver=solver, key=None, brownian=None, saveat=saveat, **options
-        )  # fmt: skip
-    else:
-        times, solver = path_times(field.path, times), dfx.Euler() if solver is None else solver
-        if resolve_end(equation, end, times) != "stop":
-            raise ValueError(
-                "A denoising or foreign last step has no divergence: log_prob=True takes end='stop'. For a field that "
-                "predicts data, stop the grid short of t = 1 too."
-            )
-        t0, t1 = times[0], times[-1]
-        check_singular(equation, stage_times(times, solver), times[-1])
-        out = fixed(problem, state, args, times, solver=solver, key=None, brownian=None, saveat=saveat)
-    return with_density(problem, out, t0, t1, base, state[0])
+class _Shape:
+    """The shape of an event, as a static argument."""
+
+    def __init__(self, like: PyTree):
+        self.like = like
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shape) and self.like == other.like
+
+    def __hash__(self) -> int:
+        return hash(str(self.like))
 
 
-def _event(shape, dtype):
-    """Zeros of the event's shape."""
-    if isinstance(shape, tuple) and all(isinstance(n, (int, np.integer)) for n in shape):
-        return jnp.zeros(shape, jnp.float32 if dtype is None else dtype)
-    if any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jtu.tree_leaves(shape)):
-        raise ValueError(
-            "shape is the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
-            f"jax.ShapeDtypeStruct. Got {shape!r}."
-        )
-    return as_state(jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape), dtype)
+def draw_start(field: AbstractField, key: PRNGKey, like: PyTree, sampler: Sampler, args: Any, start: Any) -> PyTree:
+    """The state at the first time: the path's, from a draw of its source, or a draw of `start`."""
+    if start is not None:
+        return as_state(start.sample(key), "A start", letters=field.path.letters)
+    x0 = field.path.source.sample(key, like, args)
+    return field.path.start(first_time(field, sampler, like), x0)
+
+
+def first_time(field: AbstractField, sampler: Sampler, like: PyTree) -> Any:
+    """The first time of a sampler, in the type of the state."""
+    if isinstance(sampler, AdaptiveSteps):
+        return jnp.asarray(0.0 if sampler.t0 is None else sampler.t0, state_dtype(like))
+    times = sampler.times
+    grid = times if isinstance(times, jnp.ndarray) else times.times(field.path)
+    return grid[0].astype(state_dtype(like))
 
 
 def decode(
     field: AbstractField,
     x: PyTree,
+    sampler: Any = None,
     *,
     key: PRNGKey | None = None,
     args: Any = None,
-    times: Any = None,
-    solver: dfx.AbstractSolver | None = None,
-    clock: AbstractClock | None = None,
-    eta: Any = None,
-    diffusion: Callable[..., Any] | None = None,
-    end: End | None = None,
     brownian: Any = None,
-    saveat: dfx.SaveAt | None = None,
-    t0: Time | None = None,
-    t1: Time | None = None,
-    dt0: Time | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController | None = None,
-    adjoint: dfx.AbstractAdjoint | None = None,
     event: dfx.Event | None = None,
-    max_steps: int = 4096,
+    log_prob: bool = False,
+    divergence: AbstractDivergence | None = None,
+    saveat: dfx.SaveAt | None = None,
     dtype: Any = None,
 ) -> Solution:
-    """Carries a given state at `times[0]` to data: `sample` without its draw.
+    """Carries a given state at the first time to data: `sample` without its draw.
 
-    With `times=ts[k:]` a partly noised state is carried on. The arguments are those of `sample`; `key` is needed
-    where the equation is an SDE. Returns a `Solution`.
+    With `FixedSteps(times[k:])` a partly noised state is carried on, as in image to image.
+
+    Args:
+        field: As in `sample`.
+        x: The state at the first time of the sampler.
+        sampler: As in `sample`.
+        key: The noise, where the sampler has any.
+        args: As in `sample`.
+        brownian: As in `sample`.
+        event: Where an adaptive solve stops, as in diffrax; the status is then 3.
+        log_prob: As in `sample`, with the density of the path's start at `x`.
+        divergence: As in `sample`.
+        saveat: As in `sample`.
+        dtype: As in `sample`.
+
+    Returns:
+        A `Solution`, with the state at the last time in `x`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sol = jf.decode(field, jnp.ones(2), jf.UniformGrid(200))
+    assert jnp.allclose(sol.x, 0.5, atol=0.01)  # the flow of this Gaussian
+    ```
     """
-    problem, solver, end = plan(
-        field, times=times, solver=solver, clock=clock, eta=eta, diffusion=diffusion, end=end, t0=t0, t1=t1, dt0=dt0,
-        stepsize_controller=stepsize_controller, adjoint=adjoint, event=event,
-    )  # fmt: skip
-    check_noise(brownian, problem.noisy)
-    x = as_state(x, dtype)
-    if times is None:
-        return adaptive(
-            problem, x, args, t0, t1, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=key,
-            brownian=brownian, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
-        )  # fmt: skip
-    return on_grid(problem, x, args, jnp.asarray(times), solver, end, key, brownian, saveat)
+    check_field(field)
+    x = as_state(x, letters=field.path.letters)
+    sampler = _checked(field, sampler, args, log_prob, brownian)
+    if event is not None and isinstance(sampler, FixedSteps):
+        raise ValueError("event= must go with adaptive steps. Got a fixed grid: take jflow.AdaptiveSteps(...).")
+    operands = field, x, key, numbers(sampler), as_arrays(args), brownian, divergence, saveat, event
+    return run(_decode, operands, log_prob, dtype)
 
 
-def plan(
-    field: AbstractField,
-    *,
-    times: Any = None,
-    solver: dfx.AbstractSolver | None = None,
-    clock: AbstractClock | None = None,
-    eta: Any = None,
-    diffusion: Callable[..., Any] | None = None,
-    end: End | None = None,
-    t0: Any = None,
-    t1: Any = None,
-    dt0: Any = None,
-    stepsize_controller: Any = None,
-    adjoint: Any = None,
-    event: Any = None,
-    **_: Any,
-) -> tuple[FieldEquation, Any, Any]:
-    """The equation, the solver and the end policy of a sample, checked as far as the arguments are concrete."""
-    churns = adds_noise(solver)
-    if churns and not (eta is None and diffusion is None and times is not None):
-        raise ValueError(
-            f"{type(solver).__name__} adds noise of its own to the ODE, on a fixed grid: it goes without eta=, "
-            "diffusion= and adaptive steps. Drop these and pass times=, or take another solver, as diffrax.Heun()."
+def _decode(field, x, key, sampler, args, brownian, divergence, saveat, event, log_prob, dtype):
+    key = None if key is None else stream(key, "decode")
+    return _carried(field, x, key, sampler, args, None, brownian, divergence, saveat, event, log_prob, dtype)
+
+
+def _carried(field, x0, key, sampler, args, start, brownian, divergence, saveat, event, log_prob, dtype):
+    """The state carried to data, with its density where that is asked for."""
+    field, wide = lowered(field, dtype), state_dtype(x0)
+    if log_prob:
+        solution = _with_log_prob(field, x0, key, sampler, args, start, divergence, saveat, event)
+    elif isinstance(sampler, AdaptiveSteps):
+        equation = adaptive_equation(field, sampler)
+        t0, t1 = ends(sampler)
+        solution = run_adaptive(
+            equation, x0, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event
         )
-    eta = 0.0 if churns else eta  # the ODE, with a normal for each step
-    problem = field_equation(field, choose_clock(solver, clock, eta), eta, diffusion)
-    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
-    if times is None:
-        for name, given in {"end": end is not None, "eta as a function of t": callable(eta)}.items():
-            if given:
-                raise ValueError(f"{name} is for a fixed grid. Got an adaptive solve: drop it, or pass times=.")
-        check_span(field.path, t0, t1)
-        check_singular(problem, (t0, t1))
-        return problem, solver, None
-    times = path_times(field.path, times, repeat_last=True)
-    policy = resolve_end(problem, end, times)
-    solver = dfx.Euler() if solver is None else solver
-    if isinstance(solver, EDMChurn):
-        solver = solver.on_grid(times.shape[0] - 1)
-    if isinstance(policy, jax.Array):  # of a traced grid, of which nothing is known
-        return problem, solver, policy
-    denoises = policy == "denoise"
-    check_times(times, backward=False, repeat_last=denoises)
-    check_singular(problem, stage_times(times, solver, policy), None if denoises else times[-1])
-    if denoises:
-        check_overlap(field, times[0])
-        check_overlap(field, times[-2])
-    return problem, solver, policy
+    else:
+        recorded = brownian if isinstance(brownian, Recorded) else None
+        path = None if recorded is not None else brownian
+        steps = stepper(field, sampler, dtype=wide, brownian=path)
+        solution = run_grid(steps, x0, args, key=key, recorded=recorded, saveat=saveat)
+    return _typed(solution, dtype)
+
+
+def _with_log_prob(field, x0, key, sampler, args, start, divergence, saveat, event):
+    """The sample of an ODE with its density; the probes take the key that noise would have taken."""
+    what = "log_prob=True"
+    if isinstance(sampler, AdaptiveSteps):
+        equation = adaptive_equation(field, sampler)
+        density, state = with_divergence(equation, x0, divergence, key)
+        t0, t1 = ends(sampler)
+        out = run_adaptive(density, state, args, sampler, t0=t0, t1=t1, saveat=saveat, event=event)
+    else:
+        made: list[Any] = []
+
+        def wrap(equation):
+            made.extend(with_divergence(equation, x0, divergence, key))
+            return made[0]
+
+        steps = forward_ode(field, sampler, what, state_dtype(x0), wrap)
+        density, state = made
+        out = run_grid(steps, state, args, saveat=saveat, visible=density.visible)
+        t0, t1 = steps.times[0], steps.times[-1]
+    return with_density(density, out, t0, t1, start, x0, args)
 
 
 def encode(
     field: AbstractField,
     x: PyTree,
+    sampler: Any = None,
     *,
     args: Any = None,
-    times: Any = None,
-    solver: dfx.AbstractSolver | None = None,
-    clock: AbstractClock | None = None,
     saveat: dfx.SaveAt | None = None,
-    t0: Time | None = None,
-    t1: Time | None = None,
-    dt0: Time | None = None,
-    stepsize_controller: dfx.AbstractStepSizeController | None = None,
-    adjoint: dfx.AbstractAdjoint | None = None,
-    event: dfx.Event | None = None,
-    max_steps: int = 4096,
     dtype: Any = None,
 ) -> Solution:
-    """Carries data to noise: `x` at `times[-1]` (or `t1`) along the ODE back to `times[0]` (or `t0`).
+    """Carries data to noise: `x` at the last time of the sampler along the ODE back to the first.
 
-    The grid is the one of `sample`, increasing; the arguments are those of `sample`. Returns a `Solution`, with the
-    encoded state in `x`. Raises `ValueError` where the velocity is undefined at the start: stop the grid short of
-    t = 1, which treats the data as a state of that earlier time.
+    Args:
+        field: As in `sample`.
+        x: The data, or a state at the last time.
+        sampler: That of `sample`, of the ODE: its times increase. `AdaptiveSteps()` by default.
+        args: As in `sample`.
+        saveat: As in `sample`.
+        dtype: As in `sample`.
+
+    Returns:
+        A `Solution`, with the encoded state in `x`.
+
+    Raises `ValueError` where the velocity is undefined at the start: stop the grid short of t = 1, which treats the
+    data as a state of that earlier time.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    z = jf.encode(field, jnp.ones(2)).x
+    assert jnp.allclose(jf.decode(field, z, jf.AdaptiveSteps()).x, 1.0, atol=1e-3)
+    ```
     """
-    check_mode(times, t0, t1, dt0, stepsize_controller, adjoint, event)
-    check_ode_solver(solver, "encode follows the ODE")
-    x = as_state(x, dtype)
-    problem = field_equation(field, choose_clock(solver, clock, None), None, None)
-    if times is None:
-        check_span(field.path, t0, t1)
-        check_singular(problem, (t1, t0))
-        return adaptive(
-            problem, x, args, t1, t0, dt0=dt0, solver=solver, stepsize_controller=stepsize_controller, key=None,
-            brownian=None, saveat=saveat, adjoint=adjoint, event=event, max_steps=max_steps,
-        )  # fmt: skip
-    times = path_times(field.path, times)
-    solver = dfx.Euler() if solver is None else solver
-    check_singular(problem, (times[-1], stage_times(times[::-1], solver)[1]), times[0])
-    return fixed(problem, x, args, times[::-1], solver=solver, key=None, brownian=None, saveat=saveat)
+    check_field(field)
+    x = as_state(x)
+    sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
+    check_ode(field, sampler, "encode", forward=False)
+    return run(_encode, (field, x, numbers(sampler), as_arrays(args), saveat), dtype)
+
+
+def _encode(field, x, sampler, args, saveat, dtype):
+    field = lowered(field, dtype)
+    if isinstance(sampler, AdaptiveSteps):
+        t0, t1 = ends(sampler)
+        equation = adaptive_equation(field, sampler)
+        return _typed(run_adaptive(equation, x, args, sampler, t0=t1, t1=t0, saveat=saveat), dtype)
+    return _typed(run_grid(backward(field, sampler, "encode", state_dtype(x)), x, args, saveat=saveat), dtype)
+
+
+def ends(sampler: AdaptiveSteps) -> tuple[Any, Any]:
+    """The first and the last time of an adaptive sampler."""
+    return 0.0 if sampler.t0 is None else sampler.t0, 1.0 if sampler.t1 is None else sampler.t1
+
+
+def _checked(field, sampler, args, log_prob, brownian):
+    """The sampler, its checks with the field made before tracing."""
+    sampler = recommended(field, args=args) if sampler is None else as_sampler(sampler)
+    if log_prob:
+        check_density(field)
+        check_ode(field, sampler, "log_prob=True", forward=True)
+        noisy = False
+    elif isinstance(sampler, AdaptiveSteps):
+        noisy = adaptive_equation(field, sampler).noisy
+        if noisy:
+            check_source(brownian)
+    else:
+        rule, _ = meet(field, sampler, brownian)
+        noisy = rule.noisy or brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy
+    if brownian is not None and not noisy:
+        raise ValueError(
+            "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."
+        )
+    return sampler
+
+
+def check_ode(field: AbstractField, sampler: Sampler, what: str, *, forward: bool) -> None:
+    """Raises where a sampler is not one of the field's ODE; nothing is computed."""
+    if isinstance(sampler, FixedSteps):
+        meet_ode(field, sampler, what, forward=forward)
+        return
+    if sampler.eta is not None or sampler.diffusion is not None:
+        raise ValueError(f"{what} must follow the ODE. Got eta= or diffusion=: leave these out.")
+    adaptive_equation(field, sampler)
+
+
+def check_density(field: AbstractField) -> None:
+    """Raises `ValueError` where a change of variables gives no density."""
+    path = field.path
+    if not (path.flat and isinstance(path, AbstractDifferentiablePath)) or path.letters:
+        why = "is curved" if not path.flat else "has no velocity"
+        raise ValueError(
+            f"A log-density must be along a path in a flat space, with a velocity. Got {type(path).__name__}, which {why}."
+        )
+
+
+def _typed(solution: Solution, dtype: Any) -> Solution:
+    """The solution with its state in the type asked for."""
+    if dtype is None:
+        return solution
+    xs = None if solution.xs is None else rounded(solution.xs, dtype)
+    return Solution(
+        x=rounded(solution.x, dtype), log_prob=solution.log_prob, log_prob_se=solution.log_prob_se, nfe=solution.nfe,
+        status=solution.status, t=solution.t, ts=solution.ts, xs=xs, interpolation=solution.interpolation,
+    )  # fmt: skip

@@ -1,9 +1,11 @@
-"""Aliases and the result of a solve."""
+"""Aliases, the base of every noun, and the result of a solve."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
+
+from ._code import Written
 
 Event = PyTree[Shaped[Array, "..."]]
 """One example: an array of any shape, or a pytree of arrays."""
@@ -18,10 +20,12 @@ PRNGKey = Key[Array, ""]
 """One typed key, as `jax.random.key` makes it."""
 
 
-class Function(Protocol):
-    """Anything evaluated along time: network, velocity, score, drift, diffusion."""
+class Noun(Written, eqx.Module):
+    """The base of every object that a user hands to a verb: paths, sources, fields, clocks, rules, samplers.
 
-    def __call__(self, t: Any, x: Any, args: Any) -> Any: ...
+    A plain function that a noun holds itself may read Python globals, so an eager call compiles it anew; what a
+    network or a diffrax object holds is compiled once.
+    """
 
 
 class Solution(eqx.Module):
@@ -29,19 +33,27 @@ class Solution(eqx.Module):
 
     - `x`: the final state, of the event's shape.
     - `log_prob`, `log_prob_se`: log-density in nats and its standard error.
-    - `nfe`: one-example network evaluations this sample would have needed alone: a guided step counts 2,
-      rejected steps count, JVPs do not; `None` for implicit solvers.
-    - `status`: 0 ok, 1 diverged (a non-finite state, or steps that are lost in rounding), 2 out of steps.
+    - `nfe`: one-example network evaluations this sample would have needed alone: a guided step counts 2, rejected
+      steps count, JVPs do not; `None` where the number is not known, as for implicit solvers.
+    - `vjps`: the vector-Jacobian products that a guide made beside them, where it counts them.
+    - `status`: 0 ok, 1 diverged (a non-finite state, or steps that are lost in rounding), 2 out of steps, 3 stopped
+      by an event, 4 a map that folds at this point.
     - `t`: the time reached.
     - `ts`, `xs`: saved times and states of the path, the leading axis running over the saves; infinite where nothing
       was saved, pytrees where `saveat` holds a pytree of `diffrax.SubSaveAt`.
     - `interpolation`: diffrax's dense output, in the time and state that were integrated.
+
+    ```python
+    sol = jf.sample(field, jr.key(0), (2,))
+    assert sol.status == 0 and sol.t == 1 and sol.x.shape == (2,)
+    ```
     """
 
     x: Any
     log_prob: Float[Array, "*batch"] | None = None
     log_prob_se: Float[Array, "*batch"] | None = None
     nfe: Int[Array, "*batch"] | None = None
+    vjps: Int[Array, "*batch"] | None = None
     status: Int[Array, "*batch"] | None = None
     t: Float[Array, "*batch"] | None = None
     ts: Any = None

@@ -2,25 +2,35 @@
 
 `drift(t, x, args)` and `diffusion(t, x, args)` go to `jflow.solve` as they are:
 
-    ou = OrnsteinUhlenbeck(theta=1.0, sigma=0.5)
-    jflow.solve(ou.drift, x0, diffusion=ou.diffusion, key=key, times=times)
+```python
+ou = jf.processes.OrnsteinUhlenbeck(theta=1.0, sigma=0.5)
+sol = jf.solve(ou.drift, jnp.ones(2), jf.UniformGrid(100), diffusion=ou.diffusion, key=jr.key(0))
+assert sol.x.shape == (2,)
+```
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from ._misc import as_state, parameter
-from ._types import Time
+from ._event import as_state
+from ._types import Noun, Time
+from ._validate import parameter
 from .distributions import Gaussian
 
 
-class LinearField(eqx.Module):
-    """The ODE `dx/dt = -theta x`, whose flow is `psi_t(x0) = exp(-theta t) x0`."""
+class LinearField(Noun):
+    """The ODE `dx/dt = -theta x`, whose flow is `psi_t(x0) = exp(-theta t) x0`.
+
+    ```python
+    field = jf.processes.LinearField(0.5)
+    sol = jf.solve(field.drift, jnp.ones(2), jf.UniformGrid(1000))
+    assert jnp.allclose(sol.x, field.flow(jnp.ones(2), 1.0), atol=1e-3)
+    ```
+    """
 
     theta: Array
 
@@ -34,12 +44,18 @@ class LinearField(eqx.Module):
 
     def flow(self, x0: Shaped[ArrayLike, "..."], t: Time) -> Float[Array, "..."]:
         """`exp(-theta t) x0`, to which `x0` is carried in the time `t`, which may be negative."""
-        x0 = _state(x0)
+        x0 = _start(x0)
         return jnp.exp(-_like(self.theta, x0) * _like(t, x0)) * x0
 
 
-class BrownianMotion(eqx.Module):
-    """Scaled Brownian motion, `dx = sigma dW`."""
+class BrownianMotion(Noun):
+    """Scaled Brownian motion, `dx = sigma dW`.
+
+    ```python
+    mean, variance = jf.processes.BrownianMotion(2.0).transition(jnp.ones(3), 0.5)
+    assert (mean == 1).all() and variance == 2
+    ```
+    """
 
     sigma: Array
 
@@ -57,15 +73,20 @@ class BrownianMotion(eqx.Module):
 
     def transition(self, x0: Shaped[ArrayLike, "..."], t: Time) -> tuple[Float[Array, "..."], Float[Array, ""]]:
         """Mean `x0` and variance `sigma^2 t` of the Gaussian law a time `t` after `x0`."""
-        x0 = _state(x0)
+        x0 = _start(x0)
         return x0, _like(self.sigma, x0) ** 2 * _like(t, x0)
 
 
-class OrnsteinUhlenbeck(eqx.Module):
+class OrnsteinUhlenbeck(Noun):
     """The Ornstein-Uhlenbeck process, `dx = -theta x dt + sigma dW`.
 
     Source: Uhlenbeck & Ornstein 1930, Physical Review 36, 823; Särkkä & Solin 2019, Applied Stochastic Differential
     Equations, example 6.2.
+
+    ```python
+    ou = jf.processes.OrnsteinUhlenbeck(theta=2.0, sigma=1.0)
+    assert jnp.allclose(ou.transition(jnp.ones(2), 100.0)[1], ou.stationary((2,)).variance)
+    ```
     """
 
     theta: Array
@@ -87,7 +108,7 @@ class OrnsteinUhlenbeck(eqx.Module):
         """Mean `exp(-theta t) x0` and variance `sigma^2 (1 - exp(-2 theta t)) / (2 theta)` of the Gaussian law a time
         `t` after `x0`.
         """
-        x0 = _state(x0)
+        x0 = _start(x0)
         theta, sigma, t = (_like(number, x0) for number in (self.theta, self.sigma, t))
         return jnp.exp(-theta * t) * x0, -jnp.expm1(-2 * theta * t) * sigma**2 / (2 * theta)
 
@@ -96,20 +117,30 @@ class OrnsteinUhlenbeck(eqx.Module):
         return Gaussian(jnp.zeros(shape), std=self.sigma / jnp.sqrt(2 * self.theta))
 
 
-class Langevin(eqx.Module):
+class Langevin(Noun):
     """Langevin dynamics, `dx = (sigma^2 / 2) grad log p(x) dt + sigma dW`: `p` is stationary.
 
     For `p = N(0, sigma^2 / (2 theta))` it is the Ornstein-Uhlenbeck process.
 
     Source: Roberts & Tweedie 1996, Bernoulli 2, 341, equation 1 (with `sigma = 1`).
+
+    ```python
+    law = jf.distributions.moons()
+    langevin, x0 = jf.processes.Langevin(law.log_prob, sigma=0.1), jnp.array([5.0, 0.0])
+    sol = jf.solve(langevin.drift, x0, jf.UniformGrid(100), diffusion=langevin.diffusion, key=jr.key(0))
+    assert law.log_prob(sol.x) > -10
+    ```
     """
 
     log_density: Callable[[Any], Any]
     sigma: Array
 
     def __init__(self, log_density: Callable[[Any], Any], sigma: ArrayLike = 1.0):
-        """`log_density` a differentiable function of one event, up to a constant, as `GaussianMixture(...).log_prob`;
-        `sigma` the diffusion coefficient, a positive number: with `sigma^2` the process runs faster.
+        """Makes the dynamics of a density.
+
+        Args:
+            log_density: A differentiable function of one event, up to a constant, as `GaussianMixture(...).log_prob`.
+            sigma: The diffusion coefficient, a positive number: with `sigma^2` the process runs faster.
         """
         self.log_density, self.sigma = log_density, parameter(sigma, "sigma")
 
@@ -122,10 +153,16 @@ class Langevin(eqx.Module):
         return _like(self.sigma, x)
 
 
-class GeometricBrownianMotion(eqx.Module):
+class GeometricBrownianMotion(Noun):
     """Geometric Brownian motion, `dx = mu x dt + sigma x dW` in the sense of Itô.
 
     Source: Black & Scholes 1973, Journal of Political Economy 81, 637; Kloeden & Platen 1992, section 4.4.
+
+    ```python
+    process = jf.processes.GeometricBrownianMotion(mu=0.1, sigma=0.3)
+    mean, variance = process.transition(jnp.ones(2), 1.0)
+    assert jnp.allclose(mean, jnp.exp(0.1)) and process.solution(jnp.ones(2), 1.0, jnp.zeros(2)).shape == (2,)
+    ```
     """
 
     mu: Array
@@ -145,7 +182,7 @@ class GeometricBrownianMotion(eqx.Module):
 
     def solution(self, x0: Shaped[ArrayLike, "..."], t: Time, w: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`x0 exp((mu - sigma^2 / 2) t + sigma w)`, with `w` the Brownian motion at `t`, of the shape of `x0`."""
-        x0 = _state(x0)
+        x0 = _start(x0)
         mu, sigma, t, w = (_like(number, x0) for number in (self.mu, self.sigma, t, w))
         return x0 * jnp.exp((mu - sigma**2 / 2) * t + sigma * w)
 
@@ -153,14 +190,14 @@ class GeometricBrownianMotion(eqx.Module):
         """Mean `x0 exp(mu t)` and variance `x0^2 exp(2 mu t) (exp(sigma^2 t) - 1)` of the log-normal law a time `t`
         after `x0`.
         """
-        x0 = _state(x0)
+        x0 = _start(x0)
         mu, sigma, t = (_like(number, x0) for number in (self.mu, self.sigma, t))
         mean = x0 * jnp.exp(mu * t)
         return mean, mean**2 * jnp.expm1(sigma**2 * t)
 
 
-def _state(x: Any) -> Array:
-    return as_state(x)
+def _start(x0: Any) -> Array:
+    return as_state(x0, "A start")
 
 
 def _like(number, x):

@@ -12,7 +12,9 @@ from references import refuses, within
 from scipy import stats
 
 import jflow as jf
-from jflow._brownian import block_length, block_normals, levy_kinds, step_path
+from jflow._engine.count import levy_kinds
+from jflow._engine.noise import step_path
+from jflow._engine.solver_rule import SolverRule
 
 KEY = jr.key(0)
 STEPS = dfx.SaveAt(t0=True, steps=True)
@@ -27,9 +29,14 @@ def unit(t, x, args):
     return 1.0
 
 
-def walk(key, x0, times, **options):
+def walk(key, x0, sampler, **options):
     """A Brownian motion started at `x0`."""
-    return jf.solve(still, x0, diffusion=unit, key=key, times=times, saveat=STEPS, **options)
+    return jf.solve(still, x0, sampler, diffusion=unit, key=key, saveat=STEPS, **options)
+
+
+def rule(solver):
+    """The steps of a solver of an SDE."""
+    return SolverRule(solver, jf.PathClock(), 1.0, None)
 
 
 @ft.cache
@@ -40,7 +47,7 @@ def paths():
 
 
 def test_B1_the_key_decides_the_path_and_is_mandatory():
-    grid = jf.uniform_times(5)
+    grid = jf.UniformGrid(5)
     run = jax.jit(lambda key: walk(key, jnp.zeros(3), grid).xs)
     first = run(KEY)
     np.testing.assert_array_equal(first, run(jr.key(0)))
@@ -77,14 +84,14 @@ def test_B5_disjoint_increments_and_components_are_uncorrelated():
 
 
 def test_B6_quadratic_variation():
-    xs = jax.jit(lambda key: walk(key, jnp.zeros(2), jf.uniform_times(10_000)).xs)(KEY)
+    xs = jax.jit(lambda key: walk(key, jnp.zeros(2), jf.UniformGrid(10_000)).xs)(KEY)
     assert within((np.diff(np.asarray(xs, float), axis=0) ** 2).sum(0), 1, 0.01414)
 
 
 def test_B7_a_tree_gives_one_path_at_several_step_counts():
     tree = dfx.VirtualBrownianTree(0.0, 1.0, tol=1e-3, shape=(2,), key=KEY)
     coarse, fine = (
-        jax.jit(lambda n=n: walk(None, jnp.zeros(2), jf.uniform_times(n), brownian=tree).xs)() for n in (4, 16)
+        jax.jit(lambda n=n: walk(None, jnp.zeros(2), jf.UniformGrid(n), brownian=tree).xs)() for n in (4, 16)
     )
     np.testing.assert_allclose(coarse, fine[::4], atol=1e-4)
     assert np.abs(coarse[-1]).max() > 1e-2
@@ -112,14 +119,14 @@ def test_noise_of_a_step_depends_on_its_index_alone(shape):
 
 def test_steps_and_leaves_never_share_a_normal():
     shape = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
-    normals = [block_normals(KEY, block, shape, 3) for block in range(3)]
+    normals = [rule(dfx.SPaRK()).draw(jr.fold_in(KEY, block), 20, shape) for block in range(3)]
     values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(normals)])
     assert len(np.unique(values)) == len(values)
 
 
 @pytest.mark.parametrize(("size", "block"), [(1, 20), (2, 20), (3, 20), (4, 16), (32, 2), (64, 1), (3072, 1)])
 def test_block_length_is_a_fixed_function_of_the_size(size, block):
-    assert block_length(jnp.zeros(size)) == block
+    assert rule(dfx.Euler()).block(jnp.zeros(size)) == block
 
 
 def test_levy_areas_have_their_variances():
@@ -128,7 +135,7 @@ def test_levy_areas_have_their_variances():
     h, n = 0.3, 20_000
 
     def areas(key):
-        normals = jax.tree.map(lambda leaf: leaf[0], block_normals(key, 0, jnp.zeros(1), 3))
+        normals = tuple(jr.normal(k, (1,)) for k in jr.split(key, 3))
         path = step_path(0.2, 0.2 + h, jnp.asarray(h), normals)
         levy = path.evaluate(path.t0, path.t1, use_levy=True)
         return jnp.concatenate([levy.W, levy.H, levy.K]), levy.dt, path.evaluate(path.t0, path.t1)
@@ -154,7 +161,7 @@ def test_recorded_noise_is_used_as_it_is():
 def test_noise_is_cast_to_the_type_of_the_state(x64):
     normals, tree = jr.normal(KEY, (4, 3)), dfx.VirtualBrownianTree(0.0, 1.0, tol=1e-3, shape=(3,), key=KEY)
     for noise, total in ((jf.Recorded(normals), normals.sum(0) / 2), (tree, tree.evaluate(0.0, 1.0))):
-        x = walk(None, jnp.zeros(3, jnp.float32), jf.uniform_times(4), brownian=noise).xs[-1]
+        x = walk(None, jnp.zeros(3, jnp.float32), jf.UniformGrid(4), brownian=noise).xs[-1]
         assert total.dtype == jnp.float64 and x.dtype == jnp.float32
         np.testing.assert_allclose(x, total, rtol=1e-5)
 
@@ -170,35 +177,52 @@ def test_a_tree_on_the_noise_times_of_the_ends_is_known_at_every_step(clock, pat
     @jax.jit
     def run(stop, s0, s1):
         tree = dfx.VirtualBrownianTree(s0, s1, tol=0.1, shape=(2,), key=KEY)
-        options = {"eta": 1.0, "clock": clock, "brownian": tree}
-        steps = {"solver": dfx.Heun(), "stepsize_controller": dfx.PIDController(0.1, 0.1)}
-        adaptive = jf.decode(field, jnp.ones(2), t0=start, t1=stop, **steps, **options)
-        grid = start + (stop - start) * jf.uniform_times(4)
-        return adaptive.status, jf.decode(field, jnp.ones(2), times=grid.at[-1].set(stop), end="stop", **options).status
+        noise = {"eta": 1.0, "clock": clock}
+        steps = jf.AdaptiveSteps(dfx.Heun(), dfx.PIDController(0.1, 0.1), t0=start, t1=stop, **noise)
+        adaptive = jf.decode(field, jnp.ones(2), steps, brownian=tree)
+        grid = start + (stop - start) * jnp.linspace(0.0, 1.0, 5)
+        fixed = jf.FixedSteps(grid.at[-1].set(stop), end="stop", **noise)
+        return adaptive.status, jf.decode(field, jnp.ones(2), fixed, brownian=tree).status
 
     for stop in (0.6, 0.81, 0.9, 0.95):
         stop = jnp.asarray(stop)
         assert run(stop, clock.noise_time(path, jnp.asarray(start), 1.0), clock.noise_time(path, stop, 1.0)) == (0, 0)
 
 
-def test_bad_noise_is_refused_with_a_reason():
-    times, x0 = jf.uniform_times(4), jnp.zeros(3)
+def test_dyadic_noise_is_one_path_on_finer_and_finer_grids():
+    """Two steps of `2 n` add up to the step of `n`, in every leaf; test_sde_family.py has its law."""
+    shape = {"a": jax.ShapeDtypeStruct((3,), jnp.float32), "b": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    coarse, fine = (jf.dyadic_noise(KEY, n, shape).normals for n in (8, 16))
+    for a, b in zip(*map(jax.tree.leaves, (coarse, fine)), strict=True):
+        np.testing.assert_allclose((b[::2] + b[1::2]) / np.sqrt(2), a, atol=1e-6)
+    assert (jf.dyadic_noise(KEY, 1, (3,)).normals[0] != jr.normal(KEY, (3,))).all()  # a stream of its own
+
+
+@pytest.mark.parametrize(
+    ("n", "message"), [(0, "n must be an integer"), (6, "a power of two"), (2.0, "must be an integer")]
+)
+def test_dyadic_noise_halves_its_steps(n, message):
+    refuses(lambda: jf.dyadic_noise(KEY, n, (3,)), message)
+
+
+def test_bad_noise_raises_with_a_reason():
+    grid, x0 = jf.UniformGrid(4), jnp.zeros(3)
     cases = [
-        (lambda: walk(jr.PRNGKey(0), x0, times), "typed key"),
-        (lambda: walk(jr.split(KEY), x0, times), "vmap over them"),
-        (lambda: walk(jr.key(0, impl="rbg"), x0, times), "rbg"),
-        (lambda: walk(jr.key(0, impl="unsafe_rbg"), x0, times), "rbg"),
-        (lambda: walk(None, x0, times, brownian=jf.Recorded(jnp.zeros((3, 3)))), "one normal event a step: 4"),
-        (lambda: walk(None, x0, times, brownian=jf.Recorded(jnp.zeros((4, 1)))), "shape"),
-        (lambda: walk(None, x0, times, brownian=jf.Recorded(jnp.zeros((4, 2)))), "shape"),
-        (lambda: walk(None, x0, times, brownian=jf.Recorded({"a": jnp.zeros((4, 3))})), "structure"),
-        (lambda: walk(None, x0, times, brownian=jf.Recorded(jnp.zeros((4, 3))), solver=dfx.SEA()), "Lévy"),
-        (lambda: walk(KEY, x0, times, solver=dfx.HalfSolver(dfx.Euler())), "VirtualBrownianTree"),
+        (lambda: walk(jr.PRNGKey(0), x0, grid), "typed key"),
+        (lambda: walk(jr.split(KEY), x0, grid), "vmap over them"),
+        (lambda: walk(jr.key(0, impl="rbg"), x0, grid), "rbg"),
+        (lambda: walk(jr.key(0, impl="unsafe_rbg"), x0, grid), "rbg"),
+        (lambda: walk(None, x0, grid, brownian=jf.Recorded(jnp.zeros((3, 3)))), "one normal event for each step: 4"),
+        (lambda: walk(None, x0, grid, brownian=jf.Recorded(jnp.zeros((4, 1)))), "shape"),
+        (lambda: walk(None, x0, grid, brownian=jf.Recorded(jnp.zeros((4, 2)))), "shape"),
+        (lambda: walk(None, x0, grid, brownian=jf.Recorded({"a": jnp.zeros((4, 3))})), "structure"),
+        (lambda: walk(None, x0, jf.FixedSteps(grid, dfx.SEA()), brownian=jf.Recorded(jnp.zeros((4, 3)))), "Lévy"),
+        (lambda: walk(KEY, x0, jf.FixedSteps(grid, dfx.HalfSolver(dfx.Euler()))), "brownian_tree"),
         (
-            lambda: jf.solve(still, x0, diffusion=unit, t0=0.0, t1=1.0, brownian=jf.Recorded(jnp.zeros((4, 3)))),
+            lambda: jf.solve(still, x0, jf.AdaptiveSteps(), diffusion=unit, brownian=jf.Recorded(jnp.zeros((4, 3)))),
             "fixed grid",
         ),
-        (lambda: jf.solve(still, x0, diffusion=unit, t0=0.0, t1=1.0, key=KEY), "VirtualBrownianTree"),
+        (lambda: jf.solve(still, x0, jf.AdaptiveSteps(), diffusion=unit, key=KEY), "brownian_tree"),
     ]
     for call, fragment in cases:
         refuses(call, fragment)

@@ -8,11 +8,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 from references import PATHS as SHARED
-from references import tiers
+from references import refuses, tiers
 
 import jflow as jf
 from jflow import distributions as worlds
-from jflow._prediction import Row, prediction_row
+from jflow._prediction import Row, as_prediction, prediction_row
 
 PATHS = {
     "CondOT": jf.CondOT(),
@@ -21,7 +21,7 @@ PATHS = {
     "VP": jf.VP(),
     "VE": jf.VE(),
     "quadratic": SHARED["quadratic"],
-    "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),  # the lecture's labs
+    "root": jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t)),  # the lecture's labs
 }
 SCHEDULES = ("CondOT", "root", "Cosine", "LinearVP", "quadratic")  # those of the closed forms
 COV = [[1.0, 0.6], [0.6, 0.5]]
@@ -68,7 +68,7 @@ NAMES = ("velocity", "data", "noise", "score")
 def predictions(field, t, x, args):
     """All predictions, from one evaluation."""
     rows = tuple(prediction_row(field.path, name, t) for name in NAMES)
-    return dict(zip(NAMES, field.mixed(rows, t, x, args), strict=True))
+    return dict(zip(NAMES, field.predict(rows, t, x, args), strict=True))
 
 
 @eqx.filter_jit
@@ -176,7 +176,7 @@ def test_without_noise_the_data_of_boxes_is_the_nearest_point():
     np.testing.assert_array_equal(jnp.isnan(limit.score).all(1), ~inside)
     np.testing.assert_array_equal(limit.score[inside], 0)
     wide = worlds.checkerboard().field(jf.CondOT())
-    out = jf.decode(wide, jnp.asarray([7.0, 7.0]), times=jnp.asarray([0.999, 1.0]), end="denoise")
+    out = jf.decode(wide, jnp.asarray([7.0, 7.0]), jf.FixedSteps(jnp.asarray([0.999, 1.0]), end="denoise"))
     np.testing.assert_allclose(out.x, [5.0, 5.0], atol=0.02)
 
 
@@ -419,7 +419,8 @@ def test_P11_P12_flow_maps(schedule, x64):
     @eqx.filter_jit
     def ends(world):
         velocity = world.field(PATHS[schedule]).velocity
-        return jax.vmap(lambda x: jf.solve(velocity, x, times=jf.uniform_times(1000), solver=dfx.Ralston()).x)(starts)
+        sampler = jf.FixedSteps(jf.UniformGrid(1000), dfx.Ralston())
+        return jax.vmap(lambda x: jf.solve(velocity, x, sampler).x)(starts)
 
     mixture = worlds.GaussianMixture([-2.0, 1.0], stds=[0.5, 0.8], weights=[0.3, 0.7])
     np.testing.assert_allclose(ends(mixture), [-1.96411897, 0.54724112, 1.59993887], atol=2e-6)
@@ -434,7 +435,7 @@ def test_P14_bias_of_euler(x64):
 
     def ends(std, n):
         field = worlds.Gaussian(0.0, std=std).field(jf.CondOT())
-        return jf.decode(field, jnp.asarray(1.0), times=jf.uniform_times(n)).x
+        return jf.decode(field, jnp.asarray(1.0), jf.UniformGrid(n)).x
 
     got = jax.jit(lambda: {std: {n: ends(std, n) for n in table} for std, table in expected.items()})()
     for std, table in expected.items():
@@ -497,7 +498,7 @@ def losses(field, world, key, n, law):
 def test_G2_G3_minimum_losses(path, predicts, std, minimum):
     """The loss of the exact field is the mean posterior variance of its target."""
     world = worlds.Gaussian(np.full(2, 3.0), std=std)
-    loss = np.asarray(losses(world.field(PATHS[path], predicts=predicts), world, jr.key(0), 40_000, jf.Uniform()))
+    loss = np.asarray(losses(world.field(PATHS[path], predicts=predicts), world, jr.key(0), 40_000, jf.laws.Uniform()))
     assert loss.mean() == pytest.approx(2 * minimum, abs=4 * loss.std() / np.sqrt(len(loss)))
 
 
@@ -505,9 +506,9 @@ def test_G2_G3_minimum_losses(path, predicts, std, minimum):
 @pytest.mark.parametrize(
     ("world", "path", "law", "minimum", "error"),
     [
-        (MIX5, "CondOT", jf.Uniform(), 18.21, 0.07),
-        (MIX5, "root", jf.Uniform(0.0, 0.999), 20.35, 0.07),
-        (worlds.checkerboard(), "CondOT", jf.Uniform(), 8.45, 0.03),
+        (MIX5, "CondOT", jf.laws.Uniform(), 18.21, 0.07),
+        (MIX5, "root", jf.laws.Uniform(0.0, 0.999), 20.35, 0.07),
+        (worlds.checkerboard(), "CondOT", jf.laws.Uniform(), 8.45, 0.03),
     ],
     ids=["ring", "ring, root", "board"],
 )
@@ -520,7 +521,7 @@ def test_G12_loss_of_a_single_point_is_zero(x64):
     world = worlds.PointSet([[1.0, -2.0]])
     for predicts in ("data", "velocity"):
         field = world.field(jf.CondOT(), predicts=predicts)
-        assert losses(field, world, jr.key(0), 100, jf.Uniform(0.0, 0.999)).max() < 1e-8
+        assert losses(field, world, jr.key(0), 100, jf.laws.Uniform(0.0, 0.999)).max() < 1e-8
 
 
 SIGNS = worlds.LabelledMixture(worlds.GaussianMixture([-1.0, 1.0], stds=[1e-4, 1e-4]))
@@ -530,7 +531,7 @@ def test_I4_I6_guided_two_points():
     """O2 as a world with the labels 0 and 1: the guided velocity, and the classifier's gradient."""
     field = jf.Guided(SIGNS.field(jf.CondOT()), null=SIGNS.null)
     x = jnp.asarray(0.2)
-    velocity = jax.jit(lambda weight: field.velocity(jnp.asarray(0.5), x, (1, weight)))
+    velocity = jax.jit(lambda weight: field.velocity(jnp.asarray(0.5), x, jf.Args(1, scale=weight)))
     for weight, value in ((0.0, 0.35989792), (1.0, 1.6), (3.0, 4.08020415)):
         assert velocity(weight) == pytest.approx(value, abs=1e-5)
     marginal = SIGNS.at(jf.CondOT(), 0.5)
@@ -547,9 +548,8 @@ def test_I10_guidance_sharpens_exactly(x64):
     @jax.jit
     @jax.vmap
     def ends(weight):
-        return jax.vmap(lambda x: jf.decode(field, x, args=(jnp.asarray(1.0), weight), times=jf.uniform_times(2000)).x)(
-            jnp.asarray([-1.0, 0.0, 1.0])
-        )
+        args = jf.Args(jnp.asarray(1.0), scale=weight)
+        return jax.vmap(lambda x: jf.decode(field, x, jf.UniformGrid(2000), args=args).x)(jnp.asarray([-1.0, 0.0, 1.0]))
 
     x = ends(jnp.asarray([0.0, 1.0, 2.0]))
     np.testing.assert_allclose(x[:, 1], [0, 1, 1.32280671], atol=2e-3)
@@ -686,24 +686,24 @@ def test_rows_that_are_singular_at_the_data():
         def limits(path=path, field=field):
             rows = (jf.PathClock().rhs(path, 1.0), prediction_row(path, "score", 1.0))
             expected = path.alpha_dot(1.0) * x - path.sigma_sigma_dot(1.0) * world.score(x)
-            return field.mixed(rows, 1.0, x), field.velocity(1.0, x), expected, world.score(x)
+            return field.predict(rows, 1.0, x), field.velocity(1.0, x), expected, world.score(x)
 
         (velocity, score), direct, expected, truth = limits()
         np.testing.assert_allclose(velocity, expected, rtol=1e-5)
         np.testing.assert_allclose(direct, expected, rtol=1e-5)
         np.testing.assert_allclose(score, truth, rtol=1e-6)
-    data = field.mixed((Row(jnp.ones(()), jnp.ones(()), 0.0),), 1.0, x)[0]
+    data = field.predict((Row(jnp.ones(()), jnp.ones(()), None),), 1.0, x)[0]
     np.testing.assert_allclose(data, x, rtol=1e-6)
 
 
 def test_samples_of_exact_fields():
     """Every world is sampled by its field; a point set ends on its points."""
     points = worlds.PointSet(RNG.normal(size=(4, 2)))
-    out = jf.generate(points.field(jf.CondOT()), jr.key(0), 200, (2,), times=jf.uniform_times(20), progress=False)
+    out = jf.generate(points.field(jf.CondOT()), jr.key(0), 200, (2,), jf.UniformGrid(20), progress=False)
     gaps = np.abs(np.asarray(out.x)[:, None] - np.asarray(points.points)).max(-1).min(1)
     assert gaps.max() < 1e-5 and (out.status == 0).all()
     board = worlds.checkerboard()
-    out = jf.generate(board.field(jf.CondOT()), jr.key(0), 500, (2,), times=jf.uniform_times(50), progress=False)
+    out = jf.generate(board.field(jf.CondOT()), jr.key(0), 500, (2,), jf.UniformGrid(50), progress=False)
     inside = np.isfinite(log_probs(board, out.x, None)).mean()
     assert inside > 0.97
 
@@ -712,6 +712,49 @@ def test_exact_fields_hold_nothing_to_train():
     field = MIX5.field(jf.VP())
     assert not any(jax.tree_util.tree_leaves(jf.trainable(field)))
     assert field.evaluations() == 1 and field.predicts == "velocity" and TWO.field(jf.CondOT()).predicts == "data"
+
+
+def test_targets_are_names_predictions_and_rows():
+    """All of them from one evaluation, and alike."""
+    world, _ = WORLDS["mixture, full"]
+    field, t, x = world.field(jf.Cosine()), jnp.asarray(0.3), jnp.asarray([0.3, 0.2])
+    as_names = field.predict((*NAMES, "v"), t, x)
+    as_objects = field.predict(tuple(map(as_prediction, (*NAMES, "v"))), t, x)
+    as_rows = field.predict(tuple(prediction_row(field.path, name, t) for name in (*NAMES, "v")), t, x)
+    alone = tuple(getattr(field, name)(t, x) for name in NAMES)
+    for values in zip(as_names, as_objects, as_rows, strict=True):
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-6)
+        np.testing.assert_allclose(values[2], values[0], rtol=1e-5, atol=1e-6)
+    for value, name in zip(alone, as_names[:4], strict=True):
+        np.testing.assert_allclose(value, name, rtol=1e-6)
+
+
+def test_an_exact_field_gets_the_bare_condition():
+    world, _ = WORLDS["labelled"]
+    field, t, x = world.field(jf.CondOT()), jnp.asarray(0.4), jnp.asarray([0.3, 0.2])
+    np.testing.assert_array_equal(field.data(t, x, jf.Args(1)), field.data(t, x, 1))
+    np.testing.assert_array_equal(world.log_prob(x, jf.Args(1, scale=2.0)), world.log_prob(x, 1))
+    refuses(lambda: field.data(t, x, jf.Args(1, scale=2.0)), "Got scale")
+
+
+@pytest.mark.parametrize(
+    "source", [jf.GIVEN, jf.Normal(jf.ZeroCentre()), jf.Normal(coupled=True)], ids=["given", "map", "coupled"]
+)
+def test_exact_worlds_start_at_white_noise(source):
+    path = jf.CondOT(source=source)
+    refuses(lambda: MIX5.field(path), "white noise.*leave out source=")
+    refuses(lambda: MIX5.at(path, 0.5), "white noise")
+
+
+def test_exact_worlds_take_affine_paths():
+    class Bent(jf.AbstractPath):
+        source: jf.AbstractSource = jf.Normal()
+
+        def interpolate(self, t, x0, x1, z=None):
+            return x0
+
+    refuses(lambda: MIX5.field(Bent()), "affine path.*Got Bent")
+    refuses(lambda: MIX5.field(None), "must be a jflow path", TypeError)
 
 
 def test_new_numbers_do_not_retrace():
@@ -748,7 +791,7 @@ BAD = {
     "an infinite score": (lambda: TWO.field(jf.VP()).score(1.0, jnp.asarray(0.3)), "infinite"),
     "an inverted box": (lambda: worlds.Boxes([[0.0, 1.0]], [[1.0, 0.0]]), "below"),
     "corners that differ": (lambda: worlds.Boxes([[0.0]], [[1.0, 0.0]]), "same shape"),
-    "a board without cells": (lambda: worlds.checkerboard(0), "cells=0"),
+    "a board without cells": (lambda: worlds.checkerboard(0), "cells must be an integer of at least 1. Got 0"),
     "a label out of range": (lambda: WORLDS["labelled"][0].log_prob(jnp.zeros(2), 4), "0 to 2"),
     "a batch of labels": (lambda: WORLDS["labelled"][0].log_prob(jnp.zeros(2), jnp.arange(2)), "one integer|i32.2."),
     "a missing label": (lambda: worlds.LabelledMixture(MIX1, labels=[0, 2]), "every class"),
@@ -756,8 +799,8 @@ BAD = {
         lambda: worlds.HierarchicalGaussian(1.0).log_prob(jnp.zeros(()), jnp.ones(2)),
         "()",
     ),
-    "one curve": (lambda: worlds.moons(components=1), "components=1"),
-    "an unknown prediction": (lambda: worlds.ExactField(MIX1, jf.CondOT(), "x0"), "x0|Literal"),
+    "one curve": (lambda: worlds.moons(components=1), "components must be an integer of at least 2. Got 1"),
+    "an unknown prediction": (lambda: worlds.ExactField(MIX1, jf.CondOT(), "x0"), "'x0-prediction' is 'data'"),
 }
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from references import refuses
 
 import jflow as jf
 
@@ -24,14 +25,14 @@ def curved(x):
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 64])
 def test_exact_is_the_trace_in_any_chunk(chunk):
-    y, divergence = jf.Exact(chunk)(linear, jnp.ones(D), None)
+    y, divergence = jf.ExactDivergence(chunk)(linear, jnp.ones(D), None)
     np.testing.assert_allclose(y, MATRIX.sum(1), rtol=1e-5)
     np.testing.assert_allclose(divergence, jnp.trace(MATRIX), rtol=1e-5)
 
 
 def test_exact_takes_pytrees_of_any_shape():
     x = {"image": jr.normal(jr.key(1), (3, 4, 2)), "vector": jr.normal(jr.key(2), (5,))}
-    _, divergence = jf.Exact(7)(curved, x, None)
+    _, divergence = jf.ExactDivergence(7)(curved, x, None)
     np.testing.assert_allclose(divergence, jnp.sum(jnp.cos(x["image"])) + 2 * jnp.sum(x["vector"]), rtol=1e-5)
 
 
@@ -74,17 +75,24 @@ def test_hutch_plus_plus_has_a_gradient_where_the_rank_is_below_the_sketch(x64):
 
     def log_prob(a):
         field = jf.Field(lambda t, x, args: args * x * jnp.eye(6)[1], jf.CondOT(), "velocity")
-        options = {"times": jf.uniform_times(16), "divergence": jf.HutchPlusPlus(4, 2), "key": jr.key(6)}
-        return jf.log_prob(field, x, args=a, solver=dfx.Heun(), **options).log_prob
+        sampler = jf.FixedSteps(jf.UniformGrid(16), dfx.Heun())
+        return jf.log_prob(field, x, sampler, args=a, divergence=jf.HutchPlusPlus(4, 2), key=jr.key(6)).log_prob
 
     slope = jax.jit(jax.grad(log_prob))(jnp.asarray(0.5))
     np.testing.assert_allclose(slope, 0.2**2 * np.exp(-1.0) - 1, rtol=1e-4)
 
 
+def test_probes_are_not_the_normals_of_another_purpose():
+    """A key that serves for data and for probes alike gives independent draws."""
+    key = jr.key(0)
+    probes = jf.Hutchinson(1, law="gaussian").probes(key, jnp.zeros(5))[0]
+    assert (probes != jr.normal(key, (5,))).all()
+
+
 def test_bad_arguments_say_the_rule():
-    with pytest.raises(ValueError, match="probes is an integer of at least 1"):
-        jf.Hutchinson(0)
-    with pytest.raises(ValueError, match="at most as many columns"):
-        jf.HutchPlusPlus(5, 1).probes(jr.key(0), jnp.ones(3))
-    with pytest.raises(ValueError, match="takes randomness"):
-        jf.Hutchinson(2).probes(None, jnp.ones(3))
+    refuses(lambda: jf.Hutchinson(0), "probes must be an integer of at least 1. Got 0")
+    refuses(lambda: jf.Hutchinson(law="uniform"), "must be 'rademacher' or 'gaussian'. Got 'uniform'")
+    refuses(lambda: jf.HutchPlusPlus(True), "sketch must be an integer of at least 1. Got True")
+    refuses(lambda: jf.ExactDivergence(2.5), "chunk must be an integer of at least 1. Got 2.5")
+    refuses(lambda: jf.HutchPlusPlus(5, 1).probes(jr.key(0), jnp.ones(3)), "at most as many columns.*ExactDivergence")
+    refuses(lambda: jf.Hutchinson(2).probes(None, jnp.ones(3)), "must have a key")

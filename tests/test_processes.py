@@ -21,7 +21,7 @@ def ends(process, starts, times, key):
     """Euler-Maruyama from each start, with its own noise."""
 
     def one(x0, key):
-        return jf.solve(process.drift, x0, diffusion=process.diffusion, key=key, times=times).x
+        return jf.solve(process.drift, x0, times, diffusion=process.diffusion, key=key).x
 
     return jax.vmap(one)(starts, jr.split(key, starts.shape[0]))
 
@@ -34,9 +34,9 @@ def driven(process, start, times, normals):
         return jf.solve(
             process.drift,
             start,
+            times,
             diffusion=process.diffusion,
             brownian=jf.Recorded(normals),
-            times=times,
             saveat=dfx.SaveAt(steps=True),
         ).xs
 
@@ -54,7 +54,7 @@ def test_A1_flow_of_the_linear_field():
     field, x0 = processes.LinearField(0.5), jnp.asarray([1.0, -2.0])
     expected = [0.60653066, -1.21306132]
     np.testing.assert_allclose(field.flow(x0, 1.0), expected, rtol=1e-6)
-    np.testing.assert_allclose(jf.flow_map(field.drift, 0.0, 1.0)(x0), expected, atol=1e-5)
+    np.testing.assert_allclose(jf.solve(field.drift, x0, jf.AdaptiveSteps()).x, expected, atol=1e-5)
     np.testing.assert_allclose(field.flow(field.flow(x0, 1.0), -1.0), x0, rtol=1e-6)
 
 
@@ -168,10 +168,10 @@ def test_B16_langevin_keeps_its_law():
 
 def test_C1_without_noise_it_is_euler():
     """A coefficient of zero gives the flow, whatever the key; the drift serves both."""
-    x0, times = jnp.asarray([1.0, -2.0]), jf.uniform_times(10)
-    ode = jf.solve(OU.drift, x0, times=times).x
+    x0, grid = jnp.asarray([1.0, -2.0]), jf.UniformGrid(10)
+    ode = jf.solve(OU.drift, x0, grid).x
     for seed in (0, 1):
-        sde = jf.solve(OU.drift, x0, diffusion=lambda t, x, args: 0.0, key=jr.key(seed), times=times).x
+        sde = jf.solve(OU.drift, x0, grid, diffusion=lambda t, x, args: 0.0, key=jr.key(seed)).x
         np.testing.assert_array_equal(sde, ode)
 
 
@@ -220,7 +220,7 @@ def test_new_parameters_do_not_retrace():
     def end(process):
         nonlocal count
         count += 1
-        return jf.solve(process.drift, jnp.ones(2), times=jf.uniform_times(3)).x
+        return jf.solve(process.drift, jnp.ones(2), jf.UniformGrid(3)).x
 
     for theta in (0.1, 0.9):
         end(processes.OrnsteinUhlenbeck(theta, 1.0))

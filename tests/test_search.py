@@ -10,6 +10,7 @@ import pytest
 from references import refuses
 
 import jflow as jf
+from jflow import search
 
 KEY, HELD_OUT = jr.key(0), jr.key(1)
 MIXTURE = jf.distributions.GaussianMixture(
@@ -21,17 +22,20 @@ QUICK = {"num": 64, "iterations": 20, "progress": False}
 
 
 @eqx.filter_jit
-def drawn(field, key, args, options):
+def drawn(field, key, args, sampler):
     """256 samples of one event of shape (2,)."""
     keys = jax.vmap(lambda i: jr.fold_in(key, i))(jnp.arange(256))
-    return jax.vmap(lambda k: jf.sample(field, k, (2,), args=args, **options))(keys)
+    return jax.vmap(lambda k: jf.sample(field, k, (2,), sampler, args=args))(keys)
+
+
+def adams(times, **options):
+    return jf.FixedSteps(times, ADAMS["solver"], clock=ADAMS["clock"], **options)
 
 
 @pytest.fixture(scope="module")
 def converged():
     """The samples of the ODE, adaptively."""
-    options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": dfx.PIDController(1e-6, 1e-6)}
-    return drawn(FIELD, HELD_OUT, None, options).x
+    return drawn(FIELD, HELD_OUT, None, jf.AdaptiveSteps(rtol=1e-6, atol=1e-6)).x
 
 
 def error(x, target):
@@ -42,7 +46,7 @@ def error(x, target):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return jf.optimize_times(FIELD, KEY, 6, (2,), **ADAMS, **QUICK)
+    return search.optimize_times(FIELD, KEY, 6, (2,), **ADAMS, **QUICK)
 
 
 def test_a_fitted_grid_is_a_grid_between_its_ends(fitted):
@@ -51,13 +55,14 @@ def test_a_fitted_grid_is_a_grid_between_its_ends(fitted):
 
 
 def test_a_fitted_grid_is_better_on_other_noises(fitted, converged):
-    ours, even = (error(drawn(FIELD, HELD_OUT, None, {"times": t, **ADAMS}).x, converged)
-                  for t in (fitted, jf.uniform_times(6)))  # fmt: skip
+    ours, even = (
+        error(drawn(FIELD, HELD_OUT, None, adams(times)).x, converged) for times in (fitted, jf.UniformGrid(6))
+    )
     assert (ours < even / 2).all(), (ours, even)
 
 
 def test_the_fit_is_decided_by_the_key(fitted):
-    again, other = (jf.optimize_times(FIELD, key, 6, (2,), **ADAMS, **QUICK) for key in (KEY, jr.key(7)))
+    again, other = (search.optimize_times(FIELD, key, 6, (2,), **ADAMS, **QUICK) for key in (KEY, jr.key(7)))
     assert (again == fitted).all()
     assert (other != fitted).any() and jnp.allclose(other, fitted, atol=0.1)
 
@@ -73,35 +78,37 @@ def test_conditions_ends_and_keys_do_not_retrace():
     field = jf.Field(net, jf.CondOT(), "velocity")
     means = jr.normal(KEY, (8, 2))
     options = {"solver": dfx.Euler(), "num": 8, "iterations": 2, "progress": False, "args_in_axes": 0}
-    first = jf.optimize_times(field, KEY, 4, (2,), args=means, t1=0.9, **options)
+    first = search.optimize_times(field, KEY, 4, (2,), args=means, t1=0.9, **options)
     count = len(traces)
-    second = jf.optimize_times(field, HELD_OUT, 4, (2,), args=2 * means, t0=0.1, **options)
+    second = search.optimize_times(field, HELD_OUT, 4, (2,), args=2 * means, t0=0.1, **options)
     assert len(traces) == count
     assert first[-1] == jnp.float32(0.9) and second[0] == jnp.float32(0.1)
-    refuses(lambda: jf.optimize_times(field, KEY, 4, (2,), args=means[:5], **options), r"num = 8. Got shape \(5, 2\)")
-    refuses(lambda: jf.optimize_times(field, KEY, 4, (2,), args=means, **options | {"args_in_axes": 1}), "Got 1")
+    refuses(
+        lambda: search.optimize_times(field, KEY, 4, (2,), args=means[:5], **options), r"num = 8. Got shape \(5, 2\)"
+    )
+    refuses(lambda: search.optimize_times(field, KEY, 4, (2,), args=means, **options | {"args_in_axes": 1}), "Got 1")
 
 
 def test_the_error_is_over_all_components_of_an_event():
     rng = np.random.default_rng(0)
     x, y = ({"a": rng.normal(size=(3, 2, 2)), "b": rng.normal(size=(3, 5))} for _ in range(2))
     flat = lambda e: np.concatenate([e["a"].reshape(3, -1), e["b"]], axis=1)  # noqa: E731
-    ours = jf._search._task.errors(jax.tree.map(jnp.float32, x), jax.tree.map(jnp.float32, y))
+    ours = search._task.errors(jax.tree.map(jnp.float32, x), jax.tree.map(jnp.float32, y))
     assert np.allclose(ours, np.sqrt(np.mean((flat(x) - flat(y)) ** 2, axis=1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("end", ["stop", "denoise"])
 def test_a_search_draws_what_sample_draws(end):
-    drawing = jf._search._task.make_task(FIELD, HELD_OUT, (2,), None, None, 256, None, None)
-    options = {"times": jf.uniform_times(6), "end": end, **ADAMS}
-    samples = drawn(FIELD, HELD_OUT, None, options).x
-    assert all(jnp.allclose(drawing.draw(options, unroll).x, samples, atol=1e-6) for unroll in (False, True))
+    drawing = search._task.make_task(FIELD, HELD_OUT, (2,), None, None, 256, None, None)
+    sampler = adams(jf.UniformGrid(6), end=end)
+    samples = drawn(FIELD, HELD_OUT, None, sampler).x
+    assert all(jnp.allclose(drawing.draw(sampler, unroll).x, samples, atol=1e-6) for unroll in (False, True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("predicts", ["velocity", "data"])
 def test_the_fine_solve_is_converged(predicts, converged):
-    task = jf._search._task
+    task = search._task
     field = jf.Field(getattr(FIELD, predicts), jf.CondOT(), predicts)
     drawing = task.make_task(field, HELD_OUT, (2,), None, None, 256, None, None)
     target = task.fine(drawing, task.make_ends(0.0, 1.0), "denoise" if predicts == "data" else "stop")
@@ -111,11 +118,11 @@ def test_the_fine_solve_is_converged(predicts, converged):
 @pytest.fixture(scope="module")
 def best():
     candidates = {
-        "Heun": {"solver": dfx.Heun(), "times": lambda n: jnp.linspace(0.2, 1.0, n + 1)},
-        "Adams, even": {**ADAMS, "times": jf.uniform_times},
-        "Adams, late": {**ADAMS, "times": lambda n: jnp.linspace(0.2, 1.0, n + 1)},
+        "Heun": lambda n: jf.FixedSteps(jf.UniformGrid(n, t0=0.2), dfx.Heun()),
+        "Adams, even": lambda n: adams(jf.UniformGrid(n)),
+        "Adams, late": lambda n: adams(jnp.linspace(0.2, 1.0, n + 1)),
     }
-    return jf.best_sampler(FIELD, KEY, 6, (2,), candidates=candidates, fit=1, **QUICK | {"num": 256})
+    return search.best_sampler(FIELD, KEY, 6, (2,), candidates=candidates, fit=1, **QUICK | {"num": 256})
 
 
 def test_the_best_is_the_first_of_its_table(best, converged):
@@ -123,20 +130,36 @@ def test_the_best_is_the_first_of_its_table(best, converged):
     assert errors == sorted(errors)
     assert best.name == "Adams, even, times and weights fitted" == next(iter(best.table))
     assert [name for name in best.table if "fitted" in name] == [best.name, "Adams, even, times fitted"]
-    assert isinstance(best.options["solver"], jf.NonStationary) and best.options["end"] == "stop"
-    solution = drawn(FIELD, HELD_OUT, None, best.options)
+    assert isinstance(best.sampler.solver, jf.NonStationary) and best.sampler.end == "stop"
+    assert best.sampler.times.shape == (7,) and best.sampler.clock == jf.RatioClock()
+    solution = drawn(FIELD, HELD_OUT, None, best.sampler)
     assert (solution.nfe == best.nfe).all() and best.nfe == 6
     assert np.isclose(error(solution.x, converged)[1], best.table[best.name], rtol=0.5)
 
 
 def test_a_choice_of_ones_own_takes_the_calls_that_are_asked_for():
-    own = {"mine": {"solver": dfx.Heun(), "times": jf.uniform_times}}
-    refuses(lambda: jf.best_sampler(FIELD, KEY, 7, (2,), candidates=own), r"1 x \(steps x 2 \+ 0\).*nfe=7")
-    refuses(lambda: jf.best_sampler(FIELD, KEY, 0, (2,), candidates=own), "nfe is an integer of at least 1")
-    stochastic = {"mine": {"eta": 1.0, "times": jf.uniform_times}}
-    refuses(lambda: jf.best_sampler(FIELD, KEY, 4, (2,), candidates=stochastic), "Got .'eta', 'times'. for 'mine'")
-    guided = jf.Guided(jf.Field(lambda t, x, a: x, jf.CondOT(), "velocity"), 0)
-    refuses(lambda: jf.best_sampler(guided, KEY, 5, (2,), args=(1, 2.0)), "No sampler takes nfe = 5")
+    best = lambda nfe, candidate: search.best_sampler(FIELD, KEY, nfe, (2,), candidates={"mine": candidate})  # noqa: E731
+    heun = lambda n: jf.FixedSteps(jf.UniformGrid(n), dfx.Heun())  # noqa: E731
+    refuses(lambda: best(7, heun), "mine takes, 4 in 2 steps and 2 more in every further one. Got nfe=7")
+    refuses(lambda: best(0, heun), "nfe must be an integer of at least 1")
+    refuses(lambda: best(4, lambda n: jf.FixedSteps(jf.UniformGrid(n), eta=1.0)), "sampler of the ODE.*eta=1.0.*'mine'")
+    refuses(lambda: best(4, lambda n: jf.AdaptiveSteps()), "with fixed steps.*Got jf.AdaptiveSteps.*'mine'")
+    refuses(lambda: best(4, heun(2)), "a function from the number of steps.*'mine'", TypeError)
+    guided, args = jf.Guided(jf.Field(lambda t, x, a: x, jf.CondOT(), "velocity"), 0), jf.Args(1, scale=2.0)
+    refuses(lambda: search.best_sampler(guided, KEY, 5, (2,), args=args), "a sampler of this field takes. Got 5")
+
+
+def test_a_candidate_may_be_a_grid_and_takes_one_evaluation_for_the_last_step():
+    """Of `n` steps the last is the data prediction where the field predicts the data: `2 (n - 1) + 1` for Heun."""
+    field = jf.Field(FIELD.data, jf.CondOT(), "data")
+    candidates = {"Euler": jf.UniformGrid, "Heun": lambda n: jf.FixedSteps(jf.UniformGrid(n), dfx.Heun())}
+    best = search.best_sampler(field, KEY, 5, (2,), candidates=candidates, fit=0, num=8, progress=False)
+    steps = {"Euler": 5, "Heun": 3}
+    assert best.sampler.n == steps[best.name] and best.sampler.end == "denoise" and set(best.table) == set(candidates)
+    alone = search.best_sampler(
+        field, KEY, 1, (2,), candidates={"Heun": candidates["Heun"]}, fit=0, num=8, progress=False
+    )
+    assert alone.sampler.n == 1
 
 
 @pytest.mark.slow
@@ -145,22 +168,23 @@ def test_guidance_of_a_search_has_a_scale_for_each_sample_and_an_interval(interv
     """Two calls a step, or one and three more at 3/8, 4/8 and 5/8."""
     world = jf.distributions.LabelledMixture(MIXTURE)
     field = jf.Guided(world.field(jf.CondOT()), world.null, interval=interval)
-    best = jf.best_sampler(
-        field, KEY, nfe, (2,), candidates={"mine": {**ADAMS, "times": jf.uniform_times}}, num=8, fit=0, progress=False,
-        args=(jnp.arange(8) % 3, jnp.linspace(1.0, 3.0, 8)), args_in_axes=(0, 0),
+    best = search.best_sampler(
+        field, KEY, nfe, (2,), candidates={"mine": lambda n: adams(jf.UniformGrid(n))}, num=8, fit=0, progress=False,
+        args=jf.Args(jnp.arange(8) % 3, scale=jnp.linspace(1.0, 3.0, 8)), args_in_axes=jf.Args(0, scale=0),
     )  # fmt: skip
-    assert len(best.options["times"]) == n + 1
-    assert jf.sample(field, KEY, (2,), args=(1, 2.0), **best.options).nfe == best.nfe == nfe
+    assert best.sampler.n == n
+    assert jf.sample(field, KEY, (2,), best.sampler, args=jf.Args(1, scale=2.0)).nfe == best.nfe == nfe
 
 
 def test_what_a_search_refuses():
-    fit = lambda field=FIELD, n=4, **options: jf.optimize_times(field, KEY, n, (2,), **options)  # noqa: E731
-    refuses(lambda: fit(n=0), "n is an integer of at least 1. Got 0")
-    refuses(lambda: fit(num=0), "num is an integer")
-    refuses(lambda: fit(iterations=2.5), "iterations is an integer")
+    fit = lambda field=FIELD, n=4, **options: search.optimize_times(field, KEY, n, (2,), **options)  # noqa: E731
+    refuses(lambda: fit(n=0), "n must be an integer of at least 1. Got 0")
+    refuses(lambda: fit(num=0), "num must be an integer")
+    refuses(lambda: fit(iterations=2.5), "iterations must be an integer")
     refuses(lambda: fit(t0=0.5, t1=0.5), "0 <= t0 < t1 <= 1")
     refuses(lambda: fit(jf.Field(lambda t, x, a: x, jf.CondOT(), "noise")), "start a little later")
-    refuses(lambda: jf.optimize_times(FIELD, None, 4, (2,)), "key=")
+    refuses(lambda: search.optimize_times(FIELD, None, 4, (2,)), "key=")
+    refuses(lambda: search.optimize_times(FIELD.velocity, KEY, 4, (2,)), "A field must be given", TypeError)
     nan = jf.Field(lambda t, x, a: x * jnp.nan, jf.CondOT(), "velocity")
     refuses(lambda: fit(nan, num=2, iterations=1, progress=False), "samples are finite")
 
@@ -171,9 +195,9 @@ def test_what_a_search_refuses():
 )
 def test_the_default_choice_beats_every_fixed_grid(path, predicts, nfe):
     field = jf.Field(getattr(MIXTURE.field(path), predicts), path, predicts)
-    best = jf.best_sampler(field, KEY, nfe, (2,), num=256, progress=False)
+    best = search.best_sampler(field, KEY, nfe, (2,), num=256, progress=False)
     fitted = [name for name in best.table if name.endswith("fitted")]
     assert best.name == fitted[0] and best.name.endswith("times and weights fitted") and len(fitted) == 3
     fixed = min(error for name, error in best.table.items() if name not in fitted)
     assert best.table[best.name] < fixed / 2  # measured: 5.0 and 3.5
-    assert (drawn(field, HELD_OUT, None, best.options).nfe == nfe).all()
+    assert (drawn(field, HELD_OUT, None, best.sampler).nfe == nfe).all()

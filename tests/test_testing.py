@@ -1,18 +1,23 @@
 """The certificates certify what is right, and fail what is wrong."""
 
 import diffrax as dfx
-import jax
 import jax.numpy as jnp
 import pytest
 
 import jflow as jf
 from jflow import testing
 
-PATHS = [jf.CondOT(), jf.VP(), jf.VE(), jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t))]
+PATHS = [
+    jf.CondOT(),
+    jf.VP(),
+    jf.VE(),
+    jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t)),
+    jf.CustomPath(lambda t: jnp.sqrt(t), lambda t: 1 - t),
+]
 STEPS = (8, 16)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("path", PATHS, ids=["CondOT", "VP", "VE", "root of the noise", "root of the data"])
 def test_check_path_passes_every_path(path):
     report = testing.check_path(path)
     report.check()
@@ -20,12 +25,10 @@ def test_check_path_passes_every_path(path):
     assert "pass" in str(report) and type(path).__name__ in str(report)
 
 
-class WrongRate(jf.AbstractPath):
+class WrongRate(jf.AbstractAffinePath):
     """CondOT with a derivative that is off by one part in a hundred."""
 
-    finite_sigma_dot = True
-    ends_at_data = True
-    starts_at_noise = True
+    source: jf.AbstractSource = jf.Normal()
 
     def alpha(self, t):
         return jnp.asarray(t)
@@ -36,16 +39,6 @@ class WrongRate(jf.AbstractPath):
     def alpha_dot(self, t):
         return 1.01 * jnp.ones_like(jnp.asarray(t))
 
-    def sigma_sigma_dot(self, t):
-        return jnp.asarray(t) - 1
-
-    def velocity_row(self, t):
-        one = jnp.ones_like(jnp.asarray(t))
-        return one, one, -one
-
-    def log_snr_inverse(self, log_snr):
-        return jax.nn.sigmoid(jnp.asarray(log_snr) / 2)
-
 
 def test_check_path_fails_a_wrong_derivative():
     report = testing.check_path(WrongRate())
@@ -53,8 +46,59 @@ def test_check_path_fails_a_wrong_derivative():
     assert [check.name for check in report if not check.passed] == ["alpha' against autodiff"]
     with pytest.raises(AssertionError, match="FAIL"):
         report.check()
-    with pytest.raises(KeyError, match="No check"):
+    with pytest.raises(KeyError, match=r"must be that of a check.*inverse of log-SNR.*nonsense"):
         report["nonsense"]
+
+
+class Told(jf.AbstractAffinePath):
+    """Roots at both ends, which stop short of noise and of data; its flags are those of `CondOT`."""
+
+    source: jf.AbstractSource = jf.Normal()
+
+    def alpha(self, t):
+        return jnp.sqrt(jnp.asarray(t)) + 0.01
+
+    def sigma(self, t):
+        return jnp.sqrt(1 - jnp.asarray(t)) + 0.01
+
+
+class ToldRight(Told):
+    finite_sigma_dot = finite_alpha_dot = ends_at_data = starts_at_noise = False
+
+
+class Unduly(jf.AbstractAffinePath):
+    """CondOT, whose flags say less than what is so."""
+
+    source: jf.AbstractSource = jf.Normal()
+    finite_sigma_dot = finite_alpha_dot = ends_at_data = starts_at_noise = False
+
+    def alpha(self, t):
+        return jnp.asarray(t)
+
+    def sigma(self, t):
+        return 1 - jnp.asarray(t)
+
+
+FLAGS = {
+    "ends_at_data": "sigma(1) = 0",
+    "starts_at_noise": "alpha(0) = 0",
+    "finite_sigma_dot": "sigma'(1)",
+    "finite_alpha_dot": "alpha'(0)",
+}
+
+
+@pytest.mark.parametrize(("path", "right"), [(Told(), False), (ToldRight(), True), (Unduly(), False)])
+def test_check_path_compares_the_flags_with_the_values(path, right):
+    report = testing.check_path(path)
+    assert [report[f"{flag} against {value}"].passed for flag, value in FLAGS.items()] == [right] * 4
+
+
+def test_check_path_takes_the_noise_ends_that_a_path_may_have():
+    """Bounds as those of `CustomPath`: Stable Diffusion's schedule keeps 0.068 of the data."""
+    for level, passed in ((0.09, True), (0.11, False)):
+        path = jf.VE(sigma_min=level, sigma_max=1 / level)
+        report = testing.check_path(path)
+        assert report["alpha(0)/sigma(0)"].passed == report["sigma(1)/alpha(1)"].passed == passed
 
 
 def test_check_field_tells_the_exact_field_from_another():
@@ -80,7 +124,7 @@ def test_check_field_takes_a_condition(condition):
 
 
 def heun(field, x0, z):
-    return jf.decode(field, x0, times=jf.uniform_times(len(z)), solver=dfx.Heun()).x
+    return jf.decode(field, x0, jf.FixedSteps(jf.UniformGrid(len(z)), dfx.Heun())).x
 
 
 @pytest.mark.slow
@@ -97,7 +141,7 @@ def test_certify_finds_exact_moments_of_the_ancestral_step():
     """On N(m, s^2) the data prediction is affine, and so is the recursion: its variance is known in closed form."""
 
     def ancestral(field, x0, z):
-        return jf.decode(field, x0, times=jf.uniform_times(len(z)), eta=1.0, brownian=jf.Recorded(z)).x
+        return jf.decode(field, x0, jf.FixedSteps(jf.UniformGrid(len(z)), eta=1.0), brownian=jf.Recorded(z)).x
 
     report = testing.certify(ancestral, steps=STEPS, tolerance=1.0)
     variance, s2, n = 1.0, 0.25, STEPS[-1]
@@ -130,7 +174,7 @@ def test_certify_catches_noise_drawn_twice():
     """A diffusion coefficient that is itself random has the right variance, and is not affine in the noise."""
 
     def twice(field, x0, z):
-        times = jf.uniform_times(len(z)) * 0.9
-        return jf.decode(field, x0, times=times, eta=1.0, brownian=jf.Recorded(z * jnp.roll(z, 1, 0))).x
+        sampler = jf.FixedSteps(jf.UniformGrid(len(z), t1=0.9), eta=1.0)
+        return jf.decode(field, x0, sampler, brownian=jf.Recorded(z * jnp.roll(z, 1, 0))).x
 
     assert "Monte Carlo" in testing.certify(twice, steps=(4, 8), t1=0.9)["mean on Gaussian data, n = 8"].note

@@ -1,7 +1,7 @@
 """Guidance: fields made of fields, one method a file."""
 
 from ._guide import AbstractGuide as AbstractGuide
-from ._rule import AbstractRule as AbstractRule
+from ._rule import AbstractGuidanceRule as AbstractGuidanceRule
 from .apg import APG as APG
 from .cfg_zero import CFGZero as CFGZero
 from .classifier import ClassifierGuided as ClassifierGuided

@@ -1,97 +1,115 @@
 """What every field made of a field shares."""
 
-import abc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from .._field import AbstractNetwork
-from .._memory import Remembered, Remembering
+from .._args import Args
+from .._field import AbstractField, _Rematched, check_field
 from .._path import AbstractPath
-from .._prediction import Prediction, Row, convert
-from .._types import Event, Time
+from .._types import PRNGKey, Time
 
 
-class AbstractGuide(AbstractNetwork):
-    """A field that changes the sampling of another: its path, its prediction and its training are the other's."""
+class AbstractGuide(AbstractField):
+    """A field that changes the sampling of another: its path, its prediction and its training are the other's.
 
-    field: eqx.AbstractVar[AbstractNetwork]
+    Only `predict` is abstract. A guide reads entries of `Args` by name, `Args.of(args).take(name)`, and hands the rest
+    on to its field; the innermost field gives the network the bare condition. What it computes from one prediction
+    goes to all targets by `jflow.given`.
 
-    @abc.abstractmethod
-    def give(self, target: Prediction | tuple[Row, ...], t: Time, x: PyTree, args: Any) -> Any:
-        """The target, as `ask(self, target, t, x, args)` wants it."""
+    ```python
+    class Halved(jf.AbstractGuide):
+        field: jf.AbstractField
+
+        def predict(self, targets, t, x, args=None):
+            data = self.field.data(t, x, args) / 2
+            return jf.given(self.path, t, x, (data,), ("data",), targets, args)
+
+    field = jf.Field(lambda t, x, args: x, jf.CondOT(), "data")
+    assert (Halved(field).data(0.5, jnp.ones(2)) == 0.5).all()
+    ```
+    """
+
+    field: eqx.AbstractVar[AbstractField]
+
+    reads_condition: ClassVar[bool] = False
+    """Whether it reads the condition itself, as a classifier does. Such a guide goes outside one that replaces the
+    condition.
+    """
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of the entries of `Args` that it takes and does not hand on; by default none."""
+        return ()
+
+    @property
+    def parts(self) -> tuple[AbstractField, ...]:
+        """The fields that it is made of; by default `field` alone."""
+        return (self.field,)
+
+    def __check_init__(self):
+        for part in self.parts:
+            check_field(part)
+        twice = sorted(set(self.takes) & frozenset().union(*map(entries, self.parts)))
+        if twice:
+            raise ValueError(
+                f"Two guides of one field must take other names from Args. Got {', '.join(map(repr, twice))} twice: "
+                f"give one of them another name, as {twice[0]}='classifier_{twice[0]}', and pass that entry too."
+            )
 
     @property
     def path(self) -> AbstractPath:
         return self.field.path
 
     @property
-    def predicts(self) -> Prediction:
+    def predicts(self) -> Any:
         return self.field.predicts
 
-    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.give(self.predicts, t, x, args)
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        return self.field.sources
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.field.conditional(t, x, args)
-
-    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.give("velocity", t, x, args)
-
-    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.give("data", t, x, args)
-
-    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.give("noise", t, x, args)
-
-    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self.give("score", t, x, args)
-
-    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        return self.give(rows, t, x, args)
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+        return self.field.conditional(t, x, args, key)
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
-        return self.field.evaluations(args, t)
+        return self.field.evaluations(without(args, self.takes), t)
+
+    def recommended(self, nfe: int, args: Any = None) -> Any:
+        return self.field.recommended(nfe, without(args, self.takes))
+
+    def undefined(self, t: float) -> str | None:
+        return next((why for part in self.parts if (why := part.undefined(t)) is not None), None)
 
 
-def ask(field: AbstractNetwork, target: Prediction | tuple[Row, ...], t: Time, x: PyTree, args: Any) -> Any:
-    """A prediction of a field by name, or several by their rows, from one evaluation."""
-    if isinstance(target, tuple):
-        return field.mixed(target, t, x, args)
-    if target == field.predicts:
-        return field(t, x, args)
-    return getattr(field, target)(t, x, args)
-
-
-def turn(
-    path: AbstractPath, t: Time, x: PyTree, value: Event, source: Prediction, target: Prediction | tuple[Row, ...]
-) -> Any:
-    """The prediction `source` turned into the target."""
-
-    def one(name):
-        return apply(lambda v: convert(path, t, x, v, source, name), value)
-
-    return tuple(one(row) for row in target) if isinstance(target, tuple) else one(target)
-
-
-def apply(fn: Callable[[Any], Any], value: Any) -> Any:
-    """`fn(value)`, past the change that goes with a remembered value."""
-    if isinstance(value, Remembered):
-        return Remembered(fn(value.value), value.change)
-    return fn(value)
-
-
-def split_args(args: Any, name: str) -> tuple[Any, Any]:
-    """`(condition, scale)`; raises `ValueError` for anything else."""
-    if not (isinstance(args, tuple) and len(args) == 2):
+def check_scale(scale: Any) -> None:
+    """Raises `ValueError` unless a scale of guidance is one number."""
+    if jnp.ndim(scale) != 0:
         raise ValueError(
-            f"A {name} field takes args = (condition, scale), or (condition, None) for no guidance. "
-            f"Got {type(args).__name__}. (In training, args is the bare condition: use matching_loss.)"
+            f"A guidance scale must be one number for one example. Got shape {jnp.shape(scale)}; vmap over it."
         )
-    scale = args[1].scale if isinstance(args[1], Remembering) else args[1]
-    if scale is not None and jnp.ndim(scale) != 0:
-        raise ValueError(f"A guidance scale is one number for one example. Got shape {jnp.shape(scale)}; vmap over it.")
-    return args
+
+
+def without(args: Any, names: Iterable[str]) -> Args:
+    """`args` as `Args` without the entries of these names."""
+    rest = Args.of(args)
+    for name in names:
+        _, rest = rest.take(name)
+    return rest
+
+
+def entries(field: AbstractField) -> frozenset[str]:
+    """The names of the entries of `Args` that a field takes, with all the guides inside it."""
+    return frozenset().union(*(guide.takes for guide in guides(field)))
+
+
+def guides(field: AbstractField) -> list[AbstractGuide]:
+    """The guides that a field is made of, itself among them; a change of path is looked through."""
+    if isinstance(field, _Rematched):
+        return guides(field.field)
+    if not isinstance(field, AbstractGuide):
+        return []
+    return [field, *(guide for part in field.parts for guide in guides(part))]

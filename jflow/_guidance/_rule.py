@@ -11,14 +11,25 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from .._prediction import Prediction
-from .._types import Event, Time
+from .._types import Event, Noun, Time
 
 
-class AbstractRule(eqx.Module):
+class AbstractGuidanceRule(Noun):
     """How `Guided` combines the prediction with the condition and the one to move away from.
 
     Unlike classifier-free guidance, whose weights sum to one, a rule depends on the prediction it is written for; the
     other predictions follow from the result.
+
+    ```python
+    class Clipped(jf.AbstractGuidanceRule):
+        predicts = "data"
+
+        def __call__(self, t, conditional, other, scale):
+            return jax.tree.map(lambda c, u: jnp.clip(u + scale * (c - u), -1, 1), conditional, other)
+
+    guided = jf.Guided(jf.Field(lambda t, x, y: x + y, jf.CondOT(), "data"), null=0.0, rule=Clipped())
+    assert (guided.data(0.5, jnp.ones(2), jf.Args(1.0, scale=3.0)) == 1).all()
+    ```
     """
 
     predicts: eqx.AbstractClassVar[Prediction]

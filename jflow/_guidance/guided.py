@@ -10,12 +10,14 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
-from .._field import AbstractNetwork
-from .._memory import Remembered, Remembering
-from .._misc import combine, concrete, parameter
-from .._types import PRNGKey, Time
-from ._guide import AbstractGuide, ask, split_args, turn
-from ._rule import AbstractRule, extrapolate
+from .._args import Args
+from .._field import AbstractField, check_field
+from .._prediction import given
+from .._trainable import frozen
+from .._types import Event, PRNGKey, Time
+from .._validate import check_key, concrete, parameter, scalar_time, stream
+from ._guide import AbstractGuide, check_scale, entries, guides, without
+from ._rule import AbstractGuidanceRule, extrapolate
 
 
 class Guided(AbstractGuide):
@@ -24,44 +26,68 @@ class Guided(AbstractGuide):
     What the other prediction is:
 
     - `Guided(field, null)`, classifier-free guidance: that of the null condition, the same for every sample.
-    - `Guided(field)`, a negative condition for each sample: sampling takes `((condition, negative), w)`.
+    - With `args = Args(condition, negative=other, scale=w)`: that of a negative condition for each sample, which wins
+      over `null`.
     - `Guided(field, weak=other)`, autoguidance: that of a smaller or less trained field, with the same condition.
 
-    Sampling takes `args = (condition, w)`; nfe counts both predictions, which are one batched call of the network
-    where they are of one. `(condition, None)` is unguided and costs one. Training takes the bare condition as `args`,
-    replaced by the null condition now and then with `drop_condition`. The weights sum to one, so guiding any of the
-    predictions is the same; a `rule` in their place (`APG`, `Rescaled`, `CFGZero`) is applied to the prediction it is
-    written for. With an `interval` of times there is guidance in it alone: elsewhere, on a fixed grid, the other
+    Sampling takes `args = Args(condition, scale=w)`; nfe counts both predictions, which are one batched call of the
+    network where they are of one. Without a scale it is unguided and costs one. Training takes the bare condition as
+    `args`, replaced by the null condition now and then with `drop_condition`. The weights sum to one, so guiding any of
+    the predictions is the same; a `rule` in their place (`APG`, `Rescaled`, `CFGZero`) is applied to the prediction it
+    is written for. With an `interval` of times there is guidance in it alone: elsewhere, on a fixed grid, the other
     prediction is not computed.
+
+    Other entries of `args` go on to the field, the same for both predictions. A guide inside that takes the same names
+    raises; so does one that reads the condition, as `ClassifierGuided`, which goes outside.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, equation 6, whose weight is our `w - 1`; Karras et al. 2024,
     arXiv:2406.02507 (autoguidance); Kynkäänniemi et al. 2024, arXiv:2404.07724 (interval).
+
+    ```python
+    guided = jf.Guided(jf.Field(lambda t, x, y: x * y, jf.CondOT(), "velocity"), null=0.0)
+    x = jnp.ones(2)
+    assert (guided.velocity(0.5, x, jf.Args(1.0, scale=3.0)) == 3).all()
+    assert (guided.velocity(0.5, x, jf.Args(1.0, negative=2.0, scale=3.0)) == -1).all()
+    assert (guided.velocity(0.5, x, 1.0) == 1).all()
+    ```
     """
 
-    field: AbstractNetwork
-    null: PyTree
-    weak: AbstractNetwork | None
-    rule: AbstractRule | None
-    interval: tuple[Array, Array] | None
+    field: AbstractField
+    null: PyTree = frozen()
+    weak: AbstractField | None = frozen()
+    rule: AbstractGuidanceRule | None = frozen()
+    interval: tuple[Array, Array] | None = frozen()
+    scale: str = eqx.field(static=True)
+    negative: str = eqx.field(static=True)
 
     def __init__(
         self,
-        field: AbstractNetwork,
+        field: AbstractField,
         null: PyTree = None,
         *,
-        weak: AbstractNetwork | None = None,
-        rule: AbstractRule | None = None,
+        weak: AbstractField | None = None,
+        rule: AbstractGuidanceRule | None = None,
         interval: tuple[ArrayLike, ArrayLike] | None = None,
+        scale: str = "scale",
+        negative: str = "negative",
     ):
-        """`field` the field to guide; `null` the null condition, a pytree like the condition; `weak` a field along
-        the same path; `rule` how the predictions are combined; `interval` the times `[start, stop)` of guidance, which
-        for noise levels `sigma_high` to `sigma_low` of `sigma/alpha` are `path.log_snr_inverse(-2 log(sigma))` of both.
-        Neither null condition, weak field, rule nor interval is trained.
+        """Makes the guide; neither null condition, weak field, rule nor interval is trained.
 
-        Raises `ValueError` for both a null condition and a weak field, a weak field along another path, or an interval
-        that is none.
+        Args:
+            field: The field to guide.
+            null: The null condition, a pytree like the condition.
+            weak: A field along the same path.
+            rule: How the predictions are combined.
+            interval: The times `[start, stop)` of guidance, which for noise levels `sigma_high` to `sigma_low` of
+                `sigma/alpha` are `path.log_snr_inverse(-2 log(sigma))` of both.
+            scale: The name of the entry of `Args` that holds `w`.
+            negative: The name of the entry that holds the negative condition.
+
+        Raises `ValueError` for both a null condition and a weak field, a weak field along another path, an empty
+        interval, names that a guide inside takes too, or a guide inside that reads the condition.
         """
         self.field, self.weak, self.rule = field, weak, rule
+        self.scale, self.negative = scale, negative
         self.null = jtu.tree_map(jnp.asarray, null)
         self.interval = None
         if interval is not None:
@@ -69,30 +95,50 @@ class Guided(AbstractGuide):
             self.interval = parameter(start, "interval", positive=False), parameter(stop, "interval", positive=False)
 
     def __check_init__(self):
+        check_field(self.field)
         if self.weak is not None and self.null is not None:
             raise ValueError(
-                "Guided takes a null condition or a weak field, which gets the same condition as the field. Got both."
+                "Guided must have a null condition or a weak field, which gets the same condition as the field. Got "
+                "both: leave out one."
             )
-        if self.weak is not None and not eqx.tree_equal(self.weak.path, self.field.path):
+        if self.weak is not None:
+            check_field(self.weak)
+            same = concrete(eqx.tree_equal(self.weak.path, self.field.path))
+            if same is not None and not same:
+                raise ValueError(
+                    "A weak field must be along the path of the field it guides. Got another path, "
+                    f"{type(self.weak.path).__name__}: pass weak=jflow.change_path(weak, field.path)."
+                )
+        readers = [guide for guide in guides(self.field) if guide.reads_condition]
+        if readers and self.weak is None:
+            name = type(readers[0]).__name__
             raise ValueError(
-                "A weak field is one along the path of the field it guides. Got another, "
-                f"{type(self.weak.path).__name__}: pass weak=jflow.change_path(weak, field.path)."
+                f"A guide that reads the condition must be outside Guided, which replaces it. Got {name} inside, which "
+                f"would be called with the null condition too: make it {name}(Guided(field, null), ...)."
             )
         if self.interval is not None:
             start, stop = (concrete(t) for t in self.interval)
             if start is not None and stop is not None and not start < stop:
                 raise ValueError(
-                    f"An interval of guidance is (start, stop), increasing times. Got ({start:g}, {stop:g})."
+                    f"An interval of guidance must be (start, stop), increasing times. Got ({start:g}, {stop:g})."
                 )
 
     @property
-    def sources(self):
+    def takes(self) -> tuple[str, ...]:
+        return (self.scale, self.negative) if self.weak is None else (self.scale,)
+
+    @property
+    def parts(self) -> tuple[AbstractField, ...]:
+        return (self.field,) if self.weak is None else (self.field, self.weak)
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
         own = self.field.sources if self.rule is None else (self.rule.predicts, *self.field.sources)
         return own if self.weak is None else (*own, *self.weak.sources)
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
-        condition, other, scale = self._split(args)
-        one = self.field.evaluations(condition, t)
+        scale, strong, other = self._split(args)
+        one = self.field.evaluations(strong, t)
         if scale is None:
             return one
         both = one + (self.field if self.weak is None else self.weak).evaluations(other, t)
@@ -100,86 +146,91 @@ class Guided(AbstractGuide):
             return both
         if t is None:
             raise ValueError(
-                "Guidance on an interval costs more inside it: evaluations(args, t) takes a time. Got none."
+                "Guidance on an interval must be counted at a time, for it costs more inside. Got none: pass "
+                "evaluations(args, t)."
             )
         return jnp.where(self._inside(t), both, one).astype(jnp.int32)
 
-    def give(self, target, t, x, args: Any):
-        condition, other, scale = self._split(args)
-        if scale is None:
-            return ask(self.field, target, t, x, condition)
-        if isinstance(scale, Remembering) and self.rule is None:
-            raise ValueError(
-                "A momentum of guidance belongs to one prediction, so it takes a rule: Guided(..., rule=jflow.APG()), "
-                "or rule=jflow.APG(parallel=1.0) for classifier-free guidance. Got a field without."
-            )
-
-        def guided():
-            return self._combine(target, t, x, condition, other, scale)
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        scale, strong, other = self._split(args)
 
         def alone():
-            value = ask(self.field, target, t, x, condition)
-            if not isinstance(scale, Remembering):
-                return value
-            if isinstance(target, tuple):
-                return tuple(Remembered(v, scale.previous) for v in value)
-            return Remembered(value, scale.previous)
+            return self.field.predict(targets, t, x, strong)
 
+        def guided():
+            if self.rule is None:
+                pair = self._pair(targets, t, x, strong, other)
+                return tuple(extrapolate(first, second, scale) for first, second in zip(*pair, strict=True))
+            (first,), (second,) = self._pair((self.rule.predicts,), t, x, strong, other)
+            value = self.rule(t, first, second, scale)
+            return given(self.path, t, x, (value,), (self.rule.predicts,), targets, strong)
+
+        if scale is None:
+            return alone()
         return guided() if self.interval is None else lax.cond(self._inside(t), guided, alone)
 
-    def _combine(self, target, t, x, condition, other, scale):
-        if self.rule is None:
-            first, second = self._pair(target, t, x, condition, other)
-            return extrapolate(first, second, scale)
-        first, second = self._pair(self.rule.predicts, t, x, condition, other)
-        if isinstance(scale, Remembering):
-            change = combine((1, first), (-1, second), (scale.momentum, scale.previous))
-            value = self.rule(t, first, combine((1, first), (-1, change)), scale.scale)
-            value = Remembered(value, change)
-        else:
-            value = self.rule(t, first, second, scale)
-        return turn(self.path, t, x, value, self.rule.predicts, target)
-
-    def _pair(self, target, t, x, condition, other):
-        """The prediction with the condition, and the other one."""
+    def _pair(self, targets, t, x, strong, other):
+        """The targets with the condition, and the other ones."""
         if self.weak is not None:
-            return ask(self.field, target, t, x, condition), ask(self.weak, target, t, x, other)
-        both = jax.vmap(lambda c: ask(self.field, target, t, x, c))(_stack(condition, other))
+            return self.field.predict(targets, t, x, strong), self.weak.predict(targets, t, x, other)
+        # One call of the network, mapped over the two conditions; the other entries are shared.
+        stacked = _stack(strong.condition, other.condition)
+        both = jax.vmap(lambda c: self.field.predict(targets, t, x, strong.replace(c)))(stacked)
         return tuple(jtu.tree_map(lambda pair, i=i: pair[i], both) for i in (0, 1))
 
     def _inside(self, t):
-        assert self.interval is not None  # only asked where there is one
-        start, stop = (end.astype(jnp.result_type(t)) for end in self.interval)
+        t = scalar_time(t)
+        start, stop = (end.astype(t.dtype) for end in self.interval)  # pyright: ignore[reportOptionalIterable]
         return (start <= t) & (t < stop)
 
     def _split(self, args):
-        """The condition, the one that the other prediction gets, and the scale."""
-        condition, scale = split_args(args, "guided")
+        """The scale, the `Args` of the field, and those of the other prediction (those of the field where the scale is
+        `None`).
+        """
+        args = Args.of(args)
+        scale, rest = args.get(self.scale), without(args, self.takes)
         if self.weak is not None:
-            return condition, condition, scale
-        if self.null is not None:
-            return condition, self.null, scale
-        if not (isinstance(condition, tuple) and len(condition) == 2):
+            # Each of the two fields gets what its own guides take, or its network would find an entry unread.
+            inside, beside = entries(self.field), entries(self.weak)
+            strong, other = without(rest, beside - inside), without(rest, inside - beside)
+        else:
+            negative = args.get(self.negative)
+            strong, other = rest, rest.replace(self.null if negative is None else negative)
+        if scale is None:
+            return None, strong, strong
+        check_scale(scale)
+        if self.weak is None and other.condition is None:
             raise ValueError(
-                "Guided(field), without a null condition, takes args = ((condition, negative), scale). "
-                f"Got a condition {type(condition).__name__}: give each sample its negative condition, or pass null=."
+                "Guided must have a null condition, a weak field, or a negative condition in args. Got none of them: "
+                f"pass Guided(field, null), or args=jflow.Args(condition, {self.negative}=other, {self.scale}=w)."
             )
-        return *condition, scale
+        return scale, strong, other
 
 
 def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLike) -> PyTree:
     """The condition of one training example, replaced by the null condition with probability `rate`.
 
-    **Arguments:** `condition` and `null`, pytrees alike; `rate` in [0, 1].
+    Args:
+        key: One typed key.
+        condition: The condition.
+        null: The null condition, a pytree alike.
+        rate: The probability, in [0, 1].
 
-    **Returns:** a new pytree of the types of `condition`. Raises `ValueError` for a rate outside [0, 1].
+    Returns:
+        A new pytree of the types of `condition`. Raises `ValueError` for a rate outside [0, 1].
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
+
+    ```python
+    labels = jax.vmap(lambda k: jf.drop_condition(k, 3, 10, 0.5))(jr.split(jr.key(0), 100))
+    assert set(labels.tolist()) == {3, 10}
+    ```
     """
+    check_key(key, "drop_condition", batched=False)
     number = concrete(rate)
     if number is not None and not 0 <= number <= 1:
-        raise ValueError(f"The rate of dropped conditions is a probability, in [0, 1]. Got {rate}.")
-    drop = jr.bernoulli(key, rate)
+        raise ValueError(f"The rate of dropped conditions must be a probability, in [0, 1]. Got {rate}.")
+    drop = jr.bernoulli(stream(key, "drop_condition"), rate)
     return jtu.tree_map(lambda pair: jnp.where(drop, pair[1], pair[0]), _stack(condition, null))
 
 
@@ -187,7 +238,7 @@ def _stack(condition, other):
     """A condition and the null or negative one, along a new leading axis."""
     if jtu.tree_structure(condition) != jtu.tree_structure(other):
         raise ValueError(
-            "A null or negative condition is a pytree like the condition. Got "
+            "A null or negative condition must be a pytree like the condition. Got "
             f"{jtu.tree_structure(other)} for a condition {jtu.tree_structure(condition)}."
         )
 
@@ -195,7 +246,7 @@ def _stack(condition, other):
         c, n = jnp.asarray(c), jnp.asarray(n)
         if c.shape != n.shape:
             raise ValueError(
-                f"A null or negative condition has the shape of the condition. Got {n.shape} for {c.shape}."
+                f"A null or negative condition must have the shape of the condition. Got {n.shape} for {c.shape}."
             )
         return jnp.stack([c, n.astype(c.dtype)])
 

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike
 
-from .._misc import parameter, safe_sqrt, size
-from .._prediction import Prediction
-from ._rule import AbstractRule, extrapolate, inner, ratio
+from .._event import safe_sqrt, size
+from .._prediction import Prediction, as_prediction
+from .._validate import parameter
+from ._rule import AbstractGuidanceRule, extrapolate, inner, ratio
 
 
-class Rescaled(AbstractRule):
+class Rescaled(AbstractGuidanceRule):
     """Rescaled guidance: with `D` the guided data prediction and `D_c` the conditional one,
 
         phi D std(D_c)/std(D) + (1 - phi) D ,
@@ -20,24 +21,35 @@ class Rescaled(AbstractRule):
     it is. `D` is classifier-free, or of another `rule`.
 
     Source: Lin et al. 2023, arXiv:2305.08891, section 3.4 (there of whatever the network predicts; here of the data).
+
+    ```python
+    field = jf.Field(lambda t, x, y: x * y, jf.CondOT(), "data")
+    guided = jf.Guided(field, null=0.0, rule=jf.Rescaled(1.0))
+    data = guided.data(0.5, jnp.arange(3.0), jf.Args(1.0, scale=3.0))
+    assert jnp.allclose(data.std(), jnp.arange(3.0).std())
+    ```
     """
 
     phi: Array
-    rule: AbstractRule | None
+    rule: AbstractGuidanceRule | None
     predicts: ClassVar[Prediction] = "data"
 
-    def __init__(self, phi: ArrayLike = 0.7, rule: AbstractRule | None = None):
-        """`phi` from 0 (no rescaling) to 1; `rule` how the prediction to rescale is guided.
+    def __init__(self, phi: ArrayLike = 0.7, rule: AbstractGuidanceRule | None = None):
+        """Makes the rule.
+
+        Args:
+            phi: From 0 (no rescaling) to 1.
+            rule: How the prediction to rescale is guided; `None` for classifier-free guidance.
 
         Raises `ValueError` for a rule on another prediction than the data.
         """
         self.phi, self.rule = parameter(phi, "phi", positive=False), rule
 
     def __check_init__(self):
-        if self.rule is not None and self.rule.predicts != "data":
+        if self.rule is not None and (name := as_prediction(self.rule.predicts).name) != "data":
             raise ValueError(
-                "Rescaled takes a rule on data predictions, as jflow.APG(). "
-                f"Got {type(self.rule).__name__}, on {self.rule.predicts!r}."
+                "Rescaled must have a rule on data predictions, as jflow.APG(). "
+                f"Got {type(self.rule).__name__}, on {name!r}."
             )
 
     def __call__(self, t, conditional, other, scale: Any):

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._field import AbstractNetwork
-from .._misc import concrete, parameter
-from .._types import Event
-from ._guide import AbstractGuide, apply, ask, turn
+from .._field import AbstractField
+from .._prediction import given
+from .._trainable import frozen
+from .._types import Event, Time
+from .._validate import concrete, parameter
+from ._guide import AbstractGuide
 
 
 class Thresholded(AbstractGuide):
@@ -19,15 +21,24 @@ class Thresholded(AbstractGuide):
     `s = max(limit, percentile of |D|)` over the components of one event.
 
     Source: Saharia et al. 2022, arXiv:2205.11487, section 2.3.
+
+    ```python
+    field = jf.Thresholded(jf.Field(lambda t, x, args: 3 * x, jf.CondOT(), "data"))
+    assert (field.data(0.5, jnp.ones(2)) == 1).all()
+    ```
     """
 
-    field: AbstractNetwork
-    percentile: Array | None
-    limit: Array
+    field: AbstractField
+    percentile: Array | None = frozen()
+    limit: Array = frozen()
 
-    def __init__(self, field: AbstractNetwork, percentile: ArrayLike | None = None, limit: ArrayLike = 1.0):
-        """`field` the field, guided or not; `percentile` in percent, as 99.5, or `None` for the static threshold;
-        `limit` the largest absolute value of the data.
+    def __init__(self, field: AbstractField, percentile: ArrayLike | None = None, limit: ArrayLike = 1.0):
+        """Makes the guide.
+
+        Args:
+            field: The field, guided or not.
+            percentile: In percent, as 99.5, or `None` for the static threshold.
+            limit: The largest absolute value of the data.
 
         Raises `ValueError` for a percentile outside (1, 100]: at most 1 is a fraction where a percentage belongs.
         """
@@ -39,15 +50,15 @@ class Thresholded(AbstractGuide):
         number = concrete(self.percentile)
         if number is not None and not 1 < number <= 100:
             why = "; that looks like a fraction: 0.995 is 99.5 percent" if 0 < number <= 1 else ""
-            raise ValueError(f"A percentile is in percent, above 1 and at most 100. Got {number}{why}.")
+            raise ValueError(f"A percentile must be in percent, above 1 and at most 100. Got {number}{why}.")
 
     @property
-    def sources(self):
+    def sources(self) -> tuple[Any, ...]:
         return "data", *self.field.sources
 
-    def give(self, target, t, x, args: Any):
-        value = apply(self._cut, ask(self.field, "data", t, x, args))
-        return turn(self.path, t, x, value, "data", target)
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        (data,) = self.field.predict(("data",), t, x, args)
+        return given(self.path, t, x, (self._cut(data),), ("data",), targets, args)
 
     def _cut(self, data: PyTree) -> Event:
         reach = self.limit

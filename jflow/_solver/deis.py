@@ -24,21 +24,35 @@ class DEIS(AbstractMultistep):
 
     Source: Zhang & Chen 2023, arXiv:2204.13902, equations 14 and 15 (in reversed time), with `log rho` for the time
     there, as public implementations have it.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.VE())
+    sol = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.LogSNRGrid(10), jf.DEIS(3)))
+    assert sol.nfe == 10
+    ```
     """
 
     points: int = eqx.field(static=True)
     corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = SigmaClock()
-    ode_only: ClassVar[bool] = True
 
     def __init__(self, order: Any = 3):
         """`order`: 1, 2 or 3.
 
         Raises `ValueError` for another order.
         """
-        if isinstance(order, bool) or order not in (1, 2, 3):
-            raise ValueError(f"DEIS has order 1, 2 or 3. Got order={order!r}.")
         self.points = order
+
+    def __check_init__(self):
+        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+            raise ValueError(f"DEIS must have order 1, 2 or 3. Got order={self.points!r}.")
+
+    @property
+    def ode_only(self) -> bool:
+        return True
+
+    def arguments(self):
+        return {"order": self.points}
 
     def order(self, terms):
         """The order, with starting values of that order."""

@@ -15,11 +15,11 @@ Variant = Literal["exact", "midpoint", "half_curvature"]
 class DPMpp(AbstractMultistep):
     """DPM-Solver++(pM): the data prediction as a polynomial in log-SNR, integrated exactly; one call a step.
 
-    With `h` the step in half log-SNR and `eta` the level of the SDE (0 the ODE), for `P` the polynomial in half
-    log-SNR through the latest `order` data predictions `D`,
+    With `h` the step in half log-SNR, `k = eta^2` for `eta` the amplitude of the noise (0 the ODE, 1 the reverse SDE),
+    and `P` the polynomial in half log-SNR through the latest `order` data predictions `D`,
 
-        x' = (sigma'/sigma) e^(-eta h) x + alpha' int_0^h (1 + eta) e^(-(1 + eta)(h - u)) P(u) du
-             + sigma' sqrt(1 - e^(-2 eta h)) z .
+        x' = (sigma'/sigma) e^(-k h) x + alpha' int_0^h (1 + k) e^(-(1 + k)(h - u)) P(u) du
+             + sigma' sqrt(1 - e^(-2 k h)) z .
 
     In `ThetaClock`, which it brings along, this is `u' = u + int P dtau + noise` at every `eta`: the one rule is
     DPM-Solver++(1M, 2M, 3M) at `eta = 0`, and 2M SDE and 3M SDE at `eta = 1`. Order 1 is DDIM, and `diffrax.Euler()`
@@ -36,16 +36,25 @@ class DPMpp(AbstractMultistep):
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2 (midpoint), appendix A (exact; SDE forms in section 4.3 and
     appendix B); time runs backwards there.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sol = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(10), jf.DPMpp(2, "midpoint"), eta=0.5))
+    assert sol.nfe == 10
+    ```
     """
 
     points: int = eqx.field(static=True)
     variant: Variant = eqx.field(static=True)
     corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = ThetaClock()
-    ode_only: ClassVar[bool] = False
 
     def __init__(self, order: Any = 2, variant: Any = "exact"):
-        """`order`: 1, 2 or 3; `variant`: `"exact"`, `"midpoint"` (order 2) or `"half_curvature"` (order 3).
+        """Makes the solver.
+
+        Args:
+            order: 1, 2 or 3.
+            variant: `"exact"`, `"midpoint"` (order 2) or `"half_curvature"` (order 3).
 
         Raises `ValueError` for another order, or a variant that the order does not have.
         """
@@ -53,16 +62,19 @@ class DPMpp(AbstractMultistep):
 
     def __check_init__(self):
         if isinstance(self.points, bool) or self.points not in (1, 2, 3):
-            raise ValueError(f"DPMpp has order 1, 2 or 3. Got order={self.points!r}.")
+            raise ValueError(f"DPMpp must have order 1, 2 or 3. Got order={self.points!r}.")
         if self.variant not in get_args(Variant):
             names = ", ".join(map(repr, get_args(Variant)))
-            raise ValueError(f"A variant of DPMpp is one of {names}. Got variant={self.variant!r}.")
+            raise ValueError(f"A variant of DPMpp must be one of {names}. Got variant={self.variant!r}.")
         fits = {"midpoint": 2, "half_curvature": 3}.get(self.variant, self.points)
         if fits != self.points:
             raise ValueError(
-                f"variant={self.variant!r} is a form of order {fits}. Got order={self.points}: "
+                f"variant={self.variant!r} must have order {fits}. Got order={self.points}: "
                 f"pass order={fits}, or variant='exact'."
             )
+
+    def arguments(self):
+        return {"order": self.points, "variant": self.variant}
 
     def order(self, terms):
         """The order for an ODE, with starting values of that order."""

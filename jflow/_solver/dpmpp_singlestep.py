@@ -8,14 +8,15 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
-from .._misc import combine
+from .._event import combine
 from ._phi import exponential_moments
+from ._traits import AbstractFieldSolver
 
 FRACTIONS = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """Where in a step the intermediate points lie, in log-SNR."""
 
 
-class DPMppSinglestep(dfx.AbstractItoSolver[None], dfx.AbstractAdaptiveSolver[None]):
+class DPMppSinglestep(AbstractFieldSolver, dfx.AbstractItoSolver[None], dfx.AbstractAdaptiveSolver[None]):
     """DPM-Solver++(2S) and (3S): `order` calls within a step and no memory of earlier ones.
 
     With `h` the step in half log-SNR, intermediate points at the fractions `r` of it, and `D` data predictions,
@@ -37,33 +38,46 @@ class DPMppSinglestep(dfx.AbstractItoSolver[None], dfx.AbstractAdaptiveSolver[No
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 1 (2S), and arXiv:2206.00927, algorithm 2 and appendix C (3S,
     and the estimates, for the noise prediction); for SDEs k-diffusion's `sample_dpmpp_sde`. Time runs backwards there.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sol = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(10), jf.DPMppSinglestep(2)))
+    assert sol.nfe == 19  # the last step is the data prediction
+    ```
     """
 
     stages: int = eqx.field(static=True)
 
     clock: ClassVar[AbstractClock | None] = ThetaClock()
-    error_estimate: ClassVar[bool] = True
-    asks_inside: ClassVar[bool] = True  # for the noise up to a time inside the step
+    asks_inside: ClassVar[bool] = True
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
     def __init__(self, order: Any = 2):
-        """`order`: 2 or 3. Raises `ValueError` for another."""
+        """`order`: 2 or 3.
+
+        Raises `ValueError` for another order.
+        """
         self.stages = order
 
     def __check_init__(self):
         if isinstance(self.stages, bool) or self.stages not in FRACTIONS:
-            raise ValueError(f"DPMppSinglestep has order 2 or 3 (1: DPMpp(order=1)). Got order={self.stages!r}.")
+            raise ValueError(
+                f"DPMppSinglestep must have order 2 or 3. Got order={self.stages!r}: order 1 is jflow.DPMpp(order=1)."
+            )
 
     @property
     def ode_only(self) -> bool:
-        """Whether the method has no stochastic form."""
         return self.stages == 3
 
-    @property
-    def calls(self) -> int:
-        """Right-hand sides of one step."""
-        return self.stages
+    def nodes(self) -> tuple[float, ...] | None:
+        """The start of the step, and its fractions in log-SNR as stand-ins: in `tau` the intermediate points lie at no
+        fixed fractions, but at `tau^(1 - r) tau'^r`, and never at the end.
+        """
+        return (0.0, *FRACTIONS[self.stages])
+
+    def arguments(self):
+        return {"order": self.stages}
 
     def order(self, terms):
         return self.stages

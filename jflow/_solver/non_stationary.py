@@ -9,10 +9,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._misc import combine, concrete
+from .._event import combine
+from .._validate import concrete
+from ._traits import AbstractFieldSolver
 
 
-class NonStationary(dfx.AbstractSolver[tuple[Int[Array, ""], PyTree]]):
+class NonStationary(AbstractFieldSolver, dfx.AbstractSolver[tuple[Int[Array, ""], PyTree]]):
     """Step `i` of `n` goes along a weighted sum of all the right-hand sides so far, one new one a step:
 
         u_{i+1} = u_i + (tau_{i+1} - tau_i) sum_{j <= i} w_ij f_j ,   f_j the right-hand side at tau_j and u_j .
@@ -22,41 +24,66 @@ class NonStationary(dfx.AbstractSolver[tuple[Int[Array, ""], PyTree]]):
     grid and in the clock that they were made for, and for the ODE. All `n` right-hand sides are kept.
 
     Source: Shaul et al. 2024, arXiv:2403.01329, section 3.2 (without their weight of the first state).
+
+    ```python
+    euler = jf.NonStationary(jnp.eye(4))
+    sol = jf.solve(lambda t, x, args: -x, jnp.ones(1), jf.FixedSteps(jf.UniformGrid(4), euler))
+    assert jnp.allclose(sol.x, 0.75**4)
+    ```
     """
 
     weights: Float[Array, "n n"]
 
-    calls: ClassVar[int] = 1
-    ode_only: ClassVar[bool] = True
     error_estimate: ClassVar[bool] = False
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
     def __init__(self, weights: Any):
-        """Raises `ValueError` unless the weights are square, finite, and zero above the diagonal."""
+        """`weights`: a lower triangular matrix, one row a step.
+
+        Raises `ValueError` unless they are square, finite, and zero above the diagonal.
+        """
         weights = jnp.asarray(weights, float)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not len(weights):
-            raise ValueError(f"Weights are a matrix, one row a step, n x n for n steps. Got shape {weights.shape}.")
+            raise ValueError(f"Weights must be a matrix, one row a step, n x n for n steps. Got shape {weights.shape}.")
         if (known := concrete(weights)) is not None and not (
             np.isfinite(known).all() and (np.triu(known, 1) == 0).all()
         ):
             raise ValueError(
-                "Weights are finite, and row i weighs the right-hand sides 0 to i. Got a weight that is not finite, or "
-                "one above the diagonal, of a right-hand side that is yet to come: take jnp.tril(weights)."
+                "Weights must be finite, and row i must weigh the right-hand sides 0 to i only. Got a weight that is "
+                "not finite, or one above the diagonal, of a right-hand side that is yet to come: take "
+                "jnp.tril(weights)."
             )
         self.weights = weights
 
     @property
-    def steps(self) -> int:
-        """The one number of steps it takes."""
-        return self.weights.shape[0]
+    def ode_only(self) -> bool:
+        return True
+
+    @property
+    def memory(self) -> int:
+        """How many earlier right-hand sides are kept: all of them."""
+        return self.weights.shape[0] - 1
+
+    def nodes(self) -> tuple[float, ...] | None:
+        return (0.0,)
+
+    def prepare(self, n: int) -> "NonStationary":
+        """The solver itself; raises `ValueError` for another number of steps than it has weights for."""
+        if n != self.weights.shape[0]:
+            raise ValueError(
+                f"NonStationary weights must be those of the grid's number of steps, here {self.weights.shape[0]}. "
+                f"Got a grid of {n} steps: pass the grid they were made for."
+            )
+        return self
 
     def order(self, terms):
-        """None in general: the weights decide."""
+        """Not known: the weights decide."""
         return
 
     def init(self, terms, t0, t1, y0, args):
-        return jnp.zeros((), jnp.int32), jtu.tree_map(lambda y: jnp.zeros((self.steps, *y.shape), y.dtype), y0)
+        n = self.weights.shape[0]
+        return jnp.zeros((), jnp.int32), jtu.tree_map(lambda y: jnp.zeros((n, *y.shape), y.dtype), y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         index, slopes = solver_state

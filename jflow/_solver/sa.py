@@ -11,43 +11,65 @@ from ._phi import exponential_means
 
 
 class SASolver(AbstractMultistep):
-    """SA-Solver: the data prediction as a polynomial in log-SNR, integrated exactly, then mended; one call a step.
+    """SA-Solver: the data prediction as a polynomial in log-SNR, integrated exactly, then corrected; one call a step.
 
-    With `h` the step in half log-SNR and `eta` the level of the SDE (`tau^2` in the paper; 0 the ODE), for `P` the
-    polynomial in half log-SNR through the latest `predictor` data predictions,
+    With `h` the step in half log-SNR, `k = eta^2` for `eta` the amplitude of the noise (the paper's `tau`; 0 the ODE),
+    and `P` the polynomial in half log-SNR through the latest `predictor` data predictions,
 
-        x' = (sigma'/sigma) e^(-eta h) x + alpha' int_0^h (1 + eta) e^(-(1 + eta)(h - u)) P(u) du
-             + sigma' sqrt(1 - e^(-2 eta h)) z .
+        x' = (sigma'/sigma) e^(-k h) x + alpha' int_0^h (1 + k) e^(-(1 + k)(h - u)) P(u) du
+             + sigma' sqrt(1 - e^(-2 k h)) z .
 
     The corrector repeats the step with the same `z`, for the polynomial through the data prediction at `x'` and the
-    latest `corrector` before it; the next step starts from the mended state, and the last one is not mended. A
+    latest `corrector` before it; the next step starts from the corrected state, and the last one is not corrected. A
     trajectory shows the predicted states.
 
     It is the rule of `DPMpp(order=predictor)` with a corrector, in `ThetaClock`, which it brings along, at any one
     `eta`. The first steps take the points there are. A first step from infinite log-SNR, as at t = 0 where alpha = 0,
-    is mended by the mean of both predictions.
+    is corrected by the mean of both predictions.
 
     Source: Xue et al. 2023, arXiv:2309.05019, algorithm 1; time runs backwards there. Public implementations count the
     new prediction too: their order of the corrector is `corrector + 1`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sol = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(10), jf.SASolver(), eta=1.0))
+    assert sol.nfe == 10
+    ```
     """
 
-    points: int = eqx.field(static=True)
-    corrected: int = eqx.field(static=True)
+    predictor: int = eqx.field(static=True)
+    corrector: int = eqx.field(static=True)
     clock: ClassVar[AbstractClock | None] = ThetaClock()
-    ode_only: ClassVar[bool] = False
 
     def __init__(self, predictor: Any = 3, corrector: Any = 3):
-        """`predictor`, `corrector`: known data predictions that each takes into account, 1, 2 or 3.
+        """Makes the solver.
+
+        Args:
+            predictor: Known data predictions that the predictor takes into account, 1, 2 or 3.
+            corrector: Known data predictions that the corrector takes into account, 1, 2 or 3.
 
         Raises `ValueError` for another number.
         """
-        for name, steps in (("predictor", predictor), ("corrector", corrector)):
+        self.predictor, self.corrector = predictor, corrector
+
+    def __check_init__(self):
+        for name, steps in (("predictor", self.predictor), ("corrector", self.corrector)):
             if isinstance(steps, bool) or steps not in (1, 2, 3):
                 raise ValueError(
-                    f"SASolver takes 1, 2 or 3 steps in predictor and corrector. Got {name}={steps!r}; without a "
+                    f"SASolver must have 1, 2 or 3 steps in predictor and corrector. Got {name}={steps!r}: without a "
                     "corrector it is jflow.DPMpp(order)."
                 )
-        self.points, self.corrected = predictor, corrector + 1
+
+    @property
+    def points(self) -> int:
+        return self.predictor
+
+    @property
+    def corrected(self) -> int:
+        return self.corrector + 1
+
+    def arguments(self):
+        return {"predictor": self.points, "corrector": self.corrected - 1}
 
     def order(self, terms):
         """The order for an ODE, with starting values of that order."""

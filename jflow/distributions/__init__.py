@@ -1,8 +1,8 @@
 """Exact worlds: distributions whose fields are known along every path.
 
 Each has `sample(key)` (one event), `log_prob(x)` and `score(x)` where it has a density, `at(path, t)`, the marginal
-at a time, and `field(path)`, the exact field: velocity, data, noise and score at every time. Check solvers, paths,
-losses and trained networks against them.
+at a time, and `field(path)`, the exact field: velocity, data, noise and score at every time. Paths are affine, from
+white noise. Check solvers, paths, losses and trained networks against them.
 """
 
 from ._abstract import AbstractDensity, AbstractDistribution, ExactField, Moments

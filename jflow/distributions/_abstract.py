@@ -1,4 +1,4 @@
-"""What every exact world is: samples, a law at each time, and an exact field along any path."""
+"""What every exact world is: samples, a law at each time, and an exact field along any affine path."""
 
 import abc
 from collections.abc import Sequence
@@ -10,11 +10,15 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
-from .._field import AbstractNetwork
-from .._misc import as_state, concrete, float_type, scalar_time
-from .._path import AbstractPath
-from .._prediction import Prediction, Row, check_prediction, prediction_row
-from .._types import Event, PRNGKey, Time
+from .._args import Args, bare
+from .._event import as_state, float_type
+from .._field import AbstractField, check_affine
+from .._path import AbstractAffinePath, AbstractPath
+from .._prediction import Prediction, Row, as_prediction, prediction_row
+from .._source import has_score, noise_map
+from .._trainable import frozen
+from .._types import Event, Noun, PRNGKey, Time
+from .._validate import concrete, scalar_time
 
 Numbers = ArrayLike | Sequence[Any]
 """Parameters as people write them: arrays, numbers, lists of numbers."""
@@ -33,8 +37,8 @@ class Moments(NamedTuple):
     score: Any
 
 
-class AbstractDistribution(eqx.Module):
-    """A distribution of one event `z` whose noised versions `alpha z + sigma eps` are known exactly.
+class AbstractDistribution(Noun):
+    """A distribution of one event `z` whose noised versions `alpha z + sigma eps`, `eps ~ N(0, I)`, are known exactly.
 
     `args` is a condition, for the distributions that have one.
     """
@@ -50,7 +54,10 @@ class AbstractDistribution(eqx.Module):
 
     @abc.abstractmethod
     def at(self, path: AbstractPath, t: Time) -> "AbstractDistribution":
-        """The marginal `p_t` of the path: the distribution of `alpha(t) z + sigma(t) eps`."""
+        """The marginal `p_t` of the path: the distribution of `alpha(t) z + sigma(t) eps`.
+
+        Raises `ValueError` for a path that is not affine, or whose source is not white noise.
+        """
 
     @abc.abstractmethod
     def _moments(self, alpha: Array, sigma: Array, x: Array, args: Any) -> Moments:
@@ -59,8 +66,12 @@ class AbstractDistribution(eqx.Module):
     def field(self, path: AbstractPath, predicts: Prediction | None = None) -> "ExactField":
         """The exact field along a path: velocity, data, noise and score at every time.
 
-        **Arguments:** `predicts`, the prediction by which losses and end policies take the field: by default the
-        velocity, and the data where there is no density.
+        Args:
+            path: An affine path whose source is white noise.
+            predicts: The prediction by which losses take the field, and where there is no density samplers too: by
+                default the velocity, and the data where there is no density.
+
+        Raises as `ExactField` does.
         """
         if predicts is None:
             predicts = "velocity" if isinstance(self, AbstractDensity) else "data"
@@ -75,12 +86,12 @@ class AbstractDistribution(eqx.Module):
         """
         if jnp.shape(x) != self.shape:
             raise ValueError(
-                f"An event of this {type(self).__name__} has shape {self.shape}. Got {jnp.shape(x)}; "
+                f"An event of this {type(self).__name__} must have shape {self.shape}. Got {jnp.shape(x)}; "
                 "if these differ by a leading batch axis, a jax.vmap is missing."
             )
-        point: Array = as_state(x)
+        point: Array = as_state(x, "An event")
         alpha, sigma = (jnp.asarray(number).astype(point.dtype) for number in (alpha, sigma))
-        return cast(self, point.dtype)._moments(alpha, sigma, point, args)
+        return cast(self, point.dtype)._moments(alpha, sigma, point, Args.of(args).condition)
 
 
 class AbstractDensity(AbstractDistribution):
@@ -95,7 +106,7 @@ class AbstractDensity(AbstractDistribution):
         return self.moments(1.0, 0.0, x, args).score
 
 
-class ExactField(AbstractNetwork):
+class ExactField(AbstractField):
     """The exact marginal field of a distribution along a path; what a trained field approaches.
 
     `data = E[x1 | x_t = x]`, `score = grad log p_t(x)`, `noise = -sigma score` and
@@ -104,68 +115,53 @@ class ExactField(AbstractNetwork):
     infinite at t = 1: asked for there, at a time that is known, they raise `ValueError`.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, equation 8; Lipman et al. 2024, arXiv:2412.06264, section 4.8.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    assert jnp.allclose(field.velocity(0.5, jnp.ones(2)), -1.2)
+    ```
     """
 
-    distribution: AbstractDistribution
-    path: AbstractPath
+    distribution: AbstractDistribution = frozen()
+    path: AbstractAffinePath
     predicts: Prediction = eqx.field(static=True)
 
     def __init__(self, distribution: AbstractDistribution, path: AbstractPath, predicts: Prediction):
-        """`distribution` the law of the data; `path`; `predicts` what the field gives when it is called.
+        """Makes the field of a distribution, as `distribution.field(path)` does.
 
-        Raises `ValueError` for an unknown prediction, `TypeError` where `path` is no path.
+        Args:
+            distribution: The law of the data.
+            path: An affine path whose source is white noise, `N(0, I)` and independent of the data.
+            predicts: What the field gives without conversion.
+
+        Raises `ValueError` for an unknown prediction or another path, `TypeError` where `path` is not a path.
         """
-        self.distribution, self.path, self.predicts = distribution, path, predicts
-
-    def __check_init__(self):
-        check_prediction(self.predicts)
-        if not isinstance(self.path, AbstractPath):
-            raise TypeError(f"A field's path is a jflow path, as jflow.CondOT(). Got {type(self.path).__name__}.")
+        as_prediction(predicts)
+        self.distribution, self.path, self.predicts = distribution, white(path), predicts
 
     @property
     def sources(self) -> tuple[Prediction, ...]:
         """None where there is a density: data and score are known at every time, whatever the field predicts."""
         return () if isinstance(self.distribution, AbstractDensity) else (self.predicts,)
 
-    def __call__(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self._predict(self.predicts, t, x, args)
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        t = scalar_time(t).astype(as_state(x).dtype)  # in the type in which the event is computed
+        return self._combine([self._weights(target, t) for target in targets], t, x, bare(args))
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self(t, x, args)
+    def _weights(self, target, t):
+        """A target as weights of data and score, `None` for one that vanishes at every time.
 
-    def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self._predict("velocity", t, x, args)
-
-    def data(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self._predict("data", t, x, args)
-
-    def noise(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self._predict("noise", t, x, args)
-
-    def score(self, t: Time, x: PyTree, args: Any = None) -> Event:
-        return self._predict("score", t, x, args)
-
-    def mixed(self, rows: tuple[Row, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        t = _time(t, x)
-        return self._combine([self._weights(row, t) for row in rows], t, x, args)
-
-    def _predict(self, name, t, x, args):
-        t = _time(t, x)
-        if name != "velocity":
-            return self.mixed((prediction_row(self.path, name, t),), t, x, args)[0]
-        weights = self.path.alpha_dot(t), -self.path.sigma_sigma_dot(t)
-        return self._combine([weights], t, x, args)[0]
-
-    def _weights(self, row, t):
-        """A row as weights of data and score, `(a/s, -b sigma/s)`; `None` for one that vanishes at every time.
-
-        Where `s = 0` the row is `sigma` times one that is finite in data and score: a velocity's (plus any multiple
-        of the score), or a score's.
+        A row `s q = a data + b noise` is `q = (a/s) data - (b sigma/s) score`. Where `s = 0` it is `sigma` times one
+        that is finite in data and score: a velocity's (plus any multiple of the score), or a score's.
         """
-        singular = row.s == 0
-        s = jnp.where(singular, 1, row.s)
-        a = None if _vanishes(row.a) else jnp.where(singular, self.path.alpha_dot(t), row.a / s)
-        b = None if _vanishes(row.b) else -row.b * jnp.where(singular, 1, self.path.sigma(t) / s)
+        if not isinstance(target, Row):
+            if as_prediction(target).name == "velocity":
+                return self.path.alpha_dot(t), -self.path.sigma_sigma_dot(t)
+            target = prediction_row(self.path, target, t)
+        singular = target.s == 0
+        s = jnp.where(singular, 1, target.s)
+        a = None if target.a is None else jnp.where(singular, self.path.alpha_dot(t), target.a / s)
+        b = None if target.b is None else -target.b * jnp.where(singular, 1, self.path.sigma(t) / s)
         return a, b
 
     def _combine(self, weights, t, x, args):
@@ -184,20 +180,30 @@ class ExactField(AbstractNetwork):
     def _check_end(self, t, sigma):
         if concrete(sigma) == 0 and not isinstance(self.distribution, AbstractDensity):
             raise ValueError(
-                f"Velocity, noise and score of a {type(self.distribution).__name__} are infinite where sigma(t) = 0. "
-                f"Got t = {float(t):g}. Stop a little earlier, as at t = 0.999 (the noise left is sigma(t)), or take "
-                "the data prediction, which is the nearest point: end='denoise' makes it the last step."
+                f"Velocity, noise and score of a {type(self.distribution).__name__} must be asked for where "
+                f"sigma(t) > 0, since they are infinite where it is 0. Got t = {float(t):g}: stop a little earlier, as "
+                "at t = 0.999 (the noise left is sigma(t)), or take the data prediction, which is the nearest point; "
+                "end='denoise' makes it the last step."
             )
 
 
-def _vanishes(weight):
-    """Whether a weight of a row is the Python zero."""
-    return isinstance(weight, float) and weight == 0
+def white(path: Any) -> AbstractAffinePath:
+    """`path`; raises `ValueError` where it is not affine, or its source is not `N(0, I)` and independent of the data,
+    `TypeError` for what is not a path.
+    """
+    check_affine(path, "An exact world")
+    if not has_score(path.source) or noise_map(path.source) is not None:
+        raise ValueError(
+            "An exact world must have a path from white noise that is independent of the data, for its marginals are "
+            f"those of alpha z + sigma eps, eps ~ N(0, I). Got the source {path.source!r}: leave out source=."
+        )
+    return path
 
 
-def _time(t, x):
-    """The time in the type in which the event is computed."""
-    return scalar_time(t).astype(as_state(x).dtype)
+def marginal_weights(path: AbstractPath, t: Time) -> tuple[Array, Array]:
+    """`alpha(t)` and `sigma(t)`; raises as `white` does."""
+    path, t = white(path), scalar_time(t)
+    return path.alpha(t), path.sigma(t)
 
 
 def cast(tree: PyTree, dtype: Any) -> Any:
@@ -209,7 +215,7 @@ def values(x: Any, name: str) -> Array:
     """A parameter given as numbers, in the default float type; raises `ValueError` where one is not finite."""
     x = jnp.asarray(x, jnp.result_type(float))
     if (known := concrete(x)) is not None and not np.isfinite(known).all():
-        raise ValueError(f"{name} are finite numbers. Got a non-finite one.")
+        raise ValueError(f"{name} must be finite numbers. Got a non-finite one.")
     return x
 
 
@@ -217,7 +223,7 @@ def positive(x: Any, name: str) -> Array:
     """`values`, all above zero."""
     x = values(x, name)
     if (known := concrete(x)) is not None and not (known > 0).all():
-        raise ValueError(f"{name} are positive. Got {known.min():g}; points without width are a PointSet.")
+        raise ValueError(f"{name} must be positive. Got {known.min():g}; points without width are a PointSet.")
     return x
 
 
@@ -229,7 +235,7 @@ def log_weights(weights: Any, k: int) -> Float[Array, "{k}"]:
     known = concrete(weights)
     if weights.shape != (k,) or (known is not None and ((known < 0).any() or known.sum() == 0)):
         raise ValueError(
-            f"Weights are one number of at least 0 for each of the {k} components, with a positive sum. "
+            f"Weights must be one number of at least 0 for each of the {k} components, with a positive sum. "
             f"Got shape {weights.shape}{'' if known is None else f', least {known.min():g}'}."
         )
     return jnp.log(weights) - jnp.log(jnp.sum(weights))

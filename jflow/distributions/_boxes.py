@@ -9,10 +9,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._misc import concrete, scalar_time
 from .._path import AbstractPath
-from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, Moments, Numbers, log_weights, values
+from .._types import Number, PRNGKey, Time
+from .._validate import check_count, concrete
+from ._abstract import AbstractDensity, Moments, Numbers, log_weights, marginal_weights, values
 from ._mixing import draw, mix
 from ._truncated import interval_moments
 
@@ -24,6 +24,11 @@ class Boxes(AbstractDensity):
     the box's weight come from tail functions that keep their digits on both sides of the box, and for noise that is
     wide beside it. Where sigma = 0 and `x` lies in no box, the data is the limit, the nearest point of the nearest box;
     velocity, noise and score are infinite there, and come as NaN.
+
+    ```python
+    world = jf.distributions.Boxes([[0.0, 0.0]], [[2.0, 1.0]])
+    assert jnp.allclose(world.log_prob(jnp.array([0.5, 0.5])), -jnp.log(2))
+    ```
     """
 
     lows: Array
@@ -37,20 +42,27 @@ class Boxes(AbstractDensity):
         highs: Numbers,
         weights: Numbers | None = None,
     ):
-        """`lows`, `highs` of shape `(k, *event)`, the corners of the boxes; `weights` of any positive sum, by default
-        proportional to the volumes, so that boxes that do not overlap have one density.
+        """Makes the mixture of its boxes.
+
+        Args:
+            lows: The low corners, of shape `(k, *event)`.
+            highs: The high corners, of the same shape.
+            weights: Weights of any positive sum; by default proportional to the volumes, so that boxes that do not
+                overlap have one density.
 
         Raises `ValueError` unless each low is below its high, and the shapes fit.
         """
         self.lows, self.highs = values(lows, "Corners of boxes"), values(highs, "Corners of boxes")
         if self.lows.shape != self.highs.shape or self.lows.ndim == 0 or self.lows.shape[0] == 0:
             raise ValueError(
-                "lows and highs have the same shape, (k, *event), k the number of boxes. "
+                "lows and highs must have the same shape, (k, *event), k the number of boxes. "
                 f"Got {self.lows.shape} and {self.highs.shape}."
             )
         low, high = concrete(self.lows), concrete(self.highs)
         if low is not None and high is not None and not (low < high).all():
-            raise ValueError("A box has its low corner below its high one in every component. Got one that does not.")
+            raise ValueError(
+                "A box must have its low corner below its high one in every component. Got one that does not."
+            )
         k = self.lows.shape[0]
         if weights is None:
             log_volumes = jnp.sum(jnp.log(self.highs - self.lows).reshape(k, -1), axis=1)
@@ -72,7 +84,7 @@ class Boxes(AbstractDensity):
 
     def at(self, path: AbstractPath, t: Time) -> "Boxes":
         """Boxes scaled by alpha, blurred with a Gaussian of variance sigma^2 (beside the blur they had)."""
-        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        alpha, sigma = marginal_weights(path, t)
         marginal = alpha * self.lows, alpha * self.highs, jnp.hypot(alpha * self.noise, sigma)
         return eqx.tree_at(lambda b: (b.lows, b.highs, b.noise), self, marginal)
 
@@ -96,13 +108,16 @@ class Boxes(AbstractDensity):
         return Moments(log_prob, moments.data, jnp.where(outside, jnp.nan, moments.score))
 
 
-def checkerboard(cells: int = 4, half_width: float | int = 5.0) -> Boxes:
+def checkerboard(cells: int = 4, half_width: Number = 5.0) -> Boxes:
     """The squares of a board on `[-half_width, half_width]^2`, `cells` to a side, where `i + j` is even.
 
-    With the defaults the density is 1/50 on the squares, and `E|x|^2 = 50/3`. Raises `ValueError` for `cells < 1`.
+    With the defaults the density is 1/50 on the squares, and `E|x|^2 = 50/3`. Raises `ValueError` for `cells` below 1.
+
+    ```python
+    assert jnp.allclose(jf.distributions.checkerboard().log_prob(jnp.array([-4.0, -4.0])), -jnp.log(50))
+    ```
     """
-    if cells < 1:
-        raise ValueError(f"A board has at least one cell to a side. Got cells={cells}.")
+    check_count(cells=cells)
     squares = np.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], np.float64)
     side = 2 * half_width / cells
     return Boxes(squares * side - half_width, (squares + 1) * side - half_width)

@@ -9,10 +9,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, Moments, Numbers, positive, values
+from .._validate import concrete
+from ._abstract import AbstractDensity, Moments, Numbers, marginal_weights, positive, values
 from ._mixing import residual
 
 
@@ -21,6 +21,11 @@ class Gaussian(AbstractDensity):
 
     With `v = alpha^2 std^2 + sigma^2`: `p_t = N(alpha mean, v I)`, `score = -(x - alpha mean)/v` and
     `data = mean + alpha std^2 (x - alpha mean)/v`; a covariance is the same in its eigenvectors.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(2), cov=[[2.0, 1.0], [1.0, 2.0]])
+    assert jnp.allclose(world.score(jnp.ones(2)), -1 / 3, atol=1e-6)
+    ```
     """
 
     mean: Array
@@ -33,7 +38,12 @@ class Gaussian(AbstractDensity):
         std: Numbers | None = None,
         cov: Numbers | None = None,
     ):
-        """`mean` of the event's shape; either `std`, a number or of the event's shape, or `cov`, a matrix.
+        """Makes a Gaussian of its mean, and of either its standard deviation or its covariance.
+
+        Args:
+            mean: The mean, of the event's shape.
+            std: The standard deviation, a number or of the event's shape.
+            cov: The covariance, a matrix, for an event that is a vector.
 
         Raises `ValueError` unless one of both is given, of a fitting shape and positive.
         """
@@ -48,7 +58,7 @@ class Gaussian(AbstractDensity):
         return gaussian_sample(key, self.mean, self.variance, self.basis)
 
     def at(self, path: AbstractPath, t: Time) -> "Gaussian":
-        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        alpha, sigma = marginal_weights(path, t)
         marginal = alpha * self.mean, alpha**2 * self.variance + sigma**2
         return eqx.tree_at(lambda g: (g.mean, g.variance), self, marginal)
 
@@ -89,16 +99,18 @@ def spread(lead: tuple[int, ...], event: tuple[int, ...], **given: Any) -> tuple
     """
     (name, std), (cov_name, cov) = given.items()
     if (std is None) == (cov is None):
-        raise ValueError(f"Give either {name}= or {cov_name}=. Got {'neither' if std is None else 'both'}.")
+        raise ValueError(
+            f"The spread must be given as either {name}= or {cov_name}=. Got {'neither' if std is None else 'both'}."
+        )
     if std is not None:
         std = positive(std, f"Standard deviations ({name})")
         if std.shape not in (lead, lead + event):
-            raise ValueError(f"{name} has shape {lead} or {lead + event}. Got {std.shape}.")
+            raise ValueError(f"{name} must have shape {lead} or {lead + event}. Got {std.shape}.")
         return std**2, None
     cov = values(cov, f"Covariances ({cov_name})")
     if len(event) != 1 or cov.shape != lead + event + event:
         raise ValueError(
-            f"{cov_name} has shape {lead + ('d', 'd')}, for an event that is a vector of length d. "
+            f"{cov_name} must have shape {lead + ('d', 'd')}, for an event that is a vector of length d. "
             f"Got {cov.shape} for events of shape {event}."
         )
     return _eigh(cov, cov_name)
@@ -114,7 +126,7 @@ def _eigh(cov, name):
     variance, basis = np.linalg.eigh(known)
     if not symmetric or variance.min() <= 0:
         raise ValueError(
-            f"A covariance ({name}) is symmetric and positive definite. Got "
+            f"A covariance ({name}) must be symmetric and positive definite. Got "
             + (f"a least eigenvalue of {variance.min():g}." if symmetric else "one that is not symmetric.")
         )
     return jnp.asarray(variance, cov.dtype), jnp.asarray(basis, cov.dtype)

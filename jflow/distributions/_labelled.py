@@ -9,10 +9,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
-from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, Numbers, positive
+from .._validate import concrete
+from ._abstract import AbstractDensity, Numbers, marginal_weights, positive
 from ._gaussian import gaussian_moments
 from ._mixing import draw
 from ._mixture import GaussianMixture
@@ -24,6 +24,12 @@ class LabelledMixture(AbstractDensity):
     The condition, `args` of densities and fields, is a label; `null`, which is `n`, or `None` is no condition: the
     whole mixture. Given a label the law is the mixture of the components that carry it. Guide its exact field
     with `jflow.Guided(world.field(path), null=world.null)`.
+
+    ```python
+    mixture = jf.distributions.GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], stds=[0.5, 0.5])
+    field = jf.distributions.LabelledMixture(mixture).field(jf.CondOT())
+    assert jnp.allclose(field.data(0.0, jnp.ones(2), 1), jnp.array([2.0, 0.0]))
+    ```
     """
 
     mixture: GaussianMixture
@@ -31,7 +37,11 @@ class LabelledMixture(AbstractDensity):
     classes: int = eqx.field(static=True)
 
     def __init__(self, mixture: GaussianMixture, labels: Numbers | None = None):
-        """`mixture` of `k` components; `labels` the class of each, by default every component its own.
+        """Gives the components of a mixture their labels.
+
+        Args:
+            mixture: A mixture of `k` components.
+            labels: The class of each; by default every component has its own.
 
         Raises `ValueError` unless the labels are `k` integers in which each of `0, ..., n - 1` occurs.
         """
@@ -40,7 +50,7 @@ class LabelledMixture(AbstractDensity):
         classes = int(known.max()) + 1 if known.size and np.issubdtype(known.dtype, np.integer) else 0
         if known.shape != (k,) or set(known.tolist()) != set(range(classes)):
             raise ValueError(
-                f"Labels are {k} integers, one for each component, in which every class 0, ..., n - 1 occurs. "
+                f"Labels must be {k} integers, one for each component, in which every class 0, ..., n - 1 occurs. "
                 f"Got shape {known.shape} with the values {sorted(set(known.tolist()))[:10]}."
             )
         self.mixture, self.labels, self.classes = mixture, jnp.asarray(known, jnp.int32), classes
@@ -67,7 +77,7 @@ class LabelledMixture(AbstractDensity):
         known = concrete(label)
         if jnp.ndim(label) != 0 or (known is not None and known not in range(self.classes + 1)):
             raise ValueError(
-                f"A label is one integer from 0 to {self.classes - 1}, or {self.null} for no condition. Got {label}."
+                f"A label must be one integer from 0 to {self.classes - 1}, or {self.null} for none. Got {label}."
             )
         kept = (self.labels == label) | (self.null == label)
         weights = jnp.where(kept, self.mixture.log_weights, -jnp.inf)
@@ -86,6 +96,11 @@ class HierarchicalGaussian(AbstractDensity):
     The condition is `y`, of the event's shape; NaN, the missing value, stands for no condition (`null`), as does
     `None`: the law is then `N(0, (1 + std^2) I)`. Along the linear path the flow guided with the scale `w` ends with
     the standard deviation `std^w (1 + std^2)^((1 - w)/2)`.
+
+    ```python
+    world = jf.distributions.HierarchicalGaussian(0.5, (2,))
+    assert world.log_prob(jnp.ones(2), jnp.ones(2)) > world.log_prob(jnp.ones(2))
+    ```
     """
 
     gain: Array
@@ -116,14 +131,14 @@ class HierarchicalGaussian(AbstractDensity):
         return self.gain * y + jnp.sqrt(self.variance) * noise, y
 
     def at(self, path: AbstractPath, t: Time) -> "HierarchicalGaussian":
-        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        alpha, sigma = marginal_weights(path, t)
         marginal = alpha * self.gain, alpha**2 * self.variance + sigma**2
         return eqx.tree_at(lambda h: (h.gain, h.variance), self, marginal)
 
     def _moments(self, alpha, sigma, x, args: Any):
         y = self.null if args is None else jnp.asarray(args)
         if y.shape != self.event:
-            raise ValueError(f"The condition has the event's shape, {self.event}. Got {y.shape}.")
+            raise ValueError(f"The condition must have the event's shape, {self.event}. Got {y.shape}.")
         y = y.astype(x.dtype)
         mean = jnp.where(jnp.isnan(y), 0, self.gain * y)
         variance = self.variance + jnp.where(jnp.isnan(y), self.gain**2, 0)

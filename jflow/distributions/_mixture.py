@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from .._misc import scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDensity, Numbers, log_weights, values
+from ._abstract import AbstractDensity, Numbers, log_weights, marginal_weights, values
 from ._gaussian import gaussian_moments, gaussian_sample, spread
 from ._mixing import draw, mix
 
@@ -19,6 +18,11 @@ class GaussianMixture(AbstractDensity):
     Along a path each component stays Gaussian, `N(alpha m_k, v_k)` with `v_k = alpha^2 s_k^2 + sigma^2`; velocity,
     data, noise and score are those of the components, averaged with their responsibilities
     `r_k(x) = w_k N(x; alpha m_k, v_k) / p_t(x)`. Memory does not grow with the number of components.
+
+    ```python
+    world = jf.distributions.GaussianMixture([[-2.0, 0.0], [2.0, 0.0]], stds=[0.5, 0.5])
+    assert jnp.allclose(world.field(jf.CondOT()).data(0.0, jnp.ones(2)), 0, atol=1e-6)  # the mean
+    ```
     """
 
     means: Array
@@ -33,14 +37,21 @@ class GaussianMixture(AbstractDensity):
         covs: Numbers | None = None,
         weights: Numbers | None = None,
     ):
-        """`means` of shape `(k, *event)`; either `stds`, of shape `(k,)` or that of the means, or `covs`, of shape
-        `(k, d, d)` for events that are vectors; `weights` of any positive sum, by default equal.
+        """Makes a mixture of its means, and of either their standard deviations or their covariances.
+
+        Args:
+            means: The means, of shape `(k, *event)`.
+            stds: The standard deviations, of shape `(k,)` or that of the means.
+            covs: The covariances, of shape `(k, d, d)`, for events that are vectors.
+            weights: Weights of any positive sum; by default equal.
 
         Raises `ValueError` for shapes that do not fit, a width that is not positive, or weights that are no weights.
         """
         self.means = values(means, "Means")
         if self.means.ndim == 0 or self.means.shape[0] == 0:
-            raise ValueError(f"Means have shape (k, *event), k the number of components. Got shape {self.means.shape}.")
+            raise ValueError(
+                f"Means must have shape (k, *event), k the number of components. Got shape {self.means.shape}."
+            )
         k = self.means.shape[0]
         self.variances, self.basis = spread((k,), self.shape, stds=stds, covs=covs)
         self.log_weights = log_weights(weights, k)
@@ -59,7 +70,7 @@ class GaussianMixture(AbstractDensity):
         return gaussian_sample(key, self.means[k], self.variances[k], basis)
 
     def at(self, path: AbstractPath, t: Time) -> "GaussianMixture":
-        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        alpha, sigma = marginal_weights(path, t)
         marginal = alpha * self.means, alpha**2 * self.variances + sigma**2
         return eqx.tree_at(lambda g: (g.means, g.variances), self, marginal)
 

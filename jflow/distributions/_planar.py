@@ -2,16 +2,23 @@
 
 import numpy as np
 
+from .._types import Number
+from .._validate import check_count
 from ._mixture import GaussianMixture
 
 
-def moons(*, noise: float | int = 0.05, scale: float | int = 5.0, components: int = 256) -> GaussianMixture:
+def moons(*, noise: Number = 0.05, scale: Number = 5.0, components: int = 256) -> GaussianMixture:
     """Two interleaving half circles: the law of `jflow.data.moons`, as a mixture.
 
     `components` Gaussians of standard deviation `scale noise`, half of them evenly along `scale (cos a, sin a)` and
     half along `scale (1 - cos a, 1/2 - sin a)`, `a` in `[0, pi]`. Where neighbours are nearer than that deviation the
-    density is that of the whole curve to nine digits. Raises `ValueError` for `components < 2`, or noise that is not
-    positive.
+    density is that of the whole curve to nine digits. Raises `ValueError` for `components` below 2, or noise
+    that is not positive.
+
+    ```python
+    world = jf.distributions.moons()
+    assert world.log_prob(world.sample(jr.key(0))) > world.log_prob(jnp.array([5.0, 5.0]))
+    ```
     """
     angle = np.pi * _shares(components)
     upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -19,11 +26,16 @@ def moons(*, noise: float | int = 0.05, scale: float | int = 5.0, components: in
 
 
 def circles(
-    *, factor: float | int = 0.5, noise: float | int = 0.05, scale: float | int = 5.0, components: int = 256
+    *, factor: Number = 0.5, noise: Number = 0.05, scale: Number = 5.0, components: int = 256
 ) -> GaussianMixture:
     """Two concentric circles, of radii `scale` and `factor scale`: the law of `jflow.data.circles`, as a mixture.
 
     `components` Gaussians of standard deviation `scale noise`, half of them evenly along each circle; see `moons`.
+
+    ```python
+    world = jf.distributions.circles(scale=2.0)
+    assert world.log_prob(jnp.array([2.0, 0.0])) > world.log_prob(jnp.zeros(2))
+    ```
     """
     angle = 2 * np.pi * _shares(components)
     unit = np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -31,12 +43,17 @@ def circles(
 
 
 def spirals(
-    *, turns: float | int = 1.5, noise: float | int = 0.02, scale: float | int = 5.0, components: int = 512
+    *, turns: Number = 1.5, noise: Number = 0.02, scale: Number = 5.0, components: int = 512
 ) -> GaussianMixture:
     """Two spirals, one the other turned by pi: the law of `jflow.data.spirals`, as a mixture.
 
     `components` Gaussians of standard deviation `scale noise`, half of them along each arm
     `+-scale r (cos a, sin a)`, `a = 2 pi turns r`, at the quantiles of the law `r = sqrt(uniform)`; see `moons`.
+
+    ```python
+    world = jf.distributions.spirals(turns=0.25)  # a quarter of a turn: one arm stays in one quadrant
+    assert world.log_prob(jnp.array([2.0, 2.0])) > world.log_prob(jnp.array([2.0, -2.0]))
+    ```
     """
     radius = np.sqrt(_shares(components))
     angle = 2 * np.pi * turns * radius
@@ -46,8 +63,7 @@ def spirals(
 
 def _shares(components):
     """Half as many midpoints of equal parts of [0, 1] as there are components."""
-    if components < 2:
-        raise ValueError(f"Two curves take at least two components. Got components={components}.")
+    check_count(2, components=components)
     n = components // 2
     return (np.arange(n) + 0.5) / n
 

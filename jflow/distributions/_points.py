@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from .._misc import concrete, scalar_time
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from ._abstract import AbstractDistribution, Moments, Numbers, log_weights, values
+from .._validate import concrete
+from ._abstract import AbstractDistribution, Moments, Numbers, log_weights, marginal_weights, values
 from ._mixing import mix, residual
 from ._mixture import GaussianMixture
 
@@ -19,6 +19,11 @@ class PointSet(AbstractDistribution):
     It has no density, but its noised versions have: `p_t` is a mixture of Gaussians of variance `sigma^2` at
     `alpha z_k`, `data` the mean of the points weighted with `softmax(-|x - alpha z_k|^2 / (2 sigma^2))`, and where
     sigma = 0 the nearest point. Its fields predict the data by default, so that samplers end with that step.
+
+    ```python
+    field = jf.distributions.PointSet([[-1.0, 0.0], [1.0, 0.0]]).field(jf.CondOT())
+    assert jnp.allclose(jf.sample(field, jr.key(0), (2,), jf.UniformGrid(20)).x, jnp.array([1.0, 0.0]), atol=1e-4)
+    ```
     """
 
     points: Array
@@ -27,7 +32,7 @@ class PointSet(AbstractDistribution):
         """`points` of shape `(n, *event)`. Raises `ValueError` where there is none, or one is not finite."""
         self.points = values(points, "Points")
         if self.points.ndim == 0 or self.points.shape[0] == 0:
-            raise ValueError(f"Points have shape (n, *event), n at least 1. Got shape {self.points.shape}.")
+            raise ValueError(f"Points must have shape (n, *event), n at least 1. Got shape {self.points.shape}.")
 
     @property
     def shape(self):
@@ -38,7 +43,7 @@ class PointSet(AbstractDistribution):
 
     def at(self, path: AbstractPath, t: Time) -> "PointSet | GaussianMixture":
         """A mixture of Gaussians, and at a known time where sigma = 0 a point set."""
-        alpha, sigma = path.alpha(scalar_time(t)), path.sigma(scalar_time(t))
+        alpha, sigma = marginal_weights(path, t)
         points = alpha * self.points
         if concrete(sigma) == 0:
             return eqx.tree_at(lambda p: p.points, self, points)

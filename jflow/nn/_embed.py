@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .._misc import concrete, scalar_time
+from .._validate import concrete, scalar_time
 from ._events import positive
 
 

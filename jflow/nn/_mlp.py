@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from .._misc import scalar_time
+from .._validate import scalar_time
 from ._embed import Condition
 from ._events import as_event, positive
 

@@ -10,19 +10,21 @@ import jax.random as jr
 import numpy as np
 
 from .._field import AbstractField
-from .._path import AbstractPath, CondOT
+from .._path import AbstractAffinePath, CondOT
+from .._sampler import AdaptiveSteps
 from .._solve import solve
 from .._types import Number
 from ..distributions import Gaussian, GaussianMixture
 from ._report import Check, Report, bounded
 
 Sampler = Callable[[AbstractField, Any, Any], Any]
+"""`sampler(field, x0, z)`: the state to which `x0` is carried, with the standard normals `z`."""
 
 
 def certify(
     sampler: Sampler,
     *,
-    path: AbstractPath | None = None,
+    path: AbstractAffinePath | None = None,
     t0: Number = 0.0,
     t1: Number = 1.0,
     steps: Sequence[int] = (16, 32, 64, 128),
@@ -33,21 +35,35 @@ def certify(
 ) -> Report:
     """Certifies a sampler: exact moments on Gaussian data, order of convergence, network calls, batch invariance.
 
-    **Arguments:**
-
-    - `sampler(field, x0, z)`: carries one state `x0`, of shape `(2,)`, from `t0` to `t1` in `len(z)` steps, and takes
-      its standard normals from `z`, of shape `(n, 2)`, one row a step; a deterministic sampler looks
-      at its length only. As
-      `lambda field, x0, z: jf.decode(field, x0, times=jf.uniform_times(len(z)), eta=1.0, brownian=jf.Recorded(z)).x`.
-    - `path`: the path of the exact fields it is given; `CondOT()` by default.
-    - `steps`: the step counts, increasing.
-    - `order`, `calls`: what the sampler advertises: its order, and its network calls at `steps[-1]`.
-    - `tolerance`: bound of the relative errors of mean and standard deviation at `steps[-1]`.
-
     On Gaussian data a sampler with fixed coefficients is affine in `(x0, z)`: its mean and covariance are read off its
-    value and Jacobian, with no sampling error. One that is not is measured by Monte Carlo, and marked so. The order is
-    that of the error to the exact flow of a mixture, in float64, or for a sampler that looks at `z` that of the
-    standard deviation. Returns a `Report`.
+    value and Jacobian, with no sampling error. A sampler that is not affine is measured by Monte Carlo, and marked so.
+    The order is that of the error to the exact flow of a mixture, in float64, or for a sampler that looks at `z` that
+    of the standard deviation.
+
+    Args:
+        sampler: A function `sampler(field, x0, z)` that carries one state `x0`, of shape `(2,)`, from `t0` to `t1` in
+            `len(z)` steps. It takes its standard normals from `z`, of shape `(n, 2)`, one row a step; a deterministic
+            sampler looks only at its length.
+        path: The path of the exact fields it is given, an affine one from white noise; `CondOT()` by default.
+        t0: The time from which it carries a state.
+        t1: The time to which it carries the state.
+        steps: The step counts, increasing.
+        order: The order that the sampler advertises.
+        calls: The network calls that it advertises, at `steps[-1]`.
+        tolerance: The bound of the relative errors of mean and standard deviation at `steps[-1]`.
+        key: The key of what is drawn; `jax.random.key(0)` by default.
+
+    Returns:
+        A `Report`.
+
+    ```python
+    def ancestral(field, x0, z):
+        sampler = jf.FixedSteps(jf.UniformGrid(len(z)), eta=1.0)
+        return jf.decode(field, x0, sampler, brownian=jf.Recorded(z)).x
+
+    report = jf.testing.certify(ancestral, steps=(8, 16), calls=16, tolerance=0.2)
+    report.check()
+    ```
     """
     path = CondOT() if path is None else path
     key = jr.key(0) if key is None else key
@@ -125,7 +141,7 @@ def _flow_errors(sampler, path, t0, t1, steps, key):
     @jax.jit
     @jax.vmap
     def flow(x):
-        return solve(field.velocity, x, t0=t0, t1=t1, solver=dfx.Tsit5(), stepsize_controller=control, dtype=x.dtype).x
+        return solve(field.velocity, x, AdaptiveSteps(dfx.Tsit5(), control, t0=t0, t1=t1)).x
 
     reference, errors = flow(starts), []
     for n in steps:
@@ -153,7 +169,7 @@ def _looks_at_noise(sampler, path, t0, n, key):
 
 
 class _Counted(AbstractField):
-    """A field that counts its evaluations as they happen."""
+    """A field that counts its evaluations as they happen, and is else that field."""
 
     field: AbstractField
     count: Callable[[], None]
@@ -162,34 +178,26 @@ class _Counted(AbstractField):
         self.field, self.count = field, count
 
     @property
-    def path(self):
+    def path(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.field.path
 
     @property
-    def predicts(self):
+    def predicts(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.field.predicts
 
-    def _call(self, method, *point):
+    @property
+    def sources(self):
+        return self.field.sources
+
+    def predict(self, targets, t, x, args=None):
         jax.debug.callback(self.count)
-        return method(*point)
-
-    def velocity(self, t, x, args=None):
-        return self._call(self.field.velocity, t, x, args)
-
-    def data(self, t, x, args=None):
-        return self._call(self.field.data, t, x, args)
-
-    def noise(self, t, x, args=None):
-        return self._call(self.field.noise, t, x, args)
-
-    def score(self, t, x, args=None):
-        return self._call(self.field.score, t, x, args)
-
-    def mixed(self, rows, t, x, args=None):
-        return self._call(self.field.mixed, rows, t, x, args)
+        return self.field.predict(targets, t, x, args)
 
     def evaluations(self, args=None, t=None):
         return self.field.evaluations(args, t)
+
+    def undefined(self, t):
+        return self.field.undefined(t)
 
 
 def _count_calls(sampler, path, t0, n):

@@ -9,27 +9,45 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._field import AbstractField
-from .._path import AbstractPath
+from .._field import AbstractField, check_affine
+from .._path import AbstractAffinePath
+from .._path.custom import BOUND
 from .._types import Number
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
 
 
-def check_path(path: AbstractPath) -> Report:
-    """Checks a path: its ends, an increasing signal-to-noise ratio, derivatives against automatic differentiation, the
-    inverse of its log-SNR, and finite coefficients at both ends in float32 and bfloat16, but for derivatives that
-    automatic differentiation finds infinite at t = 0 too.
+def check_path(path: AbstractAffinePath) -> Report:
+    """Checks an affine path that you wrote.
 
-    Derivatives are compared in float64. Returns a `Report`.
+    It checks its ends, an increasing signal-to-noise ratio, derivatives against automatic differentiation, the inverse
+    of its log-SNR, finite coefficients at both ends in float32 and bfloat16 (but for derivatives that automatic
+    differentiation finds infinite at t = 0 too), and that the flags `ends_at_data`, `starts_at_noise`,
+    `finite_sigma_dot` and `finite_alpha_dot` say what is so. Derivatives are compared in float64.
+
+    Raises `ValueError` for a path without alpha and sigma.
+
+    ```python
+    class Squares(jf.AbstractAffinePath):
+        source: jf.AbstractSource = jf.Normal()
+
+        def alpha(self, t):
+            return t**2
+
+        def sigma(self, t):
+            return 1 - t
+
+    jf.testing.check_path(Squares()).check()
+    ```
     """
+    check_affine(path, "check_path")
 
     def rows():
         with jax.enable_x64(True):
             t = jnp.linspace(0.0, 1.0, 201)
             alpha, sigma = _along(path.alpha, t), _along(path.sigma, t)
-            yield bounded("alpha(0)/sigma(0)", alpha[0] / sigma[0], 0.05)
-            yield bounded("sigma(1)/alpha(1)", sigma[-1] / alpha[-1], 0.05)
+            yield bounded("alpha(0)/sigma(0)", alpha[0] / sigma[0], BOUND)
+            yield bounded("sigma(1)/alpha(1)", sigma[-1] / alpha[-1], BOUND)
             inside = t[1:-1]
             log_snr = _along(path.log_snr, inside)
             yield bounded("largest fall of log-SNR", jnp.max(-jnp.diff(log_snr)), 0.0, "on 199 inner times")
@@ -48,8 +66,28 @@ def check_path(path: AbstractPath) -> Report:
             steep = jnp.any(jnp.isinf(slopes)) & jnp.zeros_like(values, bool).at[2:, 0].set(True)
             count = jnp.sum(~jnp.isfinite(values) & ~steep)
             yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", count, 0.0, "of 10 coefficients")
+        yield from _flag_rows(path)
 
     return Report(f"path {type(path).__name__}", rows())
+
+
+def _flag_rows(path):
+    """The static facts that a path tells against its values, in float32 as `CustomPath` looks at them."""
+    zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
+    facts = {
+        "ends_at_data": ("sigma(1) = 0", path.ends_at_data, path.sigma(one) == 0),
+        "starts_at_noise": ("alpha(0) = 0", path.starts_at_noise, path.alpha(zero) == 0),
+        "finite_sigma_dot": ("sigma'(1)", path.finite_sigma_dot, _finite(jax.grad(path.sigma)(one))),
+        "finite_alpha_dot": ("alpha'(0)", path.finite_alpha_dot, _finite(jax.grad(path.alpha)(zero))),
+    }
+    for flag, (value, told, seen) in facts.items():
+        differs = seen is not None and bool(told) != bool(seen)
+        yield bounded(f"{flag} against {value}", differs, 0.0, f"it says {bool(told)}")
+
+
+def _finite(slope):
+    """Whether a derivative is finite; `None` where automatic differentiation does not tell, as `0 inf`."""
+    return None if jnp.isnan(slope) else jnp.isfinite(slope)
 
 
 def _along(f, times):
@@ -75,12 +113,29 @@ def check_field(
 ) -> Report:
     """Checks a field against the exact field of a distribution, and by the continuity equation.
 
-    At each time, on `n` draws of the marginal `p_t`, whatever the condition `args`: the norm of the difference of the
-    velocities over the norm, the same for the data prediction, and the residual of
-    `d log p_t/dt + div u + u . grad log p_t = 0` over the norm of its first term. The figure is the largest over the
-    times; `tolerance` bounds each. Returns a `Report`.
+    At each time, on `n` draws of the marginal `p_t`, it takes the norm of the difference of the velocities over the
+    norm, the same for the data prediction, and the residual of `d log p_t/dt + div u + u . grad log p_t = 0` over the
+    norm of its first term. The figure is the largest over the times.
+
+    Args:
+        field: A field along an affine path whose source is white noise.
+        distribution: The law of the data.
+        args: The condition. The draws are those of every condition.
+        times: Where to look.
+        n: How many draws at each time.
+        tolerance: The bound of each figure.
+        key: The key of the draws; `jax.random.key(0)` by default.
+
+    Returns:
+        A `Report`.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+    jf.testing.check_field(world.field(jf.VP()), world, n=16).check()
+    ```
     """
-    path, exact = field.path, distribution.field(field.path)
+    exact = distribution.field(field.path)
+    path = exact.path
     key = jr.key(0) if key is None else key
 
     def log_p(t, x):

@@ -17,7 +17,13 @@ class Check(NamedTuple):
 
 
 class Report(Sequence):
-    """Checks, in order; prints as a table, and is found by name with `report["name"]`."""
+    """Checks, in order; it prints as a table, and gives a check by its place or its name.
+
+    ```python
+    report = jf.testing.check_path(jf.CondOT())
+    assert report.ok and report["inverse of log-SNR"].figure < 1e-7
+    ```
+    """
 
     def __init__(self, title: str, checks: Iterable[Check]):
         self.title, self.checks = title, tuple(checks)
@@ -36,7 +42,8 @@ class Report(Sequence):
         if isinstance(name, str):
             found = [check for check in self.checks if check.name == name]
             if not found:
-                raise KeyError(f"No check {name!r}; there are {[check.name for check in self.checks]}.")
+                names = ", ".join(repr(check.name) for check in self.checks)
+                raise KeyError(f"A name must be that of a check of this report, one of {names}. Got {name!r}.")
             return found[0]
         return self.checks[name]
 
@@ -56,5 +63,6 @@ class Report(Sequence):
 
 
 def bounded(name: str, figure: Any, bound: float, note: str = "") -> Check:
+    """A check of a figure that must be finite and at most the bound."""
     figure = float(figure)
     return Check(name, figure, bound, bool(np.isfinite(figure) and figure <= bound), note)

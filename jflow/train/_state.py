@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._field import trainable
+from .._trainable import trainable
 
 
 @dataclasses.dataclass(frozen=True)

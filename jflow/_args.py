@@ -1,0 +1,78 @@
+"""The condition of a field, with named entries beside it."""
+
+from typing import Any
+
+import jax.tree_util as jtu
+
+
+@jtu.register_pytree_with_keys_class
+class Args:
+    """A condition, and entries that guides, paths, sources, losses and metrics read by name.
+
+    A guide takes its entry and hands the rest on; the network gets the bare condition. `scale` is that of guidance,
+    `negative` the condition of each sample to move away from, `mask` marks the valid part of a padded event. It is a
+    pytree that converts and checks nothing, so that it serves as `in_axes` too: `Args(0, scale=None)`.
+
+    ```python
+    args = jf.Args(3, scale=2.0)
+    assert args.condition == 3 and args.get("scale") == 2.0
+    ```
+    """
+
+    def __init__(self, condition: Any = None, **entries: Any):
+        """`condition` any pytree; `entries` any pytrees, by name."""
+        self.condition, self.entries = condition, entries
+
+    @classmethod
+    def of(cls, args: Any) -> "Args":
+        """`args` as `Args`: as it is, or a bare condition without entries."""
+        return args if isinstance(args, Args) else cls(args)
+
+    def get(self, name: str) -> Any:
+        """The entry of that name, `None` where there is none."""
+        return self.entries.get(name)
+
+    def take(self, name: str) -> tuple[Any, "Args"]:
+        """The entry of that name (`None` where there is none), and the rest."""
+        rest = {key: value for key, value in self.entries.items() if key != name}
+        return self.entries.get(name), Args(self.condition, **rest)
+
+    def replace(self, condition: Any) -> "Args":
+        """The same entries beside another condition."""
+        return Args(condition, **self.entries)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        names = tuple(sorted(self.entries))
+        children = [(jtu.GetAttrKey("condition"), self.condition)]
+        children += [(jtu.GetAttrKey(name), self.entries[name]) for name in names]
+        return children, names
+
+    @classmethod
+    def tree_unflatten(cls, names: Any, children: Any) -> "Args":
+        condition, *values = children
+        return cls(condition, **dict(zip(names, values, strict=True)))
+
+    def __repr__(self) -> str:
+        entries = "".join(f", {name}={value!r}" for name, value in self.entries.items())
+        return f"Args({self.condition!r}{entries})"
+
+
+def bare(args: Any) -> Any:
+    """The bare condition, for the network: what is left when every guide has taken its entry.
+
+    Raises `ValueError` for an entry that nobody read; `mask` is read beside the network.
+    """
+    if not isinstance(args, Args):
+        return args
+    unread = sorted(set(args.entries) - {"mask"})
+    if unread:
+        raise ValueError(
+            f"Every entry of Args must be read by a guide. Got {', '.join(unread)}, which no guide of this field "
+            "reads: wrap the field, as jflow.Guided(field, null) for scale and negative, or leave the entry out."
+        )
+    return args.condition
+
+
+def masked(args: Any) -> Any:
+    """The entry `mask`, `None` where there is none."""
+    return args.get("mask") if isinstance(args, Args) else None

@@ -1,0 +1,276 @@
+"""Many examples, in chunks, with one compilation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from ._engine import adaptive_equation, continuous, lowered, takes_lanes
+from ._event import event_like
+from ._field import AbstractField
+from ._front import as_arrays, numbers, prepare
+from ._mesh import check_split, count_devices, shard_batch
+from ._recommended import recommended
+from ._sample import _checked, _sample, _Shape, _typed, draw_start, ends
+from ._sampler import as_sampler
+from ._types import Noun, PRNGKey, Solution
+from ._validate import check_count, check_key, stream
+
+QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
+
+
+def batched(
+    fn: Callable[..., Any], *mapped: PyTree, batch_size: int = 1024, mesh: Mesh | None = None, progress: bool = True
+) -> Any:
+    """A function of one example over many: chunks of one compiled program, devices, a progress bar.
+
+    Args:
+        fn: A function of one example, of as many arguments as there are `mapped`. The arrays that it closes over are
+            arguments of the program, not constants in it.
+        *mapped: Pytrees of arrays with a leading axis of the same length n.
+        batch_size: Examples a chunk; all chunks have one size.
+        mesh: Devices over whose first axis each chunk is split.
+        progress: Whether a progress bar is shown, on a terminal.
+
+    Returns:
+        What `fn` returns, as numpy arrays with a leading axis of length n.
+
+    Raises `ValueError` for mapped arrays of different lengths, a batch that does not split over the mesh, or inside
+    `jax.jit` and its kin.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+    field, points = world.field(jf.CondOT()), np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    lp = jf.batched(lambda x: jf.log_prob(field, x).log_prob, points, batch_size=2)
+    assert lp.shape == (5,)
+    ```
+    """
+    _check_outside((fn, mapped), "batched")
+    n = _length(mapped)
+    mapped = jtu.tree_map(np.asarray, mapped)
+    example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)
+    # what a function closes over becomes an argument; a module is one already
+    held = eqx.filter_closure_convert(fn, *example) if jtu.all_leaves([fn]) else fn
+    devices = count_devices(mesh)
+    size = _chunk_size(n, batch_size, devices)
+    call = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
+    return _drive(lambda index, part: call(index, part), mapped, n, size, np.arange(size), "batched", "example", progress)
+
+
+class _Mapped(Noun):
+    """A function over the rows of a chunk."""
+
+    fn: Any
+
+
+def _map_chunk(held, index, part, mesh, count):
+    arrays, rest = eqx.partition(held.fn, eqx.is_array)
+
+    def many(arrays, part):
+        fn = eqx.combine(arrays, rest)
+        return jax.vmap(lambda *rows: jtu.tree_map(jnp.asarray, fn(*rows)))(*part)
+
+    return (many if mesh is None else shard_batch(many, mesh, 1))(arrays, part)
+
+
+def generate(
+    field: AbstractField,
+    key: PRNGKey,
+    n: int,
+    shape: Any,
+    sampler: Any = None,
+    *,
+    args: Any = None,
+    args_in_axes: Any = None,
+    batch_size: int = 1024,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+    saveat: Any = None,
+    dtype: Any = None,
+) -> Solution:
+    """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, sampler, args=args_i)`.
+
+    Sample `i` depends on `(key, i)` alone, up to rounding whatever the batch size, the chunk and the devices. Adaptive ODE
+    solves that return only the final state are batched continuously: when a sample finishes, the next one takes its
+    place.
+
+    Args:
+        field: As in `sample`.
+        key: One typed key for all samples.
+        n: The number of samples.
+        shape: As in `sample`.
+        sampler: As in `sample`; an SDE needs fixed steps here.
+        args: The condition, as in `sample`.
+        args_in_axes: Which of its leaves have a leading axis of length `n` (0) or are shared (`None`): a pytree prefix, as
+            `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale.
+        batch_size: Samples a chunk, or lanes; chunks of one size compile once.
+        mesh: Devices over whose first axis each chunk is split, or which share the lanes.
+        progress: Whether a progress bar is shown, on a terminal.
+        saveat: As in `sample`.
+        dtype: As in `sample`.
+
+    Returns:
+        A `Solution` of numpy arrays with a leading axis of length `n`.
+
+    Raises `ValueError` for `n < 1`, a batch that does not split over the mesh, conditions of another length, or inside
+    `jax.jit` and its kin. What it lacks goes by `batched`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    xs = jf.generate(field, jr.key(0), 100, (2,), batch_size=32).x
+    assert xs.shape == (100, 2)
+    ```
+    """
+    check_key(key, "generate")
+    _check_outside((field, key, args, sampler), "generate")
+    check_count(n=n)
+    like = event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters)
+    one = _first(args, args_in_axes)
+    sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)
+    _checked(field, sampler, one, False, None)
+    shared, split = _split_args(args, args_in_axes, n)
+    devices = count_devices(mesh)
+    size = _chunk_size(n, batch_size, devices)
+    pooled = takes_lanes(sampler) and saveat is None
+    lanes = size // devices if pooled else None
+    size = size * min(QUEUE, -(-n // size)) if pooled else size
+    call = prepare(
+        _draw_chunk, (field, key, numbers(sampler), shared, saveat), _Shape(like), mesh, lanes, dtype
+    )
+    order = np.arange(size).reshape(-1, devices).T.reshape(-1)  # the devices share the last samples too
+
+    def chunk(index, part):
+        return call(jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)
+
+    return _drive(chunk, split, n, size, order, "generate", "sample", progress)
+
+
+def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh, lanes, dtype):
+    """The samples of one chunk, those below `n`."""
+    arrays, rest = eqx.partition((field, key, sampler, shared, saveat), eqx.is_array)
+
+    def many(arrays, n, index, part):
+        field, key, sampler, shared, saveat = eqx.combine(arrays, rest)
+
+        def condition(part):
+            return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
+
+        def one(i, part):
+            key_i = jr.fold_in(key, i)
+            return _sample(field, key_i, sampler, condition(part), None, None, None, saveat, shape, False, dtype)
+
+        if lanes is None:
+            return jax.vmap(one)(jnp.minimum(index, n - 1), part)
+        return _pool(field, key, sampler, shape, lanes, dtype, n, index, part, condition)
+
+    return (many if mesh is None else shard_batch(many, mesh, 2))(arrays, n, index, part)
+
+
+def _pool(field, key, sampler, shape, lanes, dtype, n, index, part, condition):
+    """The same samples by continuous batching."""
+    field = lowered(field, dtype)
+    equation = adaptive_equation(field, sampler)
+    t0, t1 = ends(sampler)
+
+    def args(slot):
+        return condition(jtu.tree_map(lambda leaf: leaf[slot], part))
+
+    def start(slot):
+        key_start, _ = jr.split(stream(jr.fold_in(key, index[slot]), "sample"))
+        return draw_start(field, key_start, shape.like, sampler, args(slot), None)
+
+    count = jnp.sum(index < n, dtype=jnp.int32)
+    return _typed(continuous(equation, start, args, len(index), count, t0, t1, lanes=lanes, sampler=sampler), dtype)
+
+
+def _drive(chunk, mapped, n, size, order, name, unit, progress):
+    """The chunks one after another; their results on the host, in order."""
+    parts = []
+    with tqdm(total=n, desc=name, unit=unit, disable=None if progress else True) as bar:
+        for start in range(0, n, size):
+            index = start + order
+            part = jtu.tree_map(lambda leaf: leaf[np.minimum(index, n - 1)], mapped)  # noqa: B023
+            out = chunk(index, part)
+            kept = np.argsort(order)[: n - start]
+            parts.append(jtu.tree_map(lambda leaf: np.asarray(leaf)[kept], out))  # noqa: B023
+            bar.update(len(kept))
+    return jtu.tree_map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _chunk_size(n, batch_size, devices):
+    check_count(batch_size=batch_size)
+    size = min(batch_size, -(-n // devices) * devices)
+    check_split(size, devices)
+    return size
+
+
+def _check_outside(operands, name):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves((operands, jnp.zeros(())))):
+        raise ValueError(
+            f"{name} must be called outside of transformations: it is compiled inside and returns numpy arrays. Got a "
+            "traced value, as inside jax.jit, jax.vmap or jax.grad: call it outside, or map there, as "
+            "jax.vmap(lambda k: jflow.sample(field, k, shape).x)."
+        )
+
+
+def _length(mapped):
+    """The common length of mapped arrays."""
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jtu.tree_leaves(mapped)}
+    if len(lengths) != 1 or None in lengths or 0 in lengths:
+        raise ValueError(
+            f"The mapped arrays must share a leading axis, of at least 1. Got lengths {sorted(map(str, lengths))}."
+        )
+    return lengths.pop()
+
+
+def _kind(leaf):
+    """The type that a numpy array has on a device."""
+    return jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+
+def _first(args, axes):
+    """The condition of the first sample."""
+    try:
+        return jtu.tree_map(
+            lambda axis, sub: sub if axis is None else jtu.tree_map(lambda leaf: np.asarray(leaf)[0], sub),
+            axes, args, is_leaf=lambda leaf: leaf is None,
+        )  # fmt: skip
+    except (ValueError, IndexError):
+        return args  # `_split_args` says what is wrong
+
+
+def _split_args(args, axes, n):
+    """The condition as two pytrees alike: what every sample shares, and what has a leading axis of length `n`."""
+    args = as_arrays(args)
+    try:
+        flags = jtu.tree_map(
+            lambda axis, sub: jtu.tree_map(lambda _: axis is not None, sub),
+            axes,
+            args,
+            is_leaf=lambda leaf: leaf is None,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"args_in_axes must be a pytree prefix of args, as Args(0, scale=None) for labels and one scale. Got {axes!r}: "
+            f"{error}"
+        ) from None
+    for axis in jtu.tree_leaves(axes):
+        if axis != 0:
+            raise ValueError(f"args_in_axes must hold 0 (one value a sample) and None (shared). Got {axis!r}.")
+    split, shared = eqx.partition(args, flags)
+    for leaf in jtu.tree_leaves(split):
+        if np.ndim(leaf) < 1 or np.shape(leaf)[0] != n:
+            raise ValueError(
+                f"A condition with args_in_axes 0 must have one value a sample: a leading axis of length n = {n}. "
+                f"Got shape {np.shape(leaf)}."
+            )
+    return shared, jtu.tree_map(np.asarray, split)

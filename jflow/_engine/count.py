@@ -1,0 +1,214 @@
+"""How many evaluations a step makes, and where in it: read off a tableau, declared, or found on a trial step."""
+
+from typing import Any, NamedTuple, get_origin
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from .._field import AbstractField
+from .._solver import AbstractFieldSolver
+from .._validate import concrete
+from .noise import step_path
+
+
+def unwrapped(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """The solver itself, where one like `diffrax.HalfSolver` wraps it."""
+    while isinstance(solver, dfx.AbstractWrappedSolver):
+        solver = solver.solver
+    return solver
+
+
+def explicit_tableau(solver: Any) -> dfx.ButcherTableau | None:
+    """The tableau of an explicit Runge-Kutta method; `None` for other solvers."""
+    return solver.tableau if isinstance(solver, dfx.AbstractERK) else None
+
+
+def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
+    """The stages that the solution of a step depends on."""
+    needed = {i for i, b in enumerate(tableau.b_sol) if b != 0}
+    for stage in range(tableau.num_stages - 1, 0, -1):
+        if stage in needed:
+            needed |= {i for i, a in enumerate(tableau.a_lower[stage - 1]) if a != 0}
+    return needed
+
+
+def levy_kinds(solver: dfx.AbstractSolver) -> int:
+    """How many normals a step of the solver takes: the increment, and the Lévy areas or the inner time it asks for."""
+    solver = unwrapped(solver)
+    if isinstance(solver, AbstractFieldSolver) and solver.asks_inside:
+        return 2
+    if not isinstance(solver, dfx.AbstractSRK):
+        return 1
+    area = solver.minimal_levy_area
+    if issubclass(area, dfx.AbstractSpaceTimeTimeLevyArea):
+        return 3
+    return 2 if issubclass(area, dfx.AbstractSpaceTimeLevyArea) else 1
+
+
+class Trial(NamedTuple):
+    """What one step of a solver did."""
+
+    nodes: tuple[float, ...] | None  # the times of its evaluations, `None` where they are in a loop of its own
+    inside: bool  # whether it asked for the noise of another interval than the step
+
+
+_TRIALS: dict[Any, Trial] = {}
+
+
+def trial(solver: dfx.AbstractSolver, noisy: bool) -> Trial:
+    """One step of a solver from 0 to 1, with a right-hand side that notes its times: values, not tracers, so that
+    they can be read. It is done once for a solver of one structure.
+    """
+    key = (jtu.tree_structure(solver), noisy)
+    if key not in _TRIALS:
+        with jax.ensure_compile_time_eval():
+            _TRIALS[key] = _trial(solver, noisy)
+    return _TRIALS[key]
+
+
+def _trial(solver, noisy):
+    times: list[Any] = []
+    queries: list[Any] = []
+    zero, one, y0 = jnp.zeros(()), jnp.ones(()), jnp.zeros(1)
+
+    def note(t, y, args):
+        times.append(concrete(t))
+        return jnp.zeros_like(y)
+
+    terms: Any = dfx.ODETerm(note)
+    if noisy:
+        normals = (jnp.zeros(1),) * levy_kinds(solver)
+        control = _Noted(step_path(zero, one, one, normals), queries)
+        terms = dfx.MultiTerm(terms, dfx.ControlTerm(lambda t, y, args: jnp.eye(1), control))
+    state = solver.init(terms, zero, one, y0, None)
+    times.clear()
+    queries.clear()
+    solver.step(terms, zero, one, y0, None, state, jnp.zeros((), bool))
+    nodes = None if any(t is None for t in times) else tuple(float(t) for t in times)
+    inside = any(ends is not None and ends != (0.0, 1.0) for ends in queries)
+    return Trial(nodes, inside)
+
+
+class _Noted(dfx.AbstractBrownianPath):
+    """A path that notes for which intervals it is asked."""
+
+    inner: Any
+    queries: list[Any] = eqx.field(static=True)
+    t0: Any = 0.0
+    t1: Any = 1.0
+    levy_area: Any = eqx.field(static=True, default=dfx.BrownianIncrement)
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        ends = concrete(t0), concrete(t1)
+        self.queries.append(None if None in [type(e) if e is None else 1 for e in ends] else tuple(map(float, ends)))
+        return self.inner.evaluate(t0, t1, left, use_levy)
+
+
+def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[float, ...] | None:
+    """Where in a step, from 0 to 1 in the clock's time, the right-hand side is evaluated; `None` where that is not
+    known: implicit solvers, and those with a loop of their own.
+    """
+    if isinstance(solver, dfx.AbstractImplicitSolver):
+        return None
+    if isinstance(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
+        return declared
+    if (tableau := explicit_tableau(solver)) is not None:
+        return tuple(0.0 if stage == 0 else float(tableau.c[stage - 1]) for stage in sorted(needed_stages(tableau)))
+    if isinstance(solver, dfx.AbstractSRK):
+        return None
+    return trial(solver, noisy).nodes
+
+
+def step_evaluations(solver: dfx.AbstractSolver, noisy: bool) -> int | None:
+    """The number of right-hand sides of one step, `None` where it is not known."""
+    if isinstance(solver, dfx.AbstractSRK):
+        skipped = solver.tableau.ignore_stage_f
+        return len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped)))
+    nodes = evaluation_nodes(solver, noisy)
+    return None if nodes is None else len(nodes)
+
+
+def takes_two_terms(solver: dfx.AbstractSolver) -> bool:
+    """Whether a solver is made for an SDE alone."""
+    return get_origin(solver.term_structure) is dfx.MultiTerm
+
+
+MARK = "jflow_evaluations_"
+
+
+def rule_evaluations(rule: Any, field: Any, row: Any, x: PyTree, noise: Any, args: Any) -> int | None:
+    """Evaluations of one step of a rule: what it declares, else counted on an abstract step with a stub in the place of
+    the field, whose calls are marked in the traced program and so are found in loops of known length too.
+    """
+    if (declared := rule.nfe(field, args)) is not None:
+        return declared
+    if not isinstance(field, AbstractField):
+        return None
+    stub = _Stub(field)
+
+    def step(row, x, noise):
+        return rule.step(stub, row, x, rule.init(field, row, x, args), noise, args)[0]
+
+    return _marks(jax.make_jaxpr(step)(row, x, noise).jaxpr)
+
+
+class _Stub(AbstractField):
+    """A field whose answers are zeros, and whose calls are marked."""
+
+    field: AbstractField
+
+    @property
+    def path(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.field.path
+
+    @property
+    def predicts(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.field.predicts
+
+    def predict(self, targets, t, x, args=None):
+        cost = self.field.evaluations(args, t)
+        like = jax.eval_shape(lambda t, x: self.field.predict(targets, t, x, args), t, x)
+
+        def answer(x):
+            first = jnp.sum(jtu.tree_leaves(x)[0]) * 0
+            return jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) + first.astype(leaf.dtype), like)
+
+        answer.__name__ = f"{MARK}{cost if isinstance(cost, int) else 'unknown'}"
+        return jax.jit(answer)(x)
+
+
+def _marks(jaxpr: Any) -> int | None:
+    """The evaluations marked in a program; `None` where a loop hides their number."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.params.get("name", "")
+        if isinstance(name, str) and name.startswith(MARK):
+            cost = name.removeprefix(MARK)
+            if not cost.isdecimal():
+                return None
+            total += int(cost)
+            continue
+        inner = [_marks(sub) for sub in jax.core.jaxprs_in_params(equation.params)]
+        if any(count is None for count in inner):
+            return None
+        known = [count for count in inner if count is not None]
+        kind = equation.primitive.name
+        if kind == "while" and sum(known):
+            return None
+        if kind == "cond":
+            if len(set(known)) > 1:
+                return None
+            total += max(known, default=0)
+        else:
+            total += sum(known) * (equation.params["length"] if kind == "scan" else 1)
+    return total
+
+
+def is_static(count: Any) -> bool:
+    """Whether a number of evaluations is the same at every time."""
+    return isinstance(count, (int, np.integer))

@@ -1,0 +1,107 @@
+"""The ODE of a field with its divergence accumulated beside the state: the change of the log-density."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._divergence import AbstractDivergence, ExactDivergence
+from .._event import scale, state_dtype
+from .._source import noise_map
+from .._types import PRNGKey, Solution
+from .equation import AbstractEquation, FieldEquation
+
+
+class DensityEquation(AbstractEquation):
+    """The ODE of a field for `(x, a)`, where `a` accumulates the divergence: `da/dtau = div_u (du/dtau)`.
+
+    Where the source fills a subspace, as point clouds with zero centre of mass, `f` is replaced by `P f(P x)`, with the
+    projection `P = A A^+` of its map: the divergence is then the one within the subspace.
+    """
+
+    equation: FieldEquation
+    divergence: AbstractDivergence
+    probes: Any
+
+    @property
+    def noisy(self):
+        return False
+
+    @property
+    def own_time(self):
+        return self.equation.own_time
+
+    def intervals(self, times):
+        return self.equation.intervals(times)
+
+    def scaled(self, factor, x):
+        return scale(factor, x[0]), x[1]
+
+    def time(self, t, eta):
+        return self.equation.time(t, eta)
+
+    def visible(self, x):
+        return x[0]
+
+    def locate(self, tau, eta):
+        return self.equation.locate(tau, eta)
+
+    def drift(self, t, x, args, eta):
+        mapped = noise_map(self.equation.field.path.source)
+
+        def project(y):
+            return y if mapped is None else mapped.apply(mapped.solve(y, args), args)
+
+        def rate(y):
+            return project(self.equation.drift(t, project(y), args, eta))
+
+        value, trace = self.divergence(rate, x[0], self.probes)
+        factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, eta)  # pyright: ignore
+        return value, trace if factor is None else trace / factor
+
+    def cost(self, t, args):
+        return self.equation.cost(t, args)
+
+    def diffusion(self, t, x, args, eta):
+        raise NotImplementedError("An ODE with its density has no diffusion.")
+
+    def log_scale(self, t):
+        """The logarithm of `u / x`: a dimension's part in the determinant of the clock's scaling."""
+        factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, 0.0)  # pyright: ignore
+        return 0.0 if factor is None else jnp.log(factor)
+
+
+def with_divergence(
+    equation: FieldEquation, x: PyTree, divergence: AbstractDivergence | None, key: PRNGKey | None
+) -> tuple[DensityEquation, tuple[PyTree, Array]]:
+    """The ODE with its divergence, and its state at `x` with nothing accumulated."""
+    divergence = ExactDivergence() if divergence is None else divergence
+    probes = divergence.probes(key, x)
+    return DensityEquation(equation, divergence, probes), (x, jnp.zeros(divergence.estimates, state_dtype(x)))
+
+
+def with_density(
+    density: DensityEquation, solution: Solution, t0: Any, t1: Any, start: Any, first: Any, args: Any
+) -> Solution:
+    """The solution with its density: `log p(t1) = log p(t0) - integral of the divergence`.
+
+    `start` is a distribution of the state at `t0`, by default the path's own; `first` the state at `t0` of a forward
+    solve, `None` for a backward one, which ends there.
+    """
+    x, total = solution.x
+    if first is None:
+        first, total = x, -total  # backward, the accumulator holds minus the integral
+    path, dtype = density.equation.field.path, state_dtype(x)
+    t0, t1 = jnp.asarray(t0).astype(dtype), jnp.asarray(t1).astype(dtype)
+    change = path.source.dimension(x, args) * (density.log_scale(t1) - density.log_scale(t0))
+    log_p0 = path.start_log_prob(t0, first, args) if start is None else start.log_prob(first)
+    values = log_p0 - total + change
+    se = None
+    if values.ndim:
+        n = values.shape[0]
+        se = jnp.std(values, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, dtype)
+    return Solution(
+        x=x, log_prob=jnp.mean(values), log_prob_se=se, nfe=solution.nfe, status=solution.status, t=solution.t,
+        ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,
+    )  # fmt: skip

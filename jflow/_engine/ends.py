@@ -1,0 +1,170 @@
+"""The ends of a solve: how a grid ends, and where a right-hand side or a clock is not defined.
+
+All that is decided here is decided once, before the loop, from static facts: which end a grid touches, whether alpha
+and sigma vanish there, what the field gives without conversion. The loops do not look at their ends.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from .._field import AbstractField
+from .._path import AbstractAffinePath
+from .._prediction import as_prediction, coefficients, name_has_row, prediction_row
+from .._source import check_score
+from .._validate import concrete
+from .equation import FieldEquation
+
+
+def decide_end(field: AbstractField, sampler: Any, finite_end: bool) -> str:
+    """The end of a grid: the sampler's own, else one that never evaluates an undefined right-hand side.
+
+    Raises `ValueError` where a traced grid leaves it open.
+    """
+    if sampler.end is not None:
+        return sampler.end
+    via_data = "data" in [as_prediction(p).name for p in field.sources]
+    if finite_end and not via_data:
+        return "stop"
+    facts = sampler.facts
+    if facts.repeats_last:
+        return "denoise"
+    at_data = facts.ends_at_one if field.path.ends_at_data else False
+    if at_data is None or (facts.repeats_last is None and not at_data):
+        raise ValueError(
+            "The end of this grid must be given: the field predicts the data, or the clock is infinite where sigma = 0, so "
+            "it matters whether the last time is t = 1. Got a traced array of times: pass end='denoise' or end='stop' to "
+            "jflow.FixedSteps, or take a grid rule, whose end is known."
+        )
+    return "denoise" if at_data else "stop"
+
+
+def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
+    """Raises `ValueError` for a grid that does not go along the path."""
+    facts, path = sampler.facts, type(field.path).__name__
+    if facts.increases is False:
+        raise ValueError(
+            "A path's times must increase from noise (t = 0) to data (t = 1). Got decreasing ones, "
+            f"{facts.note.value}: turn them around (jflow.encode carries data to noise, and takes the same grid)."
+        )
+    if facts.within is False and field.path.interval == (0.0, 1.0):
+        raise ValueError(
+            f"The times of {path} must lie in [0, 1], noise at 0 and data at 1. Got {facts.note.value}; steps numbered "
+            "from data to noise, as 0 to 1000, are t = 1 - step/1000."
+        )
+    if facts.repeats_last and end != "denoise":
+        raise ValueError(
+            "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is for "
+            "end='denoise': pass that, or another grid."
+        )
+
+
+def check_ends(equation: FieldEquation, sampler: Any, *, first: bool, last: bool, reaches: bool) -> None:
+    """Raises `ValueError` where the right-hand side at an end of the path is not determined, or the clock is infinite.
+
+    `first` and `last` say whether the right-hand side is evaluated at the first and the last time of the sampler,
+    `reaches` whether the state is carried to the last one. They are seen in `facts`; what is traced is not checked.
+    """
+    facts = sampler.facts
+    if facts.starts_at_zero:
+        _check_end(equation, 0.0, evaluated=first)
+    if facts.ends_at_one and (last or reaches):
+        _check_end(equation, 1.0, evaluated=last)
+
+
+_FINE: dict[Any, str | None] = {}
+
+
+def _check_end(equation, t, *, evaluated):
+    field = equation.field
+    if evaluated and (why := field.undefined(t)) is not None:
+        raise ValueError(
+            f"The field must be known at every time of the grid. Got t = {t:g}, where {why}: start and stop where they "
+            "overlap, or let the last step be the data prediction, end='denoise'."
+        )
+    if not isinstance(field.path, AbstractAffinePath):
+        return
+    level = 0.0 if equation.eta is None else 1.0  # what is finite for one level is finite for all
+    known = concrete(equation.eta) if isinstance(equation.eta, (int, float, np.ndarray)) else None
+    if known is not None and not known.any():
+        level = 0.0
+    key = (
+        jtu.tree_structure((field.path, equation.clock)), tuple(as_prediction(p).name for p in field.sources), t,
+        evaluated, level, equation.noisy, equation.coefficient,
+    )  # fmt: skip
+    if key not in _FINE:
+        source = _singular(equation, t, level, evaluated)
+        if len(_FINE) > 4096:
+            _FINE.clear()
+        if source is not None or not any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(field.path)):
+            _FINE[key] = source
+    if (source := _FINE.get(key)) is not None:
+        raise ValueError(_message(equation, t, source))
+
+
+def _singular(equation, t, level, evaluated):
+    """The prediction from which the right-hand side is not finite at `t`, `None` for none: the weights themselves are
+    computed, with values, inside `jax.jit` too, where constants would become tracers.
+    """
+    field, path, clock = equation.field, equation.field.path, equation.clock
+    with jax.ensure_compile_time_eval():
+        t, level = jnp.asarray(t, jnp.float32), jnp.asarray(level, jnp.float32)
+        own = as_prediction(field.sources[0]).name if field.sources else "velocity"
+        values: dict[str, list[Any]] = {own: [clock.time(path, t, level)]}
+        if (factor := clock.scale(path, t, level)) is not None:
+            values[own].append(factor)
+        if evaluated and field.sources:
+            plain = clock.own_time and not equation.noisy
+            target = prediction_row(path, "velocity", t) if plain else equation_row(equation, t, level)
+            if target is not None:
+                values[own].extend(w for w in target if w is not None)
+                for source in map(as_prediction, field.sources):
+                    if not (plain and source.name == "velocity") and name_has_row(path, source, t):
+                        weights = coefficients(path, t, prediction_row(path, source, t), target)
+                        values.setdefault(source.name, []).extend(weights)
+        bad = [name for name, vs in values.items() if not all(_finite(v) for v in vs)]
+    return bad[0] if bad else None
+
+
+def equation_row(equation: FieldEquation, t: Any, level: Any) -> Any:
+    """The right-hand side as a row; `None` where the field gives velocity and score themselves."""
+    row = equation.rhs(t, level)
+    return row if len(row) == 3 else None
+
+
+def _finite(value):
+    """Whether a value is finite, as far as it is known: the parameters of a path or a clock may be traced."""
+    known = concrete(value)
+    return known is None or np.isfinite(known).all()
+
+
+def _message(equation, t, source):
+    name, clock = type(equation.field.path).__name__, type(equation.clock).__name__
+    if t < 0.5:
+        fix = (
+            "start a little later, as jflow.UniformGrid(n, t0=1e-3) (the start is then sigma(t) eps, and the neglected "
+            "alpha(t) x1 is the cost)"
+        )
+        if equation.eta is not None and equation.clock.keeps_start:
+            fix += ", or take ThetaClock()"
+        elif not (equation.noisy or (equation.clock.finite_start and not equation.own_time)):
+            fix += ", or take RatioClock() or AngleClock()"
+    else:
+        fix = (
+            "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or on a grid "
+            "let the last step be the data prediction, end='denoise'"
+        )
+    return (
+        f"The equation must be finite at every time of the grid. Got t = {t:g}, where a field that predicts "
+        f"{source!r} along {name} does not determine the right-hand side of {clock}: {fix}."
+    )
+
+
+def check_noise(field: AbstractField, what: str) -> None:
+    """Raises `ValueError` where `eta` or churn has no score to go by: `-noise/sigma` of an affine path."""
+    if not isinstance(field.path, AbstractAffinePath):
+        raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {type(field.path).__name__}.")
+    check_score(field.path.source, what)

@@ -1,0 +1,270 @@
+"""Equations in a clock: what the loops solve."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from .._clock import AbstractClock
+from .._event import cast_like, combine, scale, shape_of
+from .._field import AbstractField
+from .._noise_rule import AbstractNoiseRule
+from .._path import AbstractAffinePath
+from .._prediction import Row
+from .._source import noise_map
+
+
+class Interval(NamedTuple):
+    """One step of a grid, with what is known at both of its ends. In a table of steps every leaf has a leading axis."""
+
+    t0: Any
+    t1: Any
+    tau0: Any
+    tau1: Any
+    variance: Any  # of the noise of the step, `None` without noise
+    enter: Any  # u = enter x at its start, `None` for one
+    leave: Any  # x = leave u at its end, `None` for one
+    eta: Any
+    s0: Any = None  # the noise times of its ends, `None` where the noise runs in tau
+    s1: Any = None
+
+
+class AbstractEquation(eqx.Module):
+    """An equation for a state `u` in a time `tau`, and how these belong to the path's `x` and `t`."""
+
+    @abc.abstractmethod
+    def intervals(self, times: Float[Array, "..."]) -> Interval:
+        """The table of steps of a grid of path times."""
+
+    @abc.abstractmethod
+    def drift(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
+        """`du/dtau`."""
+
+    @property
+    @abc.abstractmethod
+    def noisy(self) -> bool:
+        """Whether there is a diffusion term at all."""
+
+    @abc.abstractmethod
+    def diffusion(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
+        """The diffusion coefficient of `u`."""
+
+    @property
+    def own_time(self) -> bool:
+        """Whether `tau = t` and `u = x`; by default so."""
+        return True
+
+    def time(self, t: Any, eta: Any) -> Any:
+        """`tau` of a path time."""
+        return t
+
+    def noise_time(self, tau: Any, eta: Any) -> Any:
+        """The time in which the Brownian motion runs."""
+        return tau
+
+    def locate(self, tau: Any, eta: Any) -> tuple[Any, Any]:
+        """`t` and `x / u` at a time of the clock, the latter `None` for one."""
+        return tau, None
+
+    def scaled(self, factor: Any, x: PyTree) -> PyTree:
+        """`u` from `x`, or back, by a factor of the state."""
+        return scale(factor, x)
+
+    def colour(self, white: PyTree, args: Any) -> PyTree:
+        """The noise of the state from white noise; by default that."""
+        return white
+
+    def visible(self, x: PyTree) -> PyTree:
+        """What a function of the caller's sees of the state."""
+        return x
+
+    def cost(self, t: Any, args: Any) -> int | Array:
+        """Evaluations that one right-hand side counts; a Python number where it is the same at every time."""
+        return 1
+
+
+class DriftEquation(AbstractEquation):
+    """`dx = drift(t, x, args) dt + diffusion(t, x, args) dW`, in its own time."""
+
+    rate: Callable[..., Any]
+    coefficient: Callable[..., Any] | None
+
+    @property
+    def noisy(self):
+        return self.coefficient is not None
+
+    def intervals(self, times):
+        t0, t1 = times[:-1], times[1:]
+        return Interval(t0, t1, t0, t1, t1 - t0 if self.noisy else None, None, None, jnp.zeros_like(t0))
+
+    def drift(self, t, x, args, eta):
+        return cast_like(self.rate(t, x, args), x, "A drift")
+
+    def diffusion(self, t, x, args, eta):
+        return self.coefficient(t, x, args)  # pyright: ignore[reportOptionalCall]  # only called where `noisy`
+
+
+class FieldEquation(AbstractEquation):
+    """The ODE or SDE of a field, in a clock."""
+
+    field: AbstractField
+    clock: AbstractClock
+    eta: Any  # `None`, a number, a value a step, or a noise rule
+    coefficient: Callable[[Any], Any] | None  # g(t), in the path's own time
+
+    @property
+    def noisy(self):
+        return self.eta is not None or self.coefficient is not None
+
+    @property
+    def own_time(self):
+        return self.clock.own_time
+
+    def intervals(self, times):
+        path, clock, n = self.field.path, self.clock, times.shape[0] - 1
+        if isinstance(self.eta, AbstractNoiseRule):
+            return self._kept_intervals(times, self.eta.kept(path, times))  # pyright: ignore[reportArgumentType]
+        levels = jnp.broadcast_to(jnp.asarray(0.0 if self.eta is None else self.eta, times.dtype), (n,))
+
+        def one(t0, t1, eta):
+            if clock.own_time:
+                variance = t1 - t0 if self.noisy else None
+                return Interval(t0, t1, t0, t1, variance, None, None, eta)
+            enter, leave = clock.scale(path, t0, eta), clock.scale(path, t1, eta)
+            s0 = s1 = variance = None
+            if self.noisy:
+                s0, s1 = (clock.noise_time(path, t, eta) for t in (t0, t1))
+                variance = s1 - s0
+            tau0, tau1 = clock.time(path, t0, eta), clock.time(path, t1, eta)
+            leave = None if leave is None else 1 / leave
+            return Interval(t0, t1, tau0, tau1, variance, enter, leave, eta, s0, s1)
+
+        return jax.vmap(one)(times[:-1], times[1:], levels)
+
+    def _kept_intervals(self, times, kept):
+        """Steps of ThetaClock from the share `q` of the noise that each keeps, in units of theta at the step's end.
+
+        In these units theta runs from `q e^(-h)` to 1 and `u` from `q (sigma'/sigma) x / alpha'` to `x'/alpha'`: all
+        finite where `alpha = 0` and `h` is infinite, as amplitudes are not.
+        """
+        path = self.field.path
+
+        def one(t0, t1, q):
+            ratio = path.sigma(t1) / (path.sigma(t0) * path.alpha(t1))  # sigma'/(sigma alpha')
+            level = path.sigma(t1) / path.alpha(t1)
+            variance = (1 - q) * (1 + q) * level**2
+            tau0, one = q * path.alpha(t0) * ratio, jnp.ones_like(t0)
+            return Interval(t0, t1, tau0, one, variance, q * ratio, path.alpha(t1), jnp.zeros_like(t0))
+
+        return jax.vmap(one)(times[:-1], times[1:], kept)
+
+    def time(self, t, eta):
+        return self.clock.time(self.field.path, t, eta)  # pyright: ignore[reportArgumentType]
+
+    def noise_time(self, tau, eta):
+        path = self.field.path
+        return self.clock.noise_time(path, self.clock.path_time(path, tau, eta), eta)  # pyright: ignore
+
+    def locate(self, tau, eta):
+        if self.clock.own_time:
+            return tau, None
+        path: Any = self.field.path
+        t = self.clock.path_time(path, tau, eta)
+        factor = self.clock.scale(path, t, eta)
+        return t, None if factor is None else 1 / factor
+
+    def colour(self, white, args):
+        mapped = noise_map(self.field.path.source)
+        return white if mapped is None else mapped.apply(white, args)
+
+    def drift(self, t, x, args, eta):
+        if self.own_time and not self.noisy:
+            return self.field.velocity(t, x, args)
+        target = self.rhs(t, eta)
+        values = self.field.predict(target if isinstance(target, tuple) and not isinstance(target, Row) else (target,), t, x, args)
+        if len(values) == 1:
+            return values[0]
+        return combine((1, values[0]), (jnp.asarray(self.coefficient(t)) ** 2 / 2, values[1]))  # pyright: ignore
+
+    def cost(self, t, args):
+        return self.field.evaluations(args, t)
+
+    def rhs(self, t, eta):
+        """The right-hand side: as a row of weights of data and noise, or as names where the path has no rows.
+
+        The drift of `diffusion=` is `velocity + g^2/2 score`. It has no gradient of `g`, which is a function of t
+        alone. Along an affine path it is one row, multiplied by sigma, so that nothing is divided by zero at t = 1.
+        """
+        path = self.field.path
+        if self.coefficient is None:
+            return self.clock.rhs(path, t, eta)  # pyright: ignore[reportArgumentType]
+        if not isinstance(path, AbstractAffinePath) or self._gives_score():
+            return "velocity", "score"
+        g = jnp.asarray(self.coefficient(t), jnp.result_type(t))
+        s, a, b = path.velocity_row(t)
+        factor = path.sigma(t) if path.finite_sigma_dot else 1.0  # a row of infinite sigma' has that factor already
+        return Row(factor * s, factor * a, factor * b - g**2 / 2)
+
+    def _gives_score(self):
+        """Whether the score is a head of its own, not that of the path."""
+        return isinstance(self.field.predicts, tuple) and "score" in self.field.predicts
+
+    def diffusion(self, t, x, args, eta):
+        if self.coefficient is not None:
+            return jnp.asarray(self.coefficient(t))
+        return self.clock.diffusion(self.field.path, t, eta)  # pyright: ignore[reportArgumentType]
+
+
+def located(equation: AbstractEquation, interval: Interval, x0: PyTree, tau: Any, u: PyTree) -> tuple[Any, PyTree]:
+    """`(t, x)` of `(tau, u)` in a step that starts from `x0`.
+
+    At the ends of the step the time and the scale are the grid's own, not what the clock's inverse makes of `tau`;
+    there the inverse is taken at the middle of the step, whose derivative is finite. Where the scale at the start is
+    zero (`ThetaClock` with noise, at alpha = 0) `u` does not tell `x`: the state there is `x0`. No solver that moves
+    the state by noise before its first evaluation gets that far (`ends.check_start`).
+    """
+    if equation.own_time:
+        return tau, u
+    start, stop = tau == interval.tau0, tau == interval.tau1
+    middle = (interval.tau0 + interval.tau1) / 2
+    t, factor = equation.locate(jnp.where(start | stop, middle, tau), interval.eta)
+    t = jnp.where(start, interval.t0, jnp.where(stop, interval.t1, t))
+    if factor is None:
+        return t, u
+    lost = start & (interval.enter == 0)
+    first = 1 / jnp.where(interval.enter == 0, 1, interval.enter)
+    factor = jnp.where(start, first, jnp.where(stop, interval.leave, factor))
+    x = equation.scaled(factor, u)
+    if not equation.noisy:
+        return t, x
+    return t, jtu.tree_map(lambda a, b: jnp.where(lost, a, b), x0, x)
+
+
+def noise_shape(equation: AbstractEquation, x0: PyTree, args: Any, t: Any) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of the Brownian motion: those of the state, or the columns of a matrix coefficient."""
+
+    def coefficient(t, x, a):
+        return jtu.tree_map(jnp.asarray, equation.diffusion(t, x, a, jnp.ones((), jnp.result_type(t))))
+
+    g = eqx.filter_eval_shape(coefficient, t, x0, args)
+    if isinstance(g, jax.ShapeDtypeStruct) and g.ndim == 0:
+        return shape_of(x0)
+    if jtu.tree_structure(g) != jtu.tree_structure(x0):
+        raise ValueError("A diffusion coefficient must be a number, or a pytree like the state. Got another structure.")
+
+    def leaf(x, coefficient):
+        if coefficient.shape == x.shape:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype)
+        if coefficient.ndim == x.ndim + 1 == 2 and coefficient.shape[0] == x.shape[0]:
+            return jax.ShapeDtypeStruct(coefficient.shape[1:], x.dtype)
+        raise ValueError(
+            f"A diffusion coefficient must be a number, of the state's shape {x.shape}, or a matrix whose rows are the "
+            f"components of a vector state. Got shape {coefficient.shape}."
+        )
+
+    return jtu.tree_map(leaf, x0, g)

@@ -1,0 +1,164 @@
+"""The loop of a fixed grid: a scan over the steps of a stepper."""
+
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .._brownian import Recorded
+from .._event import all_finite, row
+from .._types import PRNGKey, Solution
+from .._validate import check_key
+from .count import levy_kinds
+from .solver_rule import SolverRule
+from .stepper import Stepper
+
+
+def run_grid(
+    stepper: Stepper,
+    x0: PyTree,
+    args: Any,
+    *,
+    key: PRNGKey | None = None,
+    recorded: Recorded | None = None,
+    saveat: dfx.SaveAt | None = None,
+    visible: Any = None,
+    unroll: bool = False,
+) -> Solution:
+    """Carries `x0` along the grid, step by step; `recorded` normals or those of `key` are the noise.
+
+    `visible` is what `saveat.fn` sees of a state. `unroll` writes the steps of an ODE out, without a loop: it compiles
+    longer, and on CPU the gradient through a convolution is not as slow as inside a loop.
+    """
+    every, with_start, fn = saves(saveat, visible)
+    noise = _noise(stepper, x0, args, key, recorded)
+
+    def save(t, x):
+        return fn(t, x, args) if every else None
+
+    def body(carry, slices):
+        x, state, count, alive = carry
+        at, t1, normals = slices
+        x, state = stepper.step(at, x, state, normals, args)
+        alive = alive & all_finite(x)
+        return (x, state, count + alive, alive), save(t1, x)
+
+    # One step is recomputed in the backward pass: its memory is one state a step, not every stage's intermediates.
+    body = jax.checkpoint(body, prevent_cse=False)
+    state = stepper.init(x0, args)
+    carry, saved = (x0, state, jnp.zeros((), jnp.int32), jnp.ones((), bool)), None
+    if stepper.steps:
+        steps = (stepper.rows, stepper.times[1 : stepper.steps + 1])
+        carry, saved = _scan(body, carry, steps, stepper.steps, noise, unroll)
+    x, _, count, alive = carry
+    if stepper.end == "denoise":
+        x = stepper.finish(x, args)
+        alive = alive & all_finite(x)
+        count = count + alive
+        last = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], save(stepper.times[-1], x))
+        saved = last if saved is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), saved, last)
+    ts, xs = _saved(stepper.times, saved, every, with_start, lambda: fn(stepper.times[0], x0, args))
+    nfe = stepper.nfe(x0, args)
+    status = jnp.where(alive, 0, 1).astype(jnp.int32)
+    nfe = None if nfe is None else jnp.asarray(nfe, jnp.int32)
+    return Solution(x=x, nfe=nfe, status=status, t=stepper.times[count], ts=ts, xs=xs)
+
+
+def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, Any]:
+    """What a fixed grid keeps: `(every k steps or 0, the start too, a function)`."""
+    if saveat is None:
+        return 0, False, lambda t, x, args: x
+    subs = saveat.subs
+    if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None or subs.t1:
+        raise ValueError(
+            "On a fixed grid saveat must ask for the steps, diffrax.SaveAt(t0=True, steps=True). The end is the "
+            "solution's t and x without it; for other times or dense output take jflow.AdaptiveSteps, or put the times "
+            "into the grid."
+        )
+    see = (lambda x: x) if visible is None else visible
+    return int(subs.steps), bool(subs.t0), lambda t, x, args: subs.fn(t, see(x), args)
+
+
+def _saved(times, saved, every, with_start, start):
+    """The saved times and states."""
+    if not (every or with_start):
+        return None, None
+    keep = slice(every - 1, None, every) if every else slice(0, 0)
+    ts, xs = times[1:][keep], row(saved, keep) if every else None
+    if with_start:
+        first = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], start())
+        ts = jnp.concatenate([times[:1], ts])
+        xs = first if xs is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), first, xs)
+    return ts, xs
+
+
+def _noise(stepper, x0, args, key, recorded):
+    """Where the normals come from: `None`, recorded ones, or `(key, draw, block)`."""
+    rule = stepper.rule
+    if not stepper.noisy or not stepper.steps:
+        return None
+    like = rule.noise_like(stepper.field, stepper.row(0), x0, args)
+    if recorded is not None:
+        check_recorded(recorded, stepper.n, like, rule)
+        normals = recorded.normals
+        return (normals,) if isinstance(rule, SolverRule) else normals
+    check_key(key, "A sampler with noise")
+    return key, lambda k, n: rule.draw(k, n, like), rule.block(like)
+
+
+def _scan(body, carry, steps, n, noise, unroll):
+    """The `n` steps: with recorded normals, with those of a key, or with none."""
+    if noise is None:
+        return lax.scan(body, carry, (*steps, None), unroll=unroll)
+    if not (isinstance(noise, tuple) and len(noise) == 3 and callable(noise[1])):
+        return lax.scan(body, carry, (*steps, row(noise, slice(0, n))))
+    return _scan_blocks(body, carry, steps, n, *noise)
+
+
+def _scan_blocks(body, carry, steps, n, key, draw, block):
+    """The scan with its noise drawn a block of steps a key; memory does not grow with the number of steps."""
+    full, rest = divmod(n, block)
+
+    @jax.checkpoint
+    def outer(carry, slices):
+        index, inner = slices
+        noise = draw(jr.fold_in(key, index), block)
+        if block == 1:
+            carry, saved = body(carry, (*row(inner, 0), row(noise, 0)))
+            return carry, jtu.tree_map(lambda leaf: leaf[None], saved)
+        return lax.scan(body, carry, (*inner, noise))
+
+    parts = []
+    if full:
+        head = jtu.tree_map(lambda leaf: leaf[: full * block].reshape(full, block, *leaf.shape[1:]), steps)
+        carry, saved = lax.scan(outer, carry, (jnp.arange(full), head))
+        parts.append(jtu.tree_map(lambda leaf: leaf.reshape(full * block, *leaf.shape[2:]), saved))
+    if rest:
+        noise = row(draw(jr.fold_in(key, full), block), slice(0, rest))
+        carry, saved = lax.scan(body, carry, (*row(steps, slice(full * block, n)), noise))
+        parts.append(saved)
+    return carry, jtu.tree_map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def check_recorded(recorded: Recorded, n: int, like: PyTree, rule: Any) -> None:
+    """Raises `ValueError` unless recorded normals are those that the loop would draw."""
+    if isinstance(rule, SolverRule) and levy_kinds(rule.solver) > 1:
+        raise ValueError(
+            f"Recorded noise must be all that the solver takes: it holds increments, and {type(rule.solver).__name__} "
+            "takes Lévy areas, or times inside a step. Pass key=, or brownian=jflow.brownian_tree(...), with the "
+            "levy_area it takes."
+        )
+    structure = jtu.tree_structure(like)
+    if jtu.tree_structure(recorded.normals) != structure:
+        raise ValueError(f"Recorded noise must have the structure of the noise, {structure}. Got another.")
+    for normals, leaf in zip(jtu.tree_leaves(recorded.normals), jtu.tree_leaves(like), strict=True):
+        if jnp.shape(normals) != (n, *leaf.shape):
+            raise ValueError(
+                f"Recorded noise must be one normal event for each step: {n} for this grid, of shape {leaf.shape} each. "
+                f"Got an array of shape {jnp.shape(normals)}, where {(n, *leaf.shape)} is due."
+            )

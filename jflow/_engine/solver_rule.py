@@ -1,0 +1,253 @@
+"""A diffrax solver in a clock, as a step rule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .._clock import AbstractClock, PathClock, ThetaClock
+from .._event import float_type, scale, size
+from .._field import AbstractField
+from .._noise_rule import AbstractNoiseRule
+from .._path import AbstractAffinePath
+from .._rule import AbstractStepRule
+from .._solver import AbstractFieldSolver
+from .count import (
+    evaluation_nodes,
+    explicit_tableau,
+    levy_kinds,
+    needed_stages,
+    step_evaluations,
+    takes_two_terms,
+    trial,
+    unwrapped,
+)
+from .ends import check_noise
+from .equation import AbstractEquation, FieldEquation, Interval, located, noise_shape
+from .noise import NoiseTerm, step_path
+
+
+class SolverRule(AbstractStepRule):
+    """The steps of a diffrax solver, in the time and state of a clock.
+
+    The field is an `AbstractField`, or an equation of its own: that of `jflow.solve`, or one with its density.
+    """
+
+    solver: dfx.AbstractSolver
+    clock: AbstractClock
+    eta: Any
+    coefficient: Callable[[Any], Any] | None
+    brownian: Any = None  # a diffrax path in the clock's noise time, in the place of the loop's own noise
+
+    @property
+    def noisy(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the loop draws for it; a rule of `jflow.solve` or of a churning solver is told by its equation."""
+        return (self.eta is not None or self.coefficient is not None) and self.brownian is None
+
+    def equation(self, field: Any) -> AbstractEquation:
+        """The equation of the field in the clock."""
+        return field if isinstance(field, AbstractEquation) else FieldEquation(field, self.clock, self.eta, self.coefficient)
+
+    def rows(self, field, times):
+        return self.equation(field).intervals(times)
+
+    def init(self, field, row, x, args):
+        if explicit_tableau(self.solver) is not None:
+            return None
+        u0, terms = self._terms(field, row, x, None, args)
+        return self.solver.init(terms, row.tau0, row.tau1, u0, args)
+
+    def step(self, field, row, x, state, noise, args):
+        equation, tableau = self.equation(field), explicit_tableau(self.solver)
+        if tableau is not None:
+            u1 = self._unrolled(equation, tableau, row, x, noise, args)
+        else:
+            u0, terms = self._terms(field, row, x, noise, args)
+            no_jump = jnp.zeros((), bool)
+            u1, _, _, state, result = self.solver.step(terms, row.tau0, row.tau1, u0, args, state, no_jump)
+            failed = result != dfx.RESULTS.successful
+            u1 = jtu.tree_map(lambda leaf: jnp.where(failed, jnp.nan, leaf).astype(leaf.dtype), u1)
+        return (u1 if row.leave is None else equation.scaled(row.leave, u1)), state
+
+    def _terms(self, field, row, x, noise, args):
+        """The state in the clock, and the terms of the step."""
+        equation = self.equation(field)
+        u0 = x if row.enter is None else equation.scaled(row.enter, x)
+        drift = dfx.ODETerm(lambda tau, u, a: equation.drift(*located(equation, row, x, tau, u), a, row.eta))
+        if not equation.noisy:
+            return u0, drift
+        return u0, dfx.MultiTerm(drift, self._noise_term(equation, row, x, u0, noise, args))
+
+    def _noise_term(self, equation, row, x, u0, noise, args):
+        def diffusion(tau, u, a):
+            return equation.diffusion(*located(equation, row, x, tau, u), a, row.eta)
+
+        def colour(white):
+            return equation.colour(white, args)
+
+        if self.brownian is not None:
+            return NoiseTerm(diffusion, self.brownian, u0, source_time(equation, row), colour)
+        if noise is None:  # only the shapes of the memory are asked
+            noise = tuple(jtu.tree_map(jnp.zeros_like, u0) for _ in range(levy_kinds(self.solver)))
+        solver = unwrapped(self.solver)
+        asks = isinstance(solver, AbstractFieldSolver) and solver.asks_inside
+
+        def share(tau):
+            s0, s1 = (row.tau0, row.tau1) if row.s0 is None else (row.s0, row.s1)
+            moves = s1 > s0
+            inside = jnp.where(moves, (equation.noise_time(tau, row.eta) - s0) / jnp.where(moves, s1 - s0, 1), 0)
+            return jnp.where(tau == row.tau0, 0, jnp.where(tau == row.tau1, 1, jnp.clip(inside, 0, 1)))
+
+        path = step_path(row.tau0, row.tau1, row.variance, noise, share if asks else None)
+        return NoiseTerm(diffusion, path, u0, None, colour)
+
+    def _unrolled(self, equation, tableau, row, x, noise, args):
+        """One explicit Runge-Kutta step with the stages of the tableau written out: weights are Python numbers, zeros
+        are skipped, stages that only an error estimate would read are not evaluated, and the first and the last
+        time are the grid's own.
+        """
+        tau0, tau1 = row.tau0, row.tau1
+        u0 = x if row.enter is None else equation.scaled(row.enter, x)
+        term: Any = self._noise_term(equation, row, x, u0, noise, args) if equation.noisy else None
+        increment = None if term is None else term.contr(tau0, tau1)
+
+        def slope(c, tau, u, first):
+            if first:
+                t, y = row.t0, x
+            elif c == 1:
+                t, y = row.t1, u if row.leave is None else equation.scaled(row.leave, u)
+            else:
+                t, y = located(equation, row, x, tau, u)
+            move = scale(tau1 - tau0, equation.drift(t, y, args, row.eta))
+            if term is None:
+                return move
+            kick = term.prod(equation.diffusion(t, y, args, row.eta), increment)
+            return jtu.tree_map(lambda a, b: a + b, move, kick)
+
+        slopes: list[Any] = []
+        for stage in range(tableau.num_stages):
+            if stage not in needed_stages(tableau):
+                slopes.append(None)
+                continue
+            c = 0.0 if stage == 0 else float(tableau.c[stage - 1])
+            u = u0 if stage == 0 else _advance(u0, tableau.a_lower[stage - 1], slopes)
+            tau = tau0 if c == 0 else tau1 if c == 1 else tau0 + c * (tau1 - tau0)
+            slopes.append(slope(c, tau, u, stage == 0))
+        return _advance(u0, tableau.b_sol, slopes)
+
+    def draw(self, key, n, like):
+        leaves, treedef = jtu.tree_flatten(like)
+        kinds = levy_kinds(self.solver)
+        keys = None if kinds * len(leaves) == 1 else jr.split(key, (kinds, len(leaves)))
+
+        def one(kind, i, leaf):
+            return jr.normal(key if keys is None else keys[kind, i], (n, *leaf.shape), float_type(leaf))
+
+        return tuple(
+            jtu.tree_unflatten(treedef, [one(kind, i, leaf) for i, leaf in enumerate(leaves)]) for kind in range(kinds)
+        )
+
+    def noise_like(self, field, row, x, args):
+        return noise_shape(self.equation(field), x, args, row.t0)
+
+    def block(self, like):
+        return max(1, min(20, 64 // max(size(like), 1)))
+
+    def nfe(self, field, args):
+        """Right-hand sides of a step times what each costs; `None` where the cost depends on the time."""
+        equation = self.equation(field)
+        count, cost = step_evaluations(self.solver, equation.noisy), equation.cost(jnp.zeros(()), args)
+        return None if count is None or not isinstance(cost, int) else count * cost
+
+    def check(self, field, sampler):
+        equation = self.equation(field)
+        name, solver = type(self.solver).__name__, unwrapped(self.solver)
+        if not equation.noisy and takes_two_terms(self.solver):
+            raise ValueError(f"{name} must have an SDE. Got an equation without noise: take diffrax.Heun() or another.")
+        traits = isinstance(solver, AbstractFieldSolver)
+        asks = traits and solver.asks_inside
+        if equation.noisy and self.brownian is None and explicit_tableau(self.solver) is None and not asks:
+            if not (traits and solver.adds_noise) and trial(self.solver, True).inside:
+                raise ValueError(
+                    "On a fixed grid the noise must be asked for whole steps: it is one increment a step. Got "
+                    f"{name}, which asks for it inside a step: pass brownian=, as jflow.brownian_tree makes it, which "
+                    "knows the path at every time."
+                )
+        if isinstance(field, AbstractField):
+            self._check_field(field, equation, sampler)
+
+    def _check_field(self, field, equation, sampler):
+        solver = unwrapped(self.solver)
+        if isinstance(solver, AbstractFieldSolver) and solver.adds_noise:
+            check_noise(field, f"{type(solver).__name__}, which adds noise,")
+        elif self.eta is not None:
+            check_noise(field, "eta")
+        nodes = evaluation_nodes(self.solver, equation.noisy)
+        if isinstance(self.eta, AbstractNoiseRule) and not (nodes == (0.0,) and self.clock.depends_on_eta):
+            raise ValueError(
+                f"{type(self.eta).__name__} must go with diffrax.Euler() in jflow.ThetaClock(). Got "
+                f"{type(solver).__name__}() in {type(self.clock).__name__}(): pass a number eta, or leave both out."
+            )
+        memory = solver.memory if isinstance(solver, AbstractFieldSolver) else 0
+        if memory and self.eta is not None and (isinstance(self.eta, AbstractNoiseRule) or jnp.ndim(self.eta) == 1):
+            raise ValueError(
+                f"{type(solver).__name__} must have one eta for the whole grid: it remembers earlier steps, in a clock "
+                f"that depends on eta. Got {self.eta!r}: pass a number, or take a one-step solver, as diffrax.Euler()."
+            )
+
+
+def _advance(u0, weights, slopes):
+    """`u0` plus a weighted sum of slopes."""
+    terms = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
+
+    def leaf(y, *ks):
+        increment = None
+        for (w, _), k in zip(terms, ks, strict=True):
+            part = k if w == 1 else w * k
+            increment = part if increment is None else increment + part
+        return y if increment is None else (y + increment).astype(y.dtype)
+
+    return jtu.tree_map(leaf, u0, *(k for _, k in terms))
+
+
+def source_time(equation: AbstractEquation, row: Interval) -> Callable[[Any], Any]:
+    """The time in which a foreign source of noise is asked, in an interval: at its ends the grid's own."""
+
+    def noise_time(tau):
+        if row.s0 is None:
+            return equation.noise_time(tau, row.eta)
+        s = jnp.clip(equation.noise_time(tau, row.eta), row.s0, row.s1)
+        return jnp.where(tau == row.tau0, row.s0, jnp.where(tau == row.tau1, row.s1, s))
+
+    return noise_time
+
+
+def choose_clock(field: Any, sampler: Any) -> AbstractClock:
+    """The clock to integrate in: the sampler's, the one that its solver brings along, or the default.
+
+    Raises `ValueError` where these differ, or where the path has none.
+    """
+    solver = None if sampler.solver is None else unwrapped(sampler.solver)
+    own = solver.clock if isinstance(solver, AbstractFieldSolver) else None
+    given = sampler.clock
+    if own is not None and given is not None and type(own) is not type(given):
+        raise ValueError(
+            f"{type(solver).__name__}() must be in its own clock, {type(own).__name__}(), which it brings along. Got "
+            f"{type(given).__name__}(): leave out clock=, or take a solver of any clock, as diffrax.Heun()."
+        )
+    if sampler.eta is not None and isinstance(solver, AbstractFieldSolver) and solver.ode_only:
+        raise ValueError(
+            f"{type(solver).__name__}() must have the ODE. Got eta={sampler.eta!r}: leave out eta=, or take one with a "
+            "stochastic form, as jflow.SASolver() or jflow.DPMpp()."
+        )
+    clock = own or given or (PathClock() if sampler.eta is None else ThetaClock())
+    if not clock.own_time and not isinstance(field.path, AbstractAffinePath):
+        raise ValueError(
+            f"{type(clock).__name__}() must have an affine path, with alpha and sigma. Got {type(field.path).__name__}: "
+            "leave out the clock, and take a solver that brings none along."
+        )
+    return clock

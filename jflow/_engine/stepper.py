@@ -1,0 +1,322 @@
+"""Where a field and a sampler meet: one object that takes the steps of a grid."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PyTree
+
+from .._clock import PathClock
+from .._event import float_type, row
+from .._field import AbstractField, check_field
+from .._grid import AbstractGridRule
+from .._noise_rule import AbstractNoiseRule
+from .._rule import AbstractStepRule
+from .._sampler import AdaptiveSteps, FixedSteps, as_sampler
+from .._solver import AbstractFieldSolver
+from .._types import Event, PRNGKey
+from .count import evaluation_nodes, rule_evaluations, unwrapped
+from .ends import check_ends, check_grid, check_noise, decide_end
+from .equation import AbstractEquation, FieldEquation
+from .solver_rule import SolverRule, choose_clock
+
+
+class Stepper(eqx.Module):
+    """The steps of a sampler with a field: a rule, the field, the grid, the end. Made by `jflow.stepper`.
+
+    - `times`: the grid, `n + 1` points. `rows`: what each step must know, with a leading axis of length `steps`.
+    - `n`: the steps of the grid; `steps`: those the rule takes, one less where the last is the data prediction.
+    - `end`: `"denoise"` or `"stop"`.
+    """
+
+    rule: AbstractStepRule
+    field: Any
+    times: Float[Array, " points"]
+    rows: Any
+    n: int = eqx.field(static=True)
+    end: str = eqx.field(static=True)
+
+    @property
+    def steps(self) -> int:
+        """The steps that the rule takes."""
+        return self.n - (self.end == "denoise")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether a step takes noise."""
+        return self.rule.noisy
+
+    def row(self, i: Any) -> Any:
+        """What step `i` must know."""
+        return row(self.rows, i)
+
+    def init(self, x: PyTree, args: Any = None) -> Any:
+        """The memory before the first step."""
+        return self.rule.init(self.field, self.row(0), x, args) if self.steps else None
+
+    def step(self, row: Any, x: PyTree, state: Any, noise: Any = None, args: Any = None) -> tuple[Event, Any]:
+        """The state after the step of `row`, and the memory."""
+        return self.rule.step(self.field, row, x, state, noise, args)
+
+    def finish(self, x: PyTree, args: Any = None) -> Event:
+        """The state at the end from that after the last step: itself, or the data prediction at `times[-2]`."""
+        return x if self.end == "stop" else self.field.data(self.times[-2], x, args)
+
+    def noise(self, key: PRNGKey, i: Any, x: PyTree, args: Any = None) -> Any:
+        """The white noise of step `i`: the one that `sample` draws from the same key of noise."""
+        like = self.rule.noise_like(self.field, self.row(0), x, args)
+        block = self.rule.block(like)
+        return row(self.rule.draw(jr.fold_in(key, i // block), block, like), i % block)
+
+    def nfe(self, x: PyTree, args: Any = None) -> int | Array | None:
+        """Network evaluations of the whole grid, `None` where they are not known."""
+        last = self.field.evaluations(args, self.times[-2]) if self.end == "denoise" else 0
+        if not self.steps:
+            return last
+        if isinstance(self.rule, SolverRule):
+            steps = self._solver_nfe(args)
+        else:
+            like = self.rule.noise_like(self.field, self.row(0), x, args)
+            noise = jax.eval_shape(lambda k: row(self.rule.draw(k, 1, like), 0), jr.key(0)) if self.noisy else None
+            each = rule_evaluations(self.rule, self.field, self.row(0), x, noise, args)
+            steps = None if each is None else each * self.steps
+        return None if steps is None else steps + last
+
+    def _solver_nfe(self, args):
+        """The evaluations of a diffrax solver: where their cost depends on the time, it is taken at each of them."""
+        rule: Any = self.rule
+        each = rule.nfe(self.field, args)
+        if each is not None:
+            return each * self.steps
+        equation = rule.equation(self.field)
+        nodes = evaluation_nodes(rule.solver, equation.noisy)
+        if nodes is None or isinstance(equation.cost(self.times[0], args), int):
+            return None
+
+        def step(row):
+            total = jnp.zeros((), jnp.int32)
+            for node in nodes:
+                inside = equation.locate(row.tau0 + node * (row.tau1 - row.tau0), row.eta)[0]
+                t = row.t0 if node == 0 else row.t1 if node == 1 else inside
+                total = total + equation.cost(t, args)
+            return total
+
+        return jnp.sum(jax.vmap(step)(self.rows))
+
+    def log_ratio(
+        self, target: Any, row: Any, x: PyTree, x1: PyTree, args: Any = None, state: Any = None, target_state: Any = None
+    ) -> Float[Array, ""]:
+        """`log p_target(x1 | x) - log p(x1 | x)` of one step, for weights of particles."""
+        return self.rule.log_ratio(self.field, target, row, x, x1, args, state, target_state)
+
+    def log_det(self, row: Any, x: PyTree, args: Any = None) -> Float[Array, ""]:
+        """`log |det|` of the derivative of a step that is a map."""
+        return self.rule.log_det(self.field, row, x, args)
+
+    def inverse(self, row: Any, x: PyTree, args: Any = None) -> Event:
+        """The state before a step that is a map."""
+        return self.rule.inverse(self.field, row, x, args)
+
+
+def stepper(field: AbstractField, sampler: Any, *, dtype: Any = None, brownian: Any = None) -> Stepper:
+    """The steps of a sampler with a field, for a loop of one's own: particles, steering, what the verbs do not do.
+
+    Args:
+        field: The field.
+        sampler: `FixedSteps`, or a grid, which is short for it. Adaptive solves have no stepper.
+        dtype: The type of times and coefficients; the default float type.
+        brownian: A diffrax Brownian path in the clock's noise time, in the place of the noise that is passed.
+
+    Raises `ValueError` or `TypeError` where field and sampler do not go together, or the grid touches a time at which
+    the right-hand side is not determined.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+    st = jf.stepper(world.field(jf.CondOT()), jf.FixedSteps(jf.UniformGrid(8), eta=1.0, end="denoise"))
+    x = jr.normal(jr.key(0), (2,))
+    state = st.init(x)
+    for i in range(st.steps):
+        x, state = st.step(st.row(i), x, state, st.noise(jr.key(1), i, x))
+    assert st.finish(x).shape == (2,)
+    ```
+    """
+    sampler = as_sampler(sampler)
+    rule, end = meet(field, sampler, brownian)
+    return bind(field, rule, sampler, end, dtype)
+
+
+def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[AbstractStepRule, str]:
+    """The rule and the end of fixed steps with a field, checked. It computes nothing, so that a verb calls it before it
+    traces.
+    """
+    check_field(field)
+    if not isinstance(sampler, FixedSteps):
+        raise TypeError(f"A stepper must have fixed steps, jflow.FixedSteps(...). Got {type(sampler).__name__}.")
+    if isinstance(sampler.solver, AbstractStepRule):
+        rule, end = sampler.solver, sampler.end or "stop"
+        if not (sampler.eta is None and sampler.diffusion is None and sampler.clock is None):
+            raise ValueError(
+                f"{type(rule).__name__} must stand alone: it is a step rule, which knows its own noise and time. Got "
+                "eta=, diffusion= or clock= beside it: leave these out."
+            )
+        check_grid(field, sampler, end)
+        rule.check(field, sampler)
+        return rule, end
+    clock = choose_clock(field, sampler)
+    end = decide_end(field, sampler, clock.finite_end)
+    check_grid(field, sampler, end)
+    rule = solver_rule(sampler, clock, sampler.n - (end == "denoise"), brownian)
+    rule.check(field, sampler)
+    _check_ends(field, sampler, rule, end)
+    return rule, end
+
+
+def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -> SolverRule:
+    """The rule of a sampler's diffrax solver, for a grid on which it takes `n` steps."""
+    solver: Any = dfx.Euler() if sampler.solver is None else sampler.solver
+    inner, eta = unwrapped(solver), sampler.eta
+    if isinstance(inner, AbstractFieldSolver):
+        if inner.adds_noise:
+            if eta is not None or sampler.diffusion is not None:
+                raise ValueError(
+                    f"{type(inner).__name__} must be without eta= and diffusion=: it adds noise of its own to the ODE. "
+                    "Drop these, or take another solver, as diffrax.Heun()."
+                )
+            eta = 0.0  # the ODE, with a normal for each step
+        solver = inner.prepare(sampler.n if inner.adds_noise else n) if solver is inner else solver
+    if not isinstance(eta, AbstractNoiseRule) and eta is not None and jnp.ndim(eta) == 1:
+        eta = jnp.asarray(eta)[:n]  # a value a step, and the data prediction is none
+    return SolverRule(solver, clock, eta, sampler.diffusion, brownian)
+
+
+def bind(
+    field: Any, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
+) -> Stepper:
+    """The stepper of parts that go together; `field` may be an equation of its own; `turned` runs the grid backwards."""
+    path = field.path if isinstance(field, AbstractField) else None
+    times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
+    wide = jnp.result_type(jnp.float32, float_type(times)) if dtype is None else dtype
+    times = times.astype(wide)[::-1] if turned else times.astype(wide)
+    taken = times if end == "stop" else times[:-1]  # rows of a step that is not taken may be infinite
+    rows = rule.rows(field, taken) if taken.shape[0] > 1 else None
+    return Stepper(rule, field, times, rows, times.shape[0] - 1, end)
+
+
+def _check_ends(field, sampler, rule, end):
+    equation: Any = rule.equation(field)
+    nodes = evaluation_nodes(rule.solver, equation.noisy) or (0.0,)
+    stops, one_step = end == "stop", sampler.n == 1 and end == "denoise"
+    check_ends(equation, sampler, first=not one_step, last=stops and 1.0 in nodes, reaches=stops)
+    check_start(rule.solver, equation, sampler)
+    if end == "denoise" and sampler.facts.starts_at_zero and (why := field.undefined(0.0)) is not None:
+        raise ValueError(f"The field must be known at every time of the grid. Got t = 0, where {why}: start later.")
+
+
+def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler: Any) -> None:
+    """Raises `ValueError` where a solver moves the state by noise before its first evaluation, and the start has no
+    scale.
+    """
+    tableau = solver.tableau if isinstance(solver, dfx.AbstractSRK) else None
+    if tableau is None or not tableau.is_additive_noise() or not isinstance(equation, FieldEquation):
+        return
+    path: Any = equation.field.path
+    lost = equation.noisy and not equation.clock.keeps_start and path.starts_at_noise and sampler.facts.starts_at_zero
+    noise = (tableau.coeffs_w, tableau.coeffs_hh, tableau.coeffs_kk)
+    if lost and any(weights is not None and weights.a[0] != 0 for weights in noise):
+        raise ValueError(
+            f"{type(solver).__name__} must start where alpha > 0: it evaluates the field at the start of a step in a state "
+            "that noise has moved, and at alpha = 0 the clock's state does not tell the path's. Got t = 0: start a little "
+            "later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1(), diffrax.SPaRK() or diffrax.SlowRK()."
+        )
+
+
+def backward(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, wrap: Any = None) -> Stepper:
+    """The steps of the ODE from data to noise, along the grid of `sample` turned around; `wrap` makes another equation of
+    the field's, as one with its density.
+    """
+    rule = meet_ode(field, sampler, what, forward=False)
+    return bind(field if wrap is None else wrap(rule.equation(field)), rule, sampler, "stop", dtype, turned=True)
+
+
+def forward_ode(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, wrap: Any) -> Stepper:
+    """The steps of the ODE from noise to data with an equation of `wrap`'s, as one with its density."""
+    rule = meet_ode(field, sampler, what, forward=True)
+    return bind(wrap(rule.equation(field)), rule, sampler, "stop", dtype)
+
+
+def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: bool) -> SolverRule:
+    """The rule of fixed steps of the ODE, each of them the solver's own, checked; it computes nothing.
+
+    Raises `ValueError` for a sampler with noise or another end, and where an end of the grid is singular.
+    """
+    check_field(field)
+    _check_ode(sampler, what)
+    if isinstance(sampler.solver, AbstractStepRule):
+        raise ValueError(f"{what} must have a diffrax solver. Got the step rule {type(sampler.solver).__name__}.")
+    clock = choose_clock(field, sampler)
+    denoises = sampler.end == "denoise" if not forward else decide_end(field, sampler, clock.finite_end) == "denoise"
+    if denoises:
+        raise ValueError(
+            f"{what} must follow the ODE to the end: the data prediction as a last step has no inverse and no divergence. "
+            "Got end='denoise': leave it out, and for a field that predicts data stop the grid short of t = 1, as "
+            "jflow.UniformGrid(n, t1=0.999)."
+        )
+    check_grid(field, sampler, "stop")
+    rule = solver_rule(sampler, clock, sampler.n)
+    rule.check(field, sampler)
+    if forward:
+        _check_ends(field, sampler, rule, "stop")
+    else:
+        nodes = evaluation_nodes(rule.solver) or (0.0, 1.0)
+        check_ends(rule.equation(field), sampler, first=1.0 in nodes, last=True, reaches=True)  # pyright: ignore
+    return rule
+
+
+def _check_ode(sampler, what):
+    """Raises `ValueError` for a sampler with noise."""
+    if sampler.eta is not None or sampler.diffusion is not None:
+        raise ValueError(f"{what} must follow the ODE. Got eta= or diffusion=: leave these out.")
+    inner = None if sampler.solver is None else unwrapped(sampler.solver)
+    if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
+        raise ValueError(
+            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise of its own: take another solver, "
+            "as diffrax.Heun()."
+        )
+
+
+def drift_stepper(equation: Any, sampler: FixedSteps, dtype: Any, brownian: Any = None) -> Stepper:
+    """The steps of `jflow.solve`: an equation in its own time, on any monotone grid."""
+    rule = solver_rule(sampler, PathClock(), sampler.n, brownian)
+    rule = SolverRule(rule.solver, rule.clock, None, equation.coefficient, brownian)
+    rule.check(equation, sampler)
+    return bind(equation, rule, sampler, "stop", dtype)
+
+
+def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: bool = False) -> FieldEquation:
+    """The equation of a field for an adaptive sampler, checked; adaptive solves share the checks of grids.
+
+    Raises `ValueError` or `TypeError` where field and sampler do not go together.
+    """
+    check_field(field)
+    clock, solver = choose_clock(field, sampler), sampler.solver
+    inner = None if solver is None else unwrapped(solver)
+    if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
+        raise ValueError(
+            f"{type(inner).__name__} must have a fixed grid: it adds noise of its own to each step. Got adaptive steps: "
+            "take jflow.FixedSteps, or another solver, as diffrax.Heun()."
+        )
+    if sampler.eta is not None:
+        check_noise(field, "eta")
+    equation = FieldEquation(field, clock, sampler.eta, sampler.diffusion)
+    check_grid(field, sampler, "stop")
+    path: Any = field.path
+    if equation.noisy and not clock.keeps_start and path.starts_at_noise and sampler.facts.starts_at_zero:
+        raise ValueError(
+            f"An adaptive SDE must start where alpha > 0 in {type(clock).__name__}: at alpha = 0 its state does not tell "
+            "the path's. Got t0 = 0: start a little later, as t0=1e-3, or take jflow.FixedSteps."
+        )
+    check_ends(equation, sampler, first=True, last=True, reaches=True)
+    return equation

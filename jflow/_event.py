@@ -1,0 +1,131 @@
+"""States: events as arrays of one type, and their arithmetic leaf by leaf."""
+
+import functools as ft
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Key, PyTree, Shaped
+
+
+def float_type(x: Any) -> Any:
+    """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+
+
+def combine(*terms: tuple[Any, PyTree]) -> PyTree:
+    """The linear combination `sum(a * x)` of events, in the `float_type` of the first event's leaves."""
+
+    def leaf(*xs):
+        total = ft.reduce(lambda u, v: u + v, (a * x for (a, _), x in zip(terms, xs, strict=True)))
+        return total.astype(float_type(xs[0]))
+
+    return jtu.tree_map(leaf, *(x for _, x in terms))
+
+
+def scale(a: Any, x: PyTree) -> PyTree:
+    """`a * x`, leaf by leaf, in the `float_type` of `x`."""
+    return combine((a, x))
+
+
+def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
+    """`x` in the `float_type`s of `like`; raises `ValueError` where structure or shapes differ."""
+    if jtu.tree_structure(x) != jtu.tree_structure(like):
+        raise ValueError(
+            f"{what} must have the structure of the state. Got {jtu.tree_structure(x)} "
+            f"for a state {jtu.tree_structure(like)}."
+        )
+
+    def leaf(a, b):
+        if jnp.shape(a) != jnp.shape(b):
+            raise ValueError(
+                f"{what} must have the shape of the state. Got {jnp.shape(a)} for a state of shape {jnp.shape(b)}; "
+                "if these differ by a leading batch axis, a jax.vmap is missing."
+            )
+        return jnp.asarray(a).astype(float_type(b))
+
+    return jtu.tree_map(leaf, x, like)
+
+
+def size(x: PyTree) -> int:
+    """Number of components of an event, or of its `jax.ShapeDtypeStruct`s."""
+    return sum(math.prod(leaf.shape) for leaf in jtu.tree_leaves(x))
+
+
+def shape_of(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and types of an event."""
+    return jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
+
+
+def state_dtype(x: PyTree) -> Any:
+    """The floating type in which coefficients and times of the state `x` are computed: float32 or wider."""
+    return jnp.result_type(jnp.float32, *map(float_type, jtu.tree_leaves(x)))
+
+
+def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTree:
+    """`x` as an event of float32 or float64 arrays; on a path of letters, integers stay as they are.
+
+    Raises `ValueError` for an integer leaf elsewhere: rounding a state to integers at each step is never meant.
+    """
+
+    def leaf(a):
+        a = jnp.asarray(a)
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            if letters:
+                return a
+            raise ValueError(
+                f"{what} must be of a floating-point type. Got {a.dtype}: scale pixels to [-1, 1] "
+                "(jflow.data.from_array does), or pass x.astype(jnp.float32)."
+            )
+        return a if a.dtype in (jnp.float32, jnp.float64) else a.astype(jnp.float32)
+
+    return jtu.tree_map(leaf, x)
+
+
+def event_like(shape: Any, *, letters: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and types of the state of an event's shape: a tuple of integers, or a pytree of `ShapeDtypeStruct`."""
+    if isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape):
+        return jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
+    if any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jtu.tree_leaves(shape)):
+        raise ValueError(
+            "shape must be the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
+            f"jax.ShapeDtypeStruct. Got {shape!r}."
+        )
+
+    def wide(leaf):
+        narrow = jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != jnp.float64
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if narrow else leaf.dtype)
+
+    return jtu.tree_map(wide, shape)
+
+
+def rounded(x: PyTree, dtype: Any) -> PyTree:
+    """The floating-point leaves of `x` in another type."""
+    return jtu.tree_map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, x)
+
+
+def safe_sqrt(x: Array) -> Array:
+    """The square root, with derivative zero at zero: a noise that is absent has no derivative."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x == 0, 0, jnp.nan)).astype(x.dtype)
+
+
+def all_finite(x: PyTree) -> Shaped[Array, ""]:
+    """Whether every component of the event is finite."""
+    return ft.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jtu.tree_leaves(x)])
+
+
+def normal_like(key: Key[Array, ""], x: PyTree) -> PyTree:
+    """Standard normals of the shapes and types of `x`, one key a leaf."""
+    leaves, treedef = jtu.tree_flatten(x)
+    keys = [key] if len(leaves) == 1 else list(jax.random.split(key, len(leaves)))
+    draws = [jax.random.normal(k, leaf.shape, float_type(leaf)) for k, leaf in zip(keys, leaves, strict=True)]
+    return jtu.tree_unflatten(treedef, draws)
+
+
+def row(tree: PyTree, i: Any) -> PyTree:
+    """The `i`-th row of every leaf."""
+    return jtu.tree_map(lambda leaf: leaf[i], tree)

@@ -1,0 +1,123 @@
+"""Flow maps: networks of two times, whose steps are jumps."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ._args import bare
+from ._event import cast_like, combine, safe_sqrt, state_dtype
+from ._field import AbstractField, check_affine
+from ._grid import UniformGrid
+from ._path import AbstractAffinePath
+from ._prediction import given
+from ._rule import AbstractStepRule
+from ._sampler import FixedSteps
+from ._source import check_score, noise_map
+from ._trainable import frozen
+from ._types import Event, Time
+from ._validate import concrete, scalar_time
+
+
+class FlowMap(AbstractField):
+    """A flow map `X_{s,t}`: a network of two times that gives the average velocity, `X_{s,t}(x) = x + (t - s) u(s, t, x)`.
+
+    `net(s, t, x, args)` is `u`. On its diagonal it is the velocity, so it is a field, which samplers, guides and
+    likelihoods take; `Jump()` steps by one evaluation over any interval.
+
+    Source: Boffi et al. 2024, arXiv:2406.07507; Geng et al. 2025, arXiv:2505.13447 (MeanFlow).
+
+    ```python
+    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
+    assert jnp.allclose(straight.jump(0.0, 1.0, jnp.zeros(2)), 1.0)
+    ```
+    """
+
+    net: Callable[..., Any]
+    path: AbstractAffinePath
+    predicts: ClassVar[str] = "velocity"
+
+    def __check_init__(self):
+        check_affine(self.path, "A flow map")
+
+    def average(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`u(s, t, x)`, the average velocity from s to t."""
+        return cast_like(self.net(scalar_time(s), scalar_time(t), x, bare(args)), x, "A flow map's output")
+
+    def jump(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
+        """`X_{s,t}(x)`, the state at t from the state `x` at s."""
+        s, t = scalar_time(s), scalar_time(t)
+        return combine((1, x), (t - s, self.average(s, t, x, args)))
+
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        t = scalar_time(t)
+        return given(self.path, t, x, (self.average(t, t, x, args),), ("velocity",), targets, args)
+
+    def recommended(self, nfe: int, args: Any = None) -> Any:
+        """One jump an evaluation, at most four."""
+        return FixedSteps(UniformGrid(min(nfe, 4)), Jump(), end="stop")
+
+
+class Jump(AbstractStepRule):
+    """The step of a flow map, `x' = X_{s,t}(x)`: one evaluation, whatever the length of the step.
+
+    With `renoise` the sampler is stochastic: a step jumps to the time t' > t where `sigma/alpha` is `sqrt(1 - renoise^2)`
+    times that of t, and adds the noise that leads back to t. `renoise=1.0` jumps to the data and noises it anew, the
+    multistep sampling of consistency models.
+
+    Source: Kim et al. 2024, arXiv:2310.02279, algorithm 3 (gamma-sampling); Song et al. 2023, arXiv:2303.01469,
+    algorithm 1.
+
+    ```python
+    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
+    sol = jf.sample(straight, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(2), jf.Jump()))
+    assert sol.nfe == 2
+    ```
+    """
+
+    renoise: Any = frozen(default=None)
+
+    def __check_init__(self):
+        known = concrete(self.renoise)
+        if known is not None and not (known.ndim == 0 and 0 <= known <= 1):
+            raise ValueError(f"renoise must be a number from 0 to 1. Got {self.renoise!r}.")
+
+    @property
+    def noisy(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether a step takes noise."""
+        return self.renoise is not None
+
+    def step(self, field: Any, row: Any, x: PyTree, state: Any, noise: Any, args: Any) -> tuple[Event, Any]:
+        if self.renoise is None:
+            return field.jump(row.t0, row.t1, x, args), state
+        path, t, amount = field.path, row.t1, jnp.asarray(self.renoise).astype(row.t1.dtype)
+        kept = (1 - amount) * (1 + amount)
+        ahead = jnp.where(kept == 0, 1, path.log_snr_inverse(path.log_snr(t) - jnp.log(jnp.where(kept == 0, 1, kept))))
+        back = path.alpha(t) / path.alpha(ahead)
+        std = safe_sqrt(path.sigma(t) ** 2 - (back * path.sigma(ahead)) ** 2)
+        mapped = noise_map(path.source)
+        noise = noise if mapped is None else mapped.apply(noise, args)
+        return combine((back, field.jump(row.t0, ahead, x, args)), (std, noise)), state
+
+    def nfe(self, field: Any, args: Any) -> int | None:
+        return field.evaluations(args)
+
+    def check(self, field: Any, sampler: Any) -> None:
+        if not isinstance(field, FlowMap):
+            raise TypeError(
+                f"Jump() must have a flow map, jflow.FlowMap(net, path). Got {type(field).__name__}, which has one time: "
+                "take a diffrax solver; a guide over a flow map is a field, and has no jump."
+            )
+        if self.renoise is not None:
+            check_score(field.path.source, "Jump(renoise=)")
+
+    def log_det(self, field: Any, row: Any, x: PyTree, args: Any) -> Float[Array, ""]:
+        """`log |det(I + (t - s) d_x u(s, t, x))|`, exact, by the whole Jacobian."""
+        if self.renoise is not None:
+            raise ValueError("A density must be of a map. Got Jump(renoise=), which draws: leave renoise out.")
+        flat, unravel = ravel_pytree(x)
+        jacobian = jax.jacfwd(lambda y: ravel_pytree(field.jump(row.t0, row.t1, unravel(y), args))[0])(flat)
+        return jnp.linalg.slogdet(jacobian)[1].astype(state_dtype(x))

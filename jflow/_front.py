@@ -1,0 +1,138 @@
+"""The eager front of the verbs: what makes a call outside of `jax.jit` compile once, and say what is true.
+
+A verb checks its arguments, and hands its operands to one function, the core, which is compiled here. Their arrays are
+arguments of the program; all else (structures, activations, names) is static, and a second call with the same compiles
+nothing. Under an outer `jax.jit` the core is traced into the caller's program.
+"""
+
+import functools as ft
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.dtypes
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from ._types import Noun
+
+
+def run(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> Any:
+    """`core(*operands, *static)`, compiled once for operands of one structure, shapes and types."""
+    return prepare(core, operands, *static)()
+
+
+def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> Callable[..., Any]:
+    """`core(*operands, *more, *static)` as a function of `more`, pytrees of arrays.
+
+    A plain function that a noun holds itself may read globals, and a program that was kept would answer with old
+    numbers: such operands get a `jax.jit` of their own, on flat leaves, which is forgotten with the function returned.
+    (With a fresh `equinox.filter_jit`, or with none, each call would keep about 2 MB.)
+    """
+    leaves, treedef = jtu.tree_flatten(operands)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    rest = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
+    if _holds_function(operands, treedef, rest):
+        fresh = jax.jit(lambda arrays, more: _packed(core, treedef, rest, static, arrays, more), inline=True)
+        return lambda *more: fresh(arrays, more).unpack()
+    return lambda *more: _kept(core, treedef, rest, static, arrays, more).unpack()
+
+
+@ft.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+def _kept(core, treedef, rest, static, arrays, more):
+    return _packed(core, treedef, rest, static, arrays, more)
+
+
+def _packed(core, treedef, rest, static, arrays, more):
+    arrays = iter(arrays)
+    leaves = [next(arrays) if leaf is None else leaf[1] for leaf in rest]
+    return _Packed.of(core(*jtu.tree_unflatten(treedef, leaves), *more, *static))
+
+
+@jtu.register_pytree_node_class
+class _Packed:
+    """A result whose arrays come out of a compiled function, and whose other leaves go around it."""
+
+    def __init__(self, arrays: Any, rest: Any, treedef: Any):
+        self.arrays, self.rest, self.treedef = arrays, rest, treedef
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "_Packed":
+        leaves, treedef = jtu.tree_flatten(tree)
+        arrays = [leaf for leaf in leaves if _is_array(leaf)]
+        return cls(arrays, tuple(None if _is_array(leaf) else (leaf,) for leaf in leaves), treedef)
+
+    def unpack(self) -> Any:
+        arrays = iter(self.arrays)
+        return jtu.tree_unflatten(self.treedef, [next(arrays) if leaf is None else leaf[0] for leaf in self.rest])
+
+    def tree_flatten(self):
+        return (self.arrays,), (self.rest, self.treedef)
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(children[0], *aux)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+_HOLDS: dict[Any, bool] = {}
+
+
+def _holds_function(operands: Any, treedef: Any, rest: Any) -> bool:
+    """Whether a noun among the operands holds a plain function; decided once for operands of one structure."""
+    key = treedef, rest
+    if (known := _HOLDS.get(key)) is None:
+        if len(_HOLDS) > 1024:
+            _HOLDS.clear()
+        known = _HOLDS[key] = any(map(_holds, jtu.tree_leaves(operands, is_leaf=_keeper)))
+    return known
+
+
+def _keeper(node: Any) -> bool:
+    """Whether the functions that a node holds itself are the user's."""
+    return isinstance(node, (Noun, dfx.SubSaveAt, dfx.Event))
+
+
+def _holds(node: Any) -> bool:
+    if not _keeper(node):
+        return False
+    children = jtu.tree_leaves(node, is_leaf=lambda child: child is not node and not isinstance(child, (tuple, dict, list)))
+    return any(_is_plain(child) or any(map(_holds, jtu.tree_leaves(child, is_leaf=_keeper))) for child in children)
+
+
+_OWN = dfx.SubSaveAt(t1=True).fn
+"""diffrax's own function of what to save."""
+
+
+def _is_plain(child: Any) -> bool:
+    return callable(child) and jtu.all_leaves([child]) and child is not _OWN
+
+
+def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
+    """The Python numbers of a pytree as arrays, so that new values are no new program: those that people sweep, in
+    samplers and, with `integers`, in `args`.
+
+    They have a strong type: a weak one would be another program.
+    """
+    kinds = (float, int) if integers else float
+
+    def leaf(value):
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return value
+        return np.asarray(value, jax.dtypes.canonicalize_dtype(type(value)))
+
+    return jtu.tree_map(leaf, tree)
+
+
+def as_arrays(args: PyTree) -> PyTree:
+    """A condition, with arrays for its numbers and strong types for its arrays."""
+    return jtu.tree_map(_strong, numbers(args, integers=True))
+
+
+def _strong(leaf: Any) -> Any:
+    return leaf.astype(leaf.dtype) if isinstance(leaf, jax.Array) and leaf.aval.weak_type else leaf

@@ -1,0 +1,40 @@
+"""Meshes: the same function over the shards of a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+
+def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callable[..., Any]:
+    """`fn` with its last `num_batched` arguments and its outputs split over the first axis of the mesh.
+
+    The other arguments are replicated. There are no collectives: each device works on its samples alone.
+    """
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    batched = PartitionSpec(mesh.axis_names[0])
+
+    def sharded(*args):
+        specs = (PartitionSpec(),) * (len(args) - num_batched) + (batched,) * num_batched
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=batched, check_vma=False)(*args)
+
+    return sharded
+
+
+def count_devices(mesh: Any) -> int:
+    """Devices that a batch is split over; raises `TypeError` for what is no mesh."""
+    if mesh is None:
+        return 1
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax mesh, as jax.make_mesh((jax.device_count(),), ('data',)). Got {mesh!r}.")
+    return mesh.shape[mesh.axis_names[0]]
+
+
+def check_split(batch_size: int, devices: int) -> None:
+    """Raises `ValueError` where the batch does not split evenly over the devices."""
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size must be a multiple of the devices of the mesh. Got {batch_size} for {devices} devices; "
+            f"try batch_size={devices * max(1, round(batch_size / devices))}."
+        )

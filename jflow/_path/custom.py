@@ -1,0 +1,141 @@
+"""A path from two functions of time."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._source import AbstractSource, Normal
+from .._trainable import frozen
+from .._validate import scalar_time
+from ._abstract import AbstractAffinePath, inside, slope
+
+BOUND = 0.1
+"""Of `alpha(0)/sigma(0)` and `sigma(1)/alpha(1)`: the noise end of Stable Diffusion's schedule has 0.068."""
+
+
+class CustomPath(AbstractAffinePath):
+    """A path from two functions of time, `CustomPath(alpha, sigma)`; derivatives come from automatic differentiation.
+
+    These rules are checked once: finite values, `sigma(0) > 0`, `alpha(1) > 0`, an increasing signal-to-noise
+    ratio, `alpha(0)/sigma(0)` and `sigma(1)/alpha(1)` at most 0.1. At the ends derivatives are the limits from
+    inside, taken one float away, and infinite at t = 0 where autodiff finds them so, as `alpha'` of `sqrt(t)`;
+    `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
+
+    Raises `ValueError` where the functions break a rule.
+    """
+
+    alpha_fn: Callable[[Array], Array] = frozen()
+    sigma_fn: Callable[[Array], Array] = frozen()
+    source: AbstractSource = frozen()
+    _flags: tuple[bool, bool, bool] = eqx.field(static=True)
+    _steep: tuple[bool, bool] = eqx.field(static=True)  # whether alpha'(0) and sigma'(0) are infinite
+
+    def __init__(
+        self,
+        alpha: Callable[[Array], Array],
+        sigma: Callable[[Array], Array],
+        *,
+        source: AbstractSource | None = None,
+    ):
+        """`alpha`, `sigma`: differentiable functions of a scalar time, for t in [0, 1]; `source` of x0."""
+        self.alpha_fn, self.sigma_fn = alpha, sigma
+        self.source = Normal() if source is None else source
+        with jax.ensure_compile_time_eval():
+            zero, one = jnp.asarray(0.0, jnp.float32), jnp.asarray(1.0, jnp.float32)
+            end, starts = jax.grad(self.sigma)(one), (jax.grad(self.alpha)(zero), jax.grad(self.sigma)(zero))
+            sigma_1, alpha_0 = sigma(one), alpha(zero)
+        if any(isinstance(value, jax.core.Tracer) for value in (end, *starts, sigma_1, alpha_0)):
+            raise ValueError(
+                "A CustomPath looks at its ends once, when it is built, and functions of traced values hide them. Build it "
+                "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
+            )
+        self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
+        self._steep = (bool(np.isinf(starts[0])), bool(np.isinf(starts[1])))
+
+    def __check_init__(self):
+        _check_ends(self)
+
+    def alpha(self, t):
+        t = scalar_time(t)
+        return jnp.asarray(self.alpha_fn(t)).astype(t.dtype)
+
+    def sigma(self, t):
+        t = scalar_time(t)
+        return jnp.asarray(self.sigma_fn(t)).astype(t.dtype)
+
+    def alpha_dot(self, t):
+        return slope(self.alpha, t, steep=self._steep[0])
+
+    def sigma_sigma_dot(self, t):
+        return self.sigma(inside(t)) * slope(self.sigma, t, steep=self._steep[1])
+
+    def velocity_row(self, t):
+        alpha_dot = self.alpha_dot(t)
+        if not self.finite_sigma_dot:
+            sigma = self.sigma(t)
+            return sigma, sigma * alpha_dot, self.sigma_sigma_dot(t)
+        return jnp.ones_like(alpha_dot), alpha_dot, slope(self.sigma, t, steep=self._steep[1])
+
+    @property
+    def finite_sigma_dot(self):
+        return self._flags[0]
+
+    @property
+    def ends_at_data(self):
+        return self._flags[1]
+
+    @property
+    def starts_at_noise(self):
+        return self._flags[2]
+
+    @property
+    def finite_alpha_dot(self):
+        return not self._steep[0]
+
+
+def _check_ends(path):
+    """The rules a path built from a user's values keeps."""
+    grid = np.linspace(0.0, 1.0, 101, dtype=np.float32)
+    with jax.ensure_compile_time_eval():
+        values = jax.vmap(lambda t: (path.alpha(t), path.sigma(t)))(jnp.asarray(grid))
+        if any(isinstance(v, jax.core.Tracer) for v in values):
+            return
+        alpha, sigma = (np.asarray(v, dtype=np.float64) for v in values)
+    if not (np.isfinite(alpha).all() and np.isfinite(sigma).all()):
+        raise ValueError("alpha and sigma of a path must be finite on [0, 1]. Got a non-finite value.")
+    if not (sigma[0] > 0 and alpha[-1] > 0):
+        raise ValueError(
+            f"A path must have sigma(0) > 0 and alpha(1) > 0. Got sigma(0) = {sigma[0]:.4g}, alpha(1) = {alpha[-1]:.4g}. "
+            "Time runs from noise (t = 0) to data (t = 1): are alpha and sigma swapped?"
+        )
+    if alpha[0] / sigma[0] > BOUND or sigma[-1] / alpha[-1] > BOUND:
+        raise ValueError(
+            f"A path must have alpha(0)/sigma(0) and sigma(1)/alpha(1) of at most {BOUND}, so that it starts at noise and "
+            f"ends at data. Got {alpha[0] / sigma[0]:.4g} and {sigma[-1] / alpha[-1]:.4g}."
+        )
+    _check_signs(grid, alpha=alpha, sigma=sigma)
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(alpha) - np.log(sigma)
+    if not (np.diff(log_snr) > 0).all():
+        raise ValueError(
+            "The signal-to-noise ratio alpha^2/sigma^2 of a path must increase with time. Got one that does not; time "
+            "runs from noise (t = 0) to data (t = 1)."
+        )
+
+
+def _check_signs(grid, **functions):
+    for name, values in functions.items():
+        least = int(values.argmin())
+        if values[least] < 0:
+            rounded = values[least] > -1e-6 * values.max()
+            sine = "jnp.sin(jnp.pi * t / 2)" if name == "alpha" else "jnp.sin(jnp.pi * (1 - t) / 2)"
+            fix = f", by rounding: let it be exactly zero, a cosine as {sine}, or take jflow.Cosine()"
+            raise ValueError(
+                f"alpha and sigma of a path must not be negative. Got {name}({grid[least]:g}) = {values[least]:.4g}"
+                f"{fix if rounded else ''}."
+            )

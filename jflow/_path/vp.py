@@ -1,0 +1,66 @@
+"""The variance-preserving path of a linear noise rate."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._source import AbstractSource, Normal
+from .._trainable import frozen
+from .._types import Time
+from .._validate import parameter, scalar_time
+from ._abstract import AbstractAffinePath
+
+class VP(AbstractAffinePath):
+    """The variance-preserving path of a linear noise rate, with `s = 1 - t`:
+    `log alpha = -s^2 (beta_max - beta_min) / 4 - s beta_min / 2`, `sigma^2 = 1 - alpha^2`.
+
+    `alpha(0) = 0.0066` at the defaults: noise keeps that much of the data. `sigma'` is infinite at t = 1.
+
+    Source: Song et al. 2021, arXiv:2011.13456, equation 33; its t is our 1 - t.
+    """
+
+    finite_sigma_dot: ClassVar[bool] = False
+    starts_at_noise: ClassVar[bool] = False
+
+    beta_min: Array = frozen()
+    beta_max: Array = frozen()
+    source: AbstractSource = frozen()
+
+    def __init__(self, beta_min: Time = 0.1, beta_max: Time = 20.0, *, source: AbstractSource | None = None):
+        """`beta_min`, `beta_max`: the noise rate at the data and at the noise end, per unit of time; `source` of x0."""
+        self.source = Normal() if source is None else source
+        self.beta_min = parameter(beta_min, "beta_min")
+        self.beta_max = parameter(beta_max, "beta_max")
+
+    def _rate(self, t):
+        """`-log alpha` and its negated derivative in t, half the noise rate."""
+        s = 1 - scalar_time(t)
+        low, high = self.beta_min.astype(s.dtype), self.beta_max.astype(s.dtype)
+        return s * (s * (high - low) / 4 + low / 2), s * (high - low) / 2 + low / 2
+
+    def alpha(self, t):
+        return jnp.exp(-self._rate(t)[0])
+
+    def sigma(self, t):
+        return jnp.sqrt(-jnp.expm1(-2 * self._rate(t)[0]))
+
+    def alpha_dot(self, t):
+        integral, rate = self._rate(t)
+        return jnp.exp(-integral) * rate
+
+    def sigma_sigma_dot(self, t):
+        integral, rate = self._rate(t)
+        return -jnp.exp(-2 * integral) * rate
+
+    def velocity_row(self, t):
+        sigma = self.sigma(t)
+        return sigma, sigma * self.alpha_dot(t), self.sigma_sigma_dot(t)
+
+    def log_snr_inverse(self, log_snr):
+        log_snr = scalar_time(log_snr)
+        low, high = self.beta_min.astype(log_snr.dtype), self.beta_max.astype(log_snr.dtype)
+        # The root of a quadratic in 1 - t, arranged to be defined where log alpha is zero or infinite too.
+        root = jnp.sqrt(jax.nn.softplus(-log_snr))  # sqrt(-2 log alpha)
+        return 1 - 2 * root / (low / root + jnp.sqrt((low / root) ** 2 + 2 * (high - low)))

@@ -1,0 +1,86 @@
+"""Step rules: what takes one step of a grid, where it is not a diffrax solver."""
+
+import abc
+from typing import Any, ClassVar, NamedTuple
+
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from ._event import float_type, shape_of, size
+from ._types import Event, Noun, PRNGKey
+
+
+class Times(NamedTuple):
+    """The row of a step that knows its two path times alone."""
+
+    t0: Any
+    t1: Any
+
+
+class AbstractStepRule(Noun):
+    """One step of a grid: only `step` is abstract. It goes in the place of a diffrax solver, `FixedSteps(times, rule)`.
+
+    The loop calls `rows` once, `init` before the first step, and `step` on each row with the noise of that step.
+    A `row` is what a step must know, a pytree that `rows` returns with a leading axis of length n.
+    """
+
+    noisy: ClassVar[bool] = False
+    """Whether a step takes noise."""
+
+    @abc.abstractmethod
+    def step(self, field: Any, row: Any, x: PyTree, state: Any, noise: Any, args: Any) -> tuple[Event, Any]:
+        """The state after the step of `row`, and the memory; `noise` is `None` for a rule that is not `noisy`, else
+        white noise as `draw` gives it.
+        """
+
+    def rows(self, field: Any, times: Float[Array, " points"]) -> Any:
+        """What each step must know; by default its path times, `row.t0` and `row.t1`."""
+        return Times(times[:-1], times[1:])
+
+    def init(self, field: Any, row: Any, x: PyTree, args: Any) -> Any:
+        """The memory before the first step; by default `None`."""
+        return None
+
+    def draw(self, key: PRNGKey, n: int, like: PyTree) -> Any:
+        """White noise of `n` consecutive steps, with a leading axis of length n; by default standard normals."""
+        leaves, treedef = jtu.tree_flatten(like)
+        keys = [key] if len(leaves) == 1 else list(jr.split(key, len(leaves)))
+        draws = [jr.normal(k, (n, *leaf.shape), float_type(leaf)) for k, leaf in zip(keys, leaves, strict=True)]
+        return jtu.tree_unflatten(treedef, draws)
+
+    def noise_like(self, field: Any, row: Any, x: PyTree, args: Any) -> Any:
+        """Shapes of the noise of a step; by default those of the state."""
+        return shape_of(x)
+
+    def block(self, like: PyTree) -> int:
+        """How many steps share a key, for speed: the noise of step i is `draw(fold_in(key, i // b), b, like)[i % b]`.
+
+        Deriving a key costs more than the numbers it gives where the event is small; where it is large, large blocks
+        leave the cache.
+        """
+        return max(1, min(20, 64 // max(size(like), 1)))
+
+    def nfe(self, field: Any, args: Any) -> int | None:
+        """Network evaluations of a step; by default `None`, and then they are counted on one abstract step."""
+        return None
+
+    def check(self, field: Any, sampler: Any) -> None:
+        """Raises `ValueError` where field and sampler do not go with the rule."""
+        return
+
+    def log_ratio(
+        self, field: Any, target: Any, row: Any, x: PyTree, x1: PyTree, args: Any, state: Any, target_state: Any
+    ) -> Float[Array, ""]:
+        """`log p_target(x1 | x) - log p_field(x1 | x)` of one step, for weights of particles; `target_state` is the
+        target's own memory. By default it raises, since no density of a step is known.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must have a log_ratio for weights of particles. Got none.")
+
+    def log_det(self, field: Any, row: Any, x: PyTree, args: Any) -> Float[Array, ""]:
+        """`log |det|` of the derivative of the step in `x`, for steps that are maps. By default it raises."""
+        raise NotImplementedError(f"{type(self).__name__} must have a log_det for a density. Got none.")
+
+    def inverse(self, field: Any, row: Any, x: PyTree, args: Any) -> Event:
+        """The state before the step that led to `x`, for steps that are maps. By default it raises."""
+        raise NotImplementedError(f"{type(self).__name__} must have an inverse for a density. Got none.")

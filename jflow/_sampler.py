@@ -1,0 +1,295 @@
+"""Samplers: how a field is integrated, as one noun that prints, compares and travels through every verb."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._clock import AbstractClock
+from ._code import as_code
+from ._grid import AbstractGridRule
+from ._noise_rule import AbstractNoiseRule
+from ._rule import AbstractStepRule
+from ._types import Noun, Time
+from ._validate import check_count, concrete
+
+End = Literal["denoise", "stop"]
+"""How a grid ends: by the data prediction in the place of its last step, or like its other steps."""
+
+
+class _Quiet:
+    """A value for messages, all of which are equal: it makes no new program."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Quiet)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class Facts(NamedTuple):
+    """What is known of a grid without computing: `None` where nothing is, for a traced array."""
+
+    starts_at_zero: bool | None = None
+    ends_at_one: bool | None = None
+    repeats_last: bool | None = None
+    increases: bool | None = None  # strictly, but for a last point that stands twice
+    decreases: bool | None = None
+    within: bool | None = None  # [0, 1]
+    note: _Quiet = _Quiet("")
+
+
+class FixedSteps(Noun):
+    """A sampler of fixed steps: a grid, a solver, a clock, the noise, and how the grid ends.
+
+    ```python
+    sampler = jf.FixedSteps(jf.KarrasGrid(18), dfx.Heun(), clock=jf.SigmaClock())  # EDM
+    assert sampler.n == 18 and repr(sampler) == "jf.FixedSteps(jf.KarrasGrid(18), dfx.Heun(), clock=jf.SigmaClock())"
+    assert eval(repr(sampler)) == sampler
+    ```
+    """
+
+    times: Any
+    solver: dfx.AbstractSolver | AbstractStepRule | None
+    clock: AbstractClock | None
+    eta: Any
+    diffusion: Callable[[Any], Any] | None
+    end: End | None = eqx.field(static=True)
+    _facts: Facts = eqx.field(static=True, repr=False)
+
+    def __init__(
+        self,
+        times: Any,
+        solver: dfx.AbstractSolver | AbstractStepRule | None = None,
+        *,
+        clock: AbstractClock | None = None,
+        eta: Any = None,
+        diffusion: Callable[[Any], Any] | None = None,
+        end: Any = None,
+    ):
+        """Makes a sampler; what needs a field as well is checked when both meet.
+
+        Args:
+            times: A grid rule, as `UniformGrid(32)`, or the times themselves: `n` steps have `n + 1` points.
+            solver: Any explicit diffrax solver, `diffrax.Euler()` by default, or an `AbstractStepRule`.
+            clock: In which time it is integrated; by default the one a solver brings along (as `DPMpp` does), else the
+                path's own, or `ThetaClock()` where `eta` is given.
+            eta: `None` for the ODE. Else the amplitude of the noise: 1 is the reverse SDE. A number, or for one-step
+                solvers an array with a value a step, or a noise rule as `Ancestral(0.5)`.
+            diffusion: In place of `eta` the lecture's diffusion coefficient `g(t)`, in the path's own time: the drift
+                is `velocity + g^2/2 score`.
+            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others. By
+                default `"stop"`, but `"denoise"` where the last right-hand side is not defined: for a field that
+                predicts the data and for a clock that is infinite where sigma = 0, on a grid that ends there or repeats
+                its last point.
+
+        Raises `ValueError` or `TypeError` for parts that do not go together.
+        """
+        if not isinstance(times, AbstractGridRule):
+            times = times if isinstance(times, jax.Array) else np.asarray(times, np.result_type(float, jnp.float32))
+            if not isinstance(times, jax.Array):
+                times = jnp.asarray(times, float)
+        self.times, self.solver, self.clock, self.eta, self.diffusion, self.end = (
+            times, solver, clock, eta, diffusion, end,
+        )  # fmt: skip
+        self._facts = _facts(times)
+
+    def __check_init__(self):
+        if self.solver is not None and not isinstance(self.solver, (dfx.AbstractSolver, AbstractStepRule)):
+            raise TypeError(f"solver must be an object, as diffrax.Heun() or jflow.DPMpp(2). Got {self.solver!r}.")
+        if isinstance(self.solver, dfx.AbstractImplicitSolver):
+            raise ValueError(
+                f"Fixed steps must have an explicit solver. Got {type(self.solver).__name__}, which is implicit: take "
+                "jflow.AdaptiveSteps(solver), with controller=diffrax.StepTo(times) for given steps."
+            )
+        if self.end not in (None, "denoise", "stop"):
+            raise ValueError(f"end must be 'denoise' or 'stop'. Got {self.end!r}.")
+        _check_noise(self)
+        if isinstance(self.eta, (jax.Array, np.ndarray)) and self.eta.ndim == 1 and len(self.eta) != self.n:
+            raise ValueError(
+                f"An array eta must have one value for each of the {self.n} steps. Got {len(self.eta)} values."
+            )
+
+    @property
+    def n(self) -> int:
+        """The number of steps."""
+        return self.times.n if isinstance(self.times, AbstractGridRule) else self.times.shape[0] - 1
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the grid without computing."""
+        return self._facts
+
+    def __repr__(self) -> str:
+        return as_code(self)
+
+
+class AdaptiveSteps(Noun):
+    """A sampler of adaptive steps, by `diffrax.diffeqsolve`: also implicit solvers, events, dense output.
+
+    ```python
+    sampler = jf.AdaptiveSteps(dfx.Tsit5(), rtol=1e-6, atol=1e-6)
+    world = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+    assert jf.sample(world.field(jf.CondOT()), jr.key(0), (2,), sampler).status == 0
+    ```
+    """
+
+    solver: dfx.AbstractSolver | None
+    controller: dfx.AbstractStepSizeController | None
+    t0: Any
+    t1: Any
+    clock: AbstractClock | None
+    eta: Any
+    diffusion: Callable[[Any], Any] | None
+    dt0: Any
+    max_steps: int | None = eqx.field(static=True)
+    adjoint: dfx.AbstractAdjoint | None
+    _facts: Facts = eqx.field(static=True, repr=False)
+
+    def __init__(
+        self,
+        solver: dfx.AbstractSolver | None = None,
+        controller: dfx.AbstractStepSizeController | None = None,
+        *,
+        t0: Time | None = None,
+        t1: Time | None = None,
+        clock: AbstractClock | None = None,
+        eta: Any = None,
+        diffusion: Callable[[Any], Any] | None = None,
+        dt0: Time | None = None,
+        max_steps: int | None = 4096,
+        adjoint: dfx.AbstractAdjoint | None = None,
+        rtol: Time | None = None,
+        atol: Time | None = None,
+    ):
+        """Makes a sampler; what needs a field as well is checked when both meet.
+
+        Args:
+            solver: Any diffrax solver; `diffrax.Tsit5()` by default.
+            controller: `diffrax.PIDController(1e-5, 1e-5)` by default; `rtol` and `atol` are short for one.
+            t0: Where generation starts, 0 by default.
+            t1: Where it ends, 1 by default.
+            clock: As in `FixedSteps`.
+            eta: As in `FixedSteps`, a number; the noise is then passed as `brownian=`.
+            diffusion: As in `FixedSteps`.
+            dt0: The first step, in the path's time.
+            max_steps: The largest number of steps.
+            adjoint: How gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` by default.
+            rtol: Relative tolerance.
+            atol: Absolute tolerance.
+
+        Raises `ValueError` or `TypeError` for parts that do not go together.
+        """
+        if rtol is not None or atol is not None:
+            if controller is not None:
+                raise ValueError("rtol and atol must stand without controller=, for which they are short. Got both.")
+            controller = dfx.PIDController(1e-5 if rtol is None else rtol, 1e-5 if atol is None else atol)
+        self.solver, self.controller, self.t0, self.t1 = solver, controller, t0, t1
+        self.clock, self.eta, self.diffusion = clock, eta, diffusion
+        self.dt0, self.max_steps, self.adjoint = dt0, max_steps, adjoint
+        start, stop = (default if t is None else concrete(t) for t, default in ((t0, 0.0), (t1, 1.0)))
+        known = start is not None and stop is not None
+        self._facts = Facts(
+            starts_at_zero=None if start is None else bool(start == 0),
+            ends_at_one=None if stop is None else bool(stop == 1),
+            repeats_last=False,
+            increases=bool(start <= stop) if known else None,
+            decreases=bool(start >= stop) if known else None,
+            within=bool(0 <= min(start, stop) and max(start, stop) <= 1) if known else None,
+            note=_Quiet(f"t0 = {start:g}, t1 = {stop:g}" if known else ""),
+        )
+
+    def __check_init__(self):
+        if self.solver is not None and not isinstance(self.solver, dfx.AbstractSolver):
+            raise TypeError(f"solver must be a diffrax solver, as diffrax.Tsit5(). Got {self.solver!r}.")
+        if self.controller is not None and not isinstance(self.controller, dfx.AbstractStepSizeController):
+            raise TypeError(f"controller must be a diffrax controller, as PIDController. Got {self.controller!r}.")
+        for name, t in (("t0", self.t0), ("t1", self.t1)):
+            if (known := concrete(t)) is not None and not (known.ndim == 0 and np.isfinite(known)):
+                raise ValueError(f"{name} must be a finite number. Got {t!r}.")
+        if self.max_steps is not None:
+            check_count(max_steps=self.max_steps)
+        _check_noise(self)
+        if isinstance(self.eta, AbstractNoiseRule) or (self.eta is not None and jnp.ndim(self.eta) == 1):
+            raise ValueError(f"eta of adaptive steps must be a number. Got {self.eta!r}: take jflow.FixedSteps.")
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the interval without computing."""
+        return self._facts
+
+    def __repr__(self) -> str:
+        return as_code(self)
+
+
+Sampler = FixedSteps | AdaptiveSteps
+
+
+def as_sampler(sampler: Any) -> Sampler:
+    """A sampler; a grid rule or an array of times is short for `FixedSteps(times)`."""
+    if isinstance(sampler, (FixedSteps, AdaptiveSteps)):
+        return sampler
+    if isinstance(sampler, (AbstractGridRule, jax.Array, np.ndarray, list, tuple)):
+        return FixedSteps(sampler)
+    raise TypeError(
+        "A sampler must be jflow.FixedSteps(...), jflow.AdaptiveSteps(...), a grid as jflow.UniformGrid(32), or an "
+        f"array of times. Got {sampler!r}."
+    )
+
+
+def _check_noise(sampler: Any) -> None:
+    """Raises where clock, eta and diffusion do not go together."""
+    clock, eta = sampler.clock, sampler.eta
+    if clock is not None and not isinstance(clock, AbstractClock):
+        raise TypeError(f"clock must be an object, as jflow.SigmaClock(). Got {clock!r}.")
+    if sampler.diffusion is not None:
+        if not callable(sampler.diffusion):
+            raise TypeError(f"diffusion must be a function g(t), as lambda t: 0.5. Got {sampler.diffusion!r}.")
+        if eta is not None or not (clock is None or clock.own_time):
+            raise ValueError(
+                "diffusion= is a coefficient in the path's own time: it must stand without eta= and without another "
+                "clock. For noise in any clock use eta=."
+            )
+    if eta is None or isinstance(eta, AbstractNoiseRule):
+        return
+    if callable(eta):
+        raise ValueError("eta must be a number, an array with a value a step, or a noise rule. Got a function.")
+    known = concrete(eta)
+    if known is not None and (known.ndim > 1 or not np.isfinite(known).all() or (known < 0).any()):
+        raise ValueError(f"eta must be at least 0 (0 the ODE, 1 the reverse SDE), a value a step or one. Got {eta}.")
+
+
+def _facts(times: Any) -> Facts:
+    if isinstance(times, AbstractGridRule):
+        return Facts(
+            times.starts_at_zero, times.ends_at_one, times.repeats_last, *times.direction, times.within, _Quiet(str(times))
+        )
+    if jnp.ndim(times) != 1 or jnp.shape(times)[0] < 2:
+        raise ValueError(
+            f"A grid must be a vector of at least two times (one step). Got shape {jnp.shape(times)}; "
+            "n steps are jflow.UniformGrid(n)."
+        )
+    if (grid := concrete(times)) is None:
+        return Facts()
+    if not np.isfinite(grid).all():
+        raise ValueError("The times of a grid must be finite. Got a non-finite one.")
+    steps = np.diff(grid)
+    repeats = bool(steps[-1] == 0)
+    increases = bool((steps[:-1] > 0).all() and steps[-1] >= 0)
+    decreases = bool((steps < 0).all())
+    if not (increases or decreases):
+        raise ValueError(
+            "The times of a grid must increase strictly, or for the ODE of jflow.solve decrease: t = 0 is noise, "
+            f"t = 1 is data. Got steps between {steps.min():.4g} and {steps.max():.4g}."
+        )
+    return Facts(
+        bool(grid[0] == 0), bool(grid[-1] == 1), repeats, increases, decreases,
+        bool(0 <= grid.min() and grid.max() <= 1), _Quiet(f"t = {grid[0]:g} to {grid[-1]:g}"),
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""Samplers, paths and their parts as JSON: class names and constructor arguments, from a closed table."""
+
+import inspect
+import json
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _clock, _grid, _noise_rule, _path, _prediction, _sampler, _solver, _source
+from ._code import SHORT, arguments
+from ._flow_map import Jump
+
+_MODULES = (_clock, _grid, _noise_rule, _path, _prediction, _sampler, _solver, _source)
+_DIFFRAX = (
+    "Euler Heun Midpoint Ralston Bosh3 Tsit5 Dopri5 Dopri8 SRA1 ShARK SEA SPaRK SlowRK GeneralShARK EulerHeun ItoMilstein "
+    "StratonovichMilstein ReversibleHeun HalfSolver KenCarp3 KenCarp4 KenCarp5 Kvaerno3 Kvaerno4 Kvaerno5 ImplicitEuler "
+    "PIDController ConstantStepSize StepTo ClipStepSizeController RecursiveCheckpointAdjoint DirectAdjoint "
+    "BacksolveAdjoint ImplicitAdjoint ForwardMode"
+).split()
+
+
+def _is_final(name: str, kind: Any) -> bool:
+    return inspect.isclass(kind) and not name.startswith(("_", "Abstract")) and kind.__module__.startswith("jflow.")
+
+
+TABLE: dict[str, type] = {
+    **{
+        f"{SHORT['jflow']}.{name}": kind
+        for module in _MODULES
+        for name, kind in vars(module).items()
+        if _is_final(name, kind) and not issubclass(kind, tuple)
+    },
+    "jf.Jump": Jump,
+    **{f"{SHORT['diffrax']}.{name}": vars(dfx)[name] for name in _DIFFRAX if name in vars(dfx)},
+}
+"""What may be written and read: nothing else is ever made from a file."""
+
+_NAMES = {kind: name for name, kind in TABLE.items()}
+
+
+def to_json(obj: Any) -> str:
+    """A sampler, a path, or a part of one as JSON: class names, constructor arguments, numbers and arrays.
+
+    Raises `TypeError` for anything else, and says what: a function, a class that is not jflow's or diffrax's.
+
+    ```python
+    sampler = jf.samplers.heun_edm(18)
+    assert jf.from_json(jf.to_json(sampler)) == sampler
+    ```
+    """
+    return json.dumps(_encoded(obj, type(obj).__name__))
+
+
+def from_json(text: str) -> Any:
+    """What `to_json` wrote. Nothing but the constructors of a closed table of classes is called.
+
+    Raises `ValueError` for what is not of that table.
+
+    ```python
+    assert jf.from_json('{"class": "jf.CondOT"}') == jf.CondOT()
+    ```
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"A text must be JSON as to_json writes it. Got {text[:60]!r}: {error}.") from None
+    return _decoded(data)
+
+
+def _encoded(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        known = np.asarray(value)
+        return {"array": known.tolist(), "dtype": known.dtype.name}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_encoded(item, where) for item in value]}
+    name = _NAMES.get(type(value))
+    if name is None:
+        raise TypeError(
+            f"What is written must be made of jflow's and diffrax's classes, numbers and arrays. Got {where} = "
+            f"{value!r}, {'a function' if callable(value) else type(value).__name__}: name the sampler in code, or leave it out."
+        )
+    defaults = {key: p.default for key, p in inspect.signature(type(value)).parameters.items()}
+    given = {key: item for key, item in arguments(value).items() if item is not defaults[key]}
+    return {"class": name, **{key: _encoded(item, f"{where}.{key}") for key, item in given.items()}}
+
+
+def _decoded(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    if "array" in data:
+        return jnp.asarray(data["array"], data["dtype"])
+    for kind in (list, tuple):
+        if set(data) == {kind.__name__}:
+            return kind(map(_decoded, data[kind.__name__]))
+    name, given = data.get("class"), {key: _decoded(item) for key, item in data.items() if key != "class"}
+    if name not in TABLE:
+        raise ValueError(f"A class must be one of jflow's or diffrax's that to_json writes. Got {name!r}.")
+    try:
+        return TABLE[name](**given)
+    except TypeError as error:
+        raise ValueError(f"The arguments must be those of {name}. Got {sorted(given)}: {error}.") from None

@@ -1,0 +1,45 @@
+"""What the engine must know of a solver beyond what diffrax asks."""
+
+from typing import ClassVar
+
+import diffrax as dfx
+
+from .._clock import AbstractClock
+from .._types import Noun
+
+
+class AbstractFieldSolver(Noun, dfx.AbstractSolver):
+    """The marker of a solver that tells the engine more than diffrax asks; each fact has a default.
+
+    A solver of diffrax's own, or of yours, needs none of this: the defaults are those of a one-step solver of any
+    clock, and where in a step it evaluates is found by trying one step.
+    """
+
+    clock: ClassVar[AbstractClock | None] = None
+    """The clock that it brings along; `None` for a solver of any clock."""
+    adds_noise: ClassVar[bool] = False
+    """Whether it adds noise of its own to the ODE, one normal a step."""
+    asks_inside: ClassVar[bool] = False
+    """Whether it asks for the noise up to a time inside the step."""
+    error_estimate: ClassVar[bool] = True
+    """Whether a step returns an estimate of its error, for adaptive steps."""
+
+    @property
+    def ode_only(self) -> bool:
+        """Whether the method has no stochastic form."""
+        return False
+
+    @property
+    def memory(self) -> int:
+        """How many right-hand sides of earlier steps it remembers."""
+        return 0
+
+    def nodes(self) -> tuple[float, ...] | None:
+        """Where in a step, from 0 to 1 in the clock's time, it evaluates the right-hand side; `None` to have it found by
+        trying one step.
+        """
+        return None
+
+    def prepare(self, n: int) -> "AbstractFieldSolver":
+        """The solver for a grid of `n` steps, where it depends on their number; raises `ValueError` for a wrong one."""
+        return self

@@ -1,0 +1,246 @@
+"""Sources: how x0, the state at the noise end, is drawn."""
+
+import abc
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy as jsp
+import jax.tree_util as jtu
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from ._args import masked
+from ._event import normal_like, size, state_dtype
+from ._trainable import frozen
+from ._types import Event, Noun, PRNGKey
+from ._validate import concrete
+
+
+class AbstractSource(Noun):
+    """How x0 is drawn: `sample`, and where it is known `log_prob`. `args` is the condition, in which a mask may live."""
+
+    coupled: eqx.AbstractVar[bool]
+    """Whether x0 and x1 come as dependent pairs: then the score is not `-noise/sigma`."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
+        """One draw, of the shapes and types of `like`."""
+
+    def log_prob(self, x: PyTree, args: Any = None) -> Float[Array, ""]:
+        """The log-density at `x`, in nats; by default it raises `ValueError`, since none is known."""
+        raise ValueError(
+            f"A density must be known at the noise end. Got the source {type(self).__name__}, which has none: give it "
+            "a log_prob, or pass start=, a distribution with log_prob."
+        )
+
+    def dimension(self, x: PyTree, args: Any = None) -> Any:
+        """The dimension of the space that the draws fill; by default the number of components."""
+        return size(x)
+
+
+class AbstractNoiseMap(Noun):
+    """A linear map `A` of white noise, `x0 = A e` with `e ~ N(0, I)`, for starts and increments alike.
+
+    Where `A` has a kernel, as a projection, densities are those on its image.
+    """
+
+    @abc.abstractmethod
+    def apply(self, x: PyTree, args: Any = None) -> Event:
+        """`A x`."""
+
+    @abc.abstractmethod
+    def solve(self, x: PyTree, args: Any = None) -> Event:
+        """`A^+ x`, the pseudo-inverse."""
+
+    @abc.abstractmethod
+    def log_det(self, x: PyTree, args: Any = None) -> Any:
+        """The logarithm of the product of the singular values of `A` that are not zero."""
+
+    @abc.abstractmethod
+    def rank(self, x: PyTree, args: Any = None) -> Any:
+        """The rank of `A`, the dimension of its image."""
+
+
+class AbstractGaussianSource(AbstractSource):
+    """The marker of a source that is Gaussian, `x0 = A e`: score, `eta`, churn and density formulas are for these."""
+
+    map: eqx.AbstractVar[AbstractNoiseMap | None]
+
+
+class Normal(AbstractGaussianSource):
+    """`x0 ~ N(0, I)`, or `A e` with `e ~ N(0, I)` for a linear `map` A.
+
+    With `coupled=True` x0 is Gaussian and comes with its x1, as pairs of a transport plan or of reflow do. Sampling,
+    clocks, ODE solvers and `log_prob` hold as before; the score is not `-noise/sigma` any more, so `score`, `eta` and
+    churn raise.
+
+    ```python
+    path = jf.CondOT(source=jf.Normal(jf.ZeroCentre()))  # point clouds with their centre of mass at zero
+    x0 = path.source.sample(jr.key(0), jnp.zeros((5, 3)))
+    assert jnp.abs(x0.mean(0)).max() < 1e-6
+    ```
+    """
+
+    map: AbstractNoiseMap | None = frozen(default=None)
+    coupled: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if self.map is not None and not isinstance(self.map, AbstractNoiseMap):
+            raise TypeError(f"map must be a linear map of the noise, as jflow.ZeroCentre(). Got {self.map!r}.")
+
+    def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
+        noise = normal_like(key, like)
+        return noise if self.map is None else self.map.apply(noise, args)
+
+    def log_prob(self, x: PyTree, args: Any = None) -> Float[Array, ""]:
+        white = x if self.map is None else self.map.solve(x, args)
+        squares = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(white))
+        log_det = 0.0 if self.map is None else self.map.log_det(x, args)
+        return jnp.asarray(-squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x))
+
+    def dimension(self, x: PyTree, args: Any = None) -> Any:
+        return size(x) if self.map is None else self.map.rank(x, args)
+
+
+class Given(AbstractSource):
+    """The source of pairs that come with the data: training takes `x0=`, sampling a start. Use the object `GIVEN`."""
+
+    coupled: ClassVar[bool] = True
+
+    def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
+        raise ValueError(
+            "With the source GIVEN, x0 comes with the data. Got none: pass x0= to matching_loss, and to sampling "
+            "start=, a distribution of the state at the first time, or carry a state with jflow.decode."
+        )
+
+
+GIVEN = Given()
+"""Pairs come with the data: `CondOT(source=jf.GIVEN)`."""
+
+
+class ZeroCentre(AbstractNoiseMap):
+    """The projection of point clouds `(n, d)` to zero centre of mass: `x - mean(x)` over the points.
+
+    Where `args` is `Args(condition, mask=m)`, `m` of shape `(n,)` marks the points there are; the others are zero. The
+    rank is `(points - 1) d`.
+
+    Source: Köhler, Klein & Noé 2020, arXiv:2006.02425, section 5; Hoogeboom et al. 2022, arXiv:2203.17003.
+
+    ```python
+    x = jf.ZeroCentre().apply(jr.normal(jr.key(0), (4, 3)), jf.Args(mask=jnp.array([1, 1, 1, 0])))
+    assert jnp.abs(x.sum(0)).max() < 1e-6 and (x[3] == 0).all()
+    ```
+    """
+
+    def apply(self, x: PyTree, args: Any = None) -> Event:
+        def leaf(a):
+            here = self._present(a, args)
+            return here * (a - jnp.sum(here * a, axis=0) / jnp.sum(here))
+
+        return jtu.tree_map(leaf, x)
+
+    def solve(self, x: PyTree, args: Any = None) -> Event:
+        return self.apply(x, args)
+
+    def log_det(self, x: PyTree, args: Any = None) -> Any:
+        return 0.0
+
+    def rank(self, x: PyTree, args: Any = None) -> Any:
+        return sum((jnp.sum(self._present(a, args)) - 1) * (a.size // a.shape[0]) for a in jtu.tree_leaves(x))
+
+    def _present(self, a, args):
+        """One for the points there are, broadcast along the others axes."""
+        mask = masked(args)
+        ones = jnp.ones((a.shape[0],), a.dtype) if mask is None else jnp.asarray(mask).astype(a.dtype)
+        if ones.shape != a.shape[:1]:
+            raise ValueError(f"mask must have one entry for each of the {a.shape[0]} points. Got shape {ones.shape}.")
+        return ones.reshape(-1, *[1] * (a.ndim - 1))
+
+
+class Coloured(AbstractNoiseMap):
+    """Noise of a covariance `L L^T`: `A x = L x` on the event as one vector, `L` its lower Cholesky factor.
+
+    ```python
+    cov = jnp.array([[2.0, 0.5], [0.5, 1.0]])
+    path = jf.CondOT(source=jf.Normal(jf.Coloured(cov)))
+    assert path.source.sample(jr.key(0), jnp.zeros(2)).shape == (2,)
+    ```
+    """
+
+    covariance: Float[Array, "d d"] = frozen()
+
+    def __init__(self, covariance: ArrayLike):
+        """`covariance` a symmetric positive definite matrix over the components of the event.
+
+        Raises `ValueError` for another one.
+        """
+        self.covariance = jnp.asarray(covariance, float)
+        known = concrete(self.covariance)
+        square = self.covariance.ndim == 2 and self.covariance.shape[0] == self.covariance.shape[1]
+        if not square or (known is not None and np.linalg.eigvalsh(known).min() <= 0):
+            raise ValueError(
+                "A covariance must be a symmetric positive definite matrix over the components of the event. "
+                f"Got shape {self.covariance.shape}{'' if not square else ' with an eigenvalue that is not positive'}."
+            )
+
+    def _factor(self, flat):
+        if flat.shape[0] != self.covariance.shape[0]:
+            raise ValueError(
+                f"The event must have as many components as the covariance has rows, {self.covariance.shape[0]}. "
+                f"Got {flat.shape[0]}."
+            )
+        return jnp.linalg.cholesky(self.covariance.astype(flat.dtype))
+
+    def apply(self, x: PyTree, args: Any = None) -> Event:
+        flat, unravel = ravel_pytree(x)
+        return unravel(jnp.matmul(self._factor(flat), flat, precision=jax.lax.Precision.HIGHEST))
+
+    def solve(self, x: PyTree, args: Any = None) -> Event:
+        flat, unravel = ravel_pytree(x)
+        return unravel(jsp.linalg.solve_triangular(self._factor(flat), flat, lower=True))
+
+    def log_det(self, x: PyTree, args: Any = None) -> Any:
+        flat, _ = ravel_pytree(x)
+        return jnp.sum(jnp.log(jnp.diag(self._factor(flat))))
+
+    def rank(self, x: PyTree, args: Any = None) -> Any:
+        return size(x)
+
+
+def noise_map(source: AbstractSource) -> AbstractNoiseMap | None:
+    """The linear map of a Gaussian source, `None` for white noise and for other sources."""
+    return source.map if isinstance(source, AbstractGaussianSource) else None
+
+
+def covariance(noise_map: AbstractNoiseMap, x: PyTree, args: Any) -> Event:
+    """`A A^T x`."""
+    return noise_map.apply(_transposed(noise_map.apply, x, args), args)
+
+
+def precision(noise_map: AbstractNoiseMap, x: PyTree, args: Any) -> Event:
+    """`(A A^T)^+ x`."""
+    return _transposed(noise_map.solve, noise_map.solve(x, args), args)
+
+
+def _transposed(linear, x, args):
+    return jax.linear_transpose(lambda y: linear(y, args), x)(x)[0]
+
+
+def has_score(source: AbstractSource) -> bool:
+    """Whether the score is `-noise/sigma`: for Gaussian sources whose x0 is independent of x1."""
+    return isinstance(source, AbstractGaussianSource) and not source.coupled
+
+
+def check_score(source: AbstractSource, what: str) -> None:
+    """Raises `ValueError` where the score is not `-noise/sigma`."""
+    if not has_score(source):
+        why = "is coupled to the data" if isinstance(source, AbstractGaussianSource) else "is not Gaussian"
+        raise ValueError(
+            f"{what} must have a Gaussian source that is independent of the data, for only then the score is "
+            f"-noise/sigma. Got {type(source).__name__}, which {why}: sample the ODE (eta=None), or train a score "
+            "and give diffusion=."
+        )

@@ -1,0 +1,62 @@
+"""A Brownian path for adaptive SDEs, in the noise time of a clock."""
+
+from typing import Any
+
+import diffrax as dfx
+import jax.numpy as jnp
+
+from ._engine import adaptive_equation, meet
+from ._event import event_like
+from ._field import AbstractField
+from ._sample import ends
+from ._sampler import AdaptiveSteps, as_sampler
+from ._types import Number, PRNGKey
+from ._validate import check_key, stream
+
+
+def brownian_tree(
+    field: AbstractField,
+    sampler: Any,
+    key: PRNGKey,
+    shape: Any,
+    *,
+    resolution: Number = 2**-12,
+    levy_area: Any = dfx.BrownianIncrement,
+) -> dfx.VirtualBrownianTree:
+    """A Brownian path known at every time, for `brownian=` of a sampler whose steps are adaptive or look inside.
+
+    It runs in the noise time of the sampler's clock, over a little more than the sampler's interval, so that rounding
+    does not lead out of it.
+
+    Args:
+        field: The field to sample.
+        sampler: The sampler, with `eta` or `diffusion`.
+        key: Decides the path.
+        shape: The event's shape, as in `sample`.
+        resolution: Its tolerance, in units of the whole interval.
+        levy_area: What the solver asks for beside the increment, as `diffrax.SpaceTimeLevyArea`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sampler = jf.AdaptiveSteps(dfx.SRA1(), rtol=1e-2, atol=1e-2, t0=0.01, t1=0.99, eta=1.0)
+    tree = jf.brownian_tree(field, sampler, jr.key(1), (2,), levy_area=dfx.SpaceTimeLevyArea)
+    assert jf.sample(field, jr.key(0), (2,), sampler, brownian=tree).status == 0
+    ```
+    """
+    check_key(key, "brownian_tree")
+    sampler = as_sampler(sampler)
+    if isinstance(sampler, AdaptiveSteps):
+        equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
+    else:
+        rule: Any = meet(field, sampler)[0]
+        times = sampler.times if isinstance(sampler.times, jnp.ndarray) else sampler.times.times(field.path)
+        equation, t0, t1 = rule.equation(field), times[0], times[-1]
+    if not equation.noisy:
+        raise ValueError("A Brownian path must go with an SDE. Got a sampler without noise: give eta= or diffusion=.")
+    clock, path, eta = equation.clock, equation.field.path, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
+    start, stop = (clock.noise_time(path, jnp.asarray(t, float), eta) for t in (t0, t1))
+    margin = 1e-4 * (stop - start)
+    return dfx.VirtualBrownianTree(
+        start - margin, stop + margin, (stop - start) * resolution, event_like(shape), stream(key, "brownian_tree"),
+        levy_area=levy_area,
+    )  # fmt: skip

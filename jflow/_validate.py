@@ -1,0 +1,73 @@
+"""Checks of single values: times, numbers, counts, keys."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+
+def scalar_time(t: Any) -> Array:
+    """`t` as a floating-point scalar array; raises `ValueError` where it is batched."""
+    t = jnp.asarray(t)
+    if t.ndim != 0:
+        raise ValueError(
+            f"A time must be a scalar: everything is written for one example. Got t of shape {t.shape}; "
+            "a batch goes through jax.vmap (or equinox.filter_vmap), over t, x and args together."
+        )
+    return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
+
+
+def parameter(value: Any, name: str, *, positive: bool = True) -> Array:
+    """A number that people sweep, as a scalar array of the default float type, checked where it is concrete."""
+    if isinstance(value, jax.core.Tracer):
+        array = value.astype(jnp.result_type(float))
+    else:  # inside jax.jit too, where a constant would become a tracer
+        with jax.ensure_compile_time_eval():
+            array = jnp.asarray(value, dtype=jnp.result_type(float))
+    if array.ndim != 0:
+        raise ValueError(f"{name} must be a single number. Got an array of shape {array.shape}.")
+    number = concrete(array)
+    if number is not None and not (np.isfinite(number) and (number > 0 or not positive)):
+        raise ValueError(f"{name} must be a {'positive' if positive else 'finite'} number. Got {number}.")
+    return array
+
+
+def concrete(x: Any) -> Any:
+    """`x` as a numpy array where its value is known, `None` where it is being traced."""
+    if x is None or isinstance(x, jax.core.Tracer):
+        return None
+    try:
+        return np.asarray(x)
+    except (jax.errors.TracerArrayConversionError, TypeError):
+        return None
+
+
+def check_count(least: int = 1, **counts: Any) -> None:
+    """Raises `ValueError` where one is not an integer of at least `least`."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}. Got {value!r}.")
+
+
+def check_key(key: Any, why: str, *, batched: bool = True) -> None:
+    """Raises `ValueError` where `key` is not one typed key; with `batched`, of a kind that vmaps lane by lane."""
+    if key is None:
+        raise ValueError(f"{why} must have a key, since it draws: pass key=jax.random.key(seed).")
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"A key must be a typed key, as jax.random.key(seed) makes it. Got {type(key).__name__}.")
+    if key.ndim != 0:
+        raise ValueError(f"One example must have one key. Got keys of shape {key.shape}: vmap over them.")
+    if batched and "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            "Sample i must depend on its key alone, and keys of the 'rbg' implementations draw numbers that depend "
+            f"on the batch. Got {jax.random.key_impl(key)}; use jax.random.key(seed, impl='threefry2x32')."
+        )
+
+
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """A key of the purpose's own: one key used for data, training and sampling alike gives independent draws."""
+    return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
