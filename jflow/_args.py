@@ -42,6 +42,7 @@ class Args:
         return Args(condition, **self.entries)
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """The parts as JAX asks for them, with their names."""
         names = tuple(sorted(self.entries))
         children = [(jtu.GetAttrKey("condition"), self.condition)]
         children += [(jtu.GetAttrKey(name), self.entries[name]) for name in names]
@@ -49,6 +50,7 @@ class Args:
 
     @classmethod
     def tree_unflatten(cls, names: Any, children: Any) -> "Args":
+        """The object again, as JAX makes it: nothing is checked."""
         condition, *values = children
         return cls(condition, **dict(zip(names, values, strict=True)))
 
@@ -61,6 +63,10 @@ def bare(args: Any) -> Any:
     """The bare condition, for the network: what is left when every guide has taken its entry.
 
     Raises `ValueError` for an entry that nobody read; `mask` is read beside the network.
+
+    ```python
+    assert jf.bare(jf.Args(3, mask=jnp.ones(4))) == 3 and jf.bare(3) == 3
+    ```
     """
     if not isinstance(args, Args):
         return args

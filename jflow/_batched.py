@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from ._engine import adaptive_equation, continuous, lowered, takes_lanes
-from ._event import event_like
+from ._event import event_like, widened
 from ._field import AbstractField
 from ._front import as_arrays, numbers, prepare
 from ._mesh import check_split, count_devices, shard_batch
@@ -63,7 +63,9 @@ def batched(
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
     call = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
-    return _drive(lambda index, part: call(index, part), mapped, n, size, np.arange(size), "batched", "example", progress)
+    return _drive(
+        lambda index, part: call(index, part), mapped, n, size, np.arange(size), "batched", "example", progress
+    )
 
 
 class _Mapped(Noun):
@@ -99,8 +101,8 @@ def generate(
 ) -> Solution:
     """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, sampler, args=args_i)`.
 
-    Sample `i` depends on `(key, i)` alone, up to rounding whatever the batch size, the chunk and the devices. Adaptive ODE
-    solves that return only the final state are batched continuously: when a sample finishes, the next one takes its
+    Sample `i` depends on `(key, i)` alone, up to rounding whatever the batch size, the chunk and the devices. Adaptive
+    ODE solves that return only the final state are batched continuously: when a sample finishes, the next one takes its
     place.
 
     Args:
@@ -110,7 +112,8 @@ def generate(
         shape: As in `sample`.
         sampler: As in `sample`; an SDE needs fixed steps here.
         args: The condition, as in `sample`.
-        args_in_axes: Which of its leaves have a leading axis of length `n` (0) or are shared (`None`): a pytree prefix, as
+        args_in_axes: Which of its leaves have a leading axis of length `n` (0) or are shared (`None`): a pytree
+        prefix, as
             `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale.
         batch_size: Samples a chunk, or lanes; chunks of one size compile once.
         mesh: Devices over whose first axis each chunk is split, or which share the lanes.
@@ -133,7 +136,7 @@ def generate(
     check_key(key, "generate")
     _check_outside((field, key, args, sampler), "generate")
     check_count(n=n)
-    like = event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters)
+    like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
     one = _first(args, args_in_axes)
     sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)
     _checked(field, sampler, one, False, None)
@@ -143,9 +146,7 @@ def generate(
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None
     size = size * min(QUEUE, -(-n // size)) if pooled else size
-    call = prepare(
-        _draw_chunk, (field, key, numbers(sampler), shared, saveat), _Shape(like), mesh, lanes, dtype
-    )
+    call = prepare(_draw_chunk, (field, key, numbers(sampler), shared, saveat), _Shape(like), mesh, lanes, dtype)
     order = np.arange(size).reshape(-1, devices).T.reshape(-1)  # the devices share the last samples too
 
     def chunk(index, part):
@@ -260,7 +261,8 @@ def _split_args(args, axes, n):
         )
     except ValueError as error:
         raise ValueError(
-            f"args_in_axes must be a pytree prefix of args, as Args(0, scale=None) for labels and one scale. Got {axes!r}: "
+            "args_in_axes must be a pytree prefix of args, as Args(0, scale=None) for labels and one scale. Got "
+            f"{axes!r}: "
             f"{error}"
         ) from None
     for axis in jtu.tree_leaves(axes):

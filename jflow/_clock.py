@@ -67,7 +67,14 @@ class AbstractClock(Noun):
 
 
 class PathClock(AbstractClock):
-    """The path's own time: `du/dt` is the velocity. Singular at t = 0 for `eta > 0` where `alpha(0) = 0`."""
+    """The path's own time: `du/dt` is the velocity. Singular at t = 0 for `eta > 0` where `alpha(0) = 0`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sampler = jf.FixedSteps(jf.UniformGrid(8), dfx.Heun(), clock=jf.PathClock())  # the default of the ODE
+    assert jf.sample(field, jr.key(0), (2,), sampler).nfe == 16
+    ```
+    """
 
     finite_end: ClassVar[bool] = True
     own_time: ClassVar[bool] = True
@@ -96,6 +103,11 @@ class SigmaClock(AbstractClock):
     """`tau = -sigma/alpha`, `u = x/alpha`, `du/dtau = -noise`: Euler is DDIM, Heun is EDM's. Infinite where alpha = 0.
 
     Source: Karras et al. 2022, arXiv:2206.00364, algorithm 1, with `sigma(t) = t`.
+
+    ```python
+    clock, path = jf.SigmaClock(), jf.CondOT()
+    assert clock.time(path, 0.5) == -1.0 and jnp.allclose(clock.path_time(path, -1.0), 0.5)
+    ```
     """
 
     finite_end: ClassVar[bool] = True
@@ -136,6 +148,12 @@ class ThetaClock(AbstractClock):
     sqrt(2 k s) dW`. The noise has the variance `2 k s^(-1 - 2k) ds = d(s^(-2k))`: it is a Brownian motion in the time
     `s^(-2k) = tau^(2k/(1 + k))`. At `alpha = 0` tau is 0 and so is, for `eta > 0`, the scale `tau/alpha =
     s^-k / sigma`: the SDE has forgotten its start there, and `u` does not tell `x`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sampler = jf.FixedSteps(jf.UniformGrid(8), clock=jf.ThetaClock())  # Euler here is DDIM
+    assert jf.sample(field, jr.key(0), (2,), sampler).nfe == 8
+    ```
     """
 
     finite_end: ClassVar[bool] = False
@@ -166,6 +184,11 @@ class RatioClock(AbstractClock):
     """`tau = 1 - r` with `r = sigma/(alpha + sigma)`, `u = x/(alpha + sigma)`, `du/dtau = data - noise`.
 
     Finite at both ends: the linear path of any field. Euler is DDIM.
+
+    ```python
+    clock = jf.RatioClock()
+    assert clock.time(jf.CondOT(), 0.3) == jnp.float32(0.3) and clock.time(jf.Cosine(), 0.5) == 0.5
+    ```
     """
 
     finite_end: ClassVar[bool] = True
@@ -196,6 +219,11 @@ class AngleClock(AbstractClock):
     minus the v-prediction of the variance-preserving path. Finite at both ends.
 
     Source: Salimans & Ho 2022, arXiv:2202.00512, appendix D.
+
+    ```python
+    tau = jf.AngleClock().time(jf.Cosine(), 0.3)
+    assert jnp.allclose(tau, 0.3 * jnp.pi / 2)  # Cosine runs at constant angular speed
+    ```
     """
 
     finite_end: ClassVar[bool] = True

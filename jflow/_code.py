@@ -63,4 +63,6 @@ def _same(value: Any, default: Any) -> bool:
         return False
     if isinstance(value, (jax.Array, np.ndarray)):
         return isinstance(default, (int, float)) and value.ndim == 0 and value.item() == default
-    return value is default or (type(value) is type(default) and isinstance(value, (int, float, str)) and value == default)
+    return value is default or (
+        type(value) is type(default) and isinstance(value, (int, float, str)) and value == default
+    )

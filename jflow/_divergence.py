@@ -22,6 +22,19 @@ class AbstractDivergence(Noun):
 
     Where the states fill only a subspace, as point clouds with zero centre of mass do, `f` must be projected to it:
     the trace is then that on the subspace.
+
+    ```python
+    class Known(jf.AbstractDivergence):  # of a field whose divergence is minus the dimension
+        estimates = ()
+
+        def probes(self, key, x):
+            return None
+
+        def __call__(self, f, x, probes):
+            return f(x), -jnp.asarray(x.size, float)
+
+    assert Known()(lambda x: -x, jnp.ones(3), None)[1] == -3
+    ```
     """
 
     @property

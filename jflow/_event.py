@@ -102,6 +102,16 @@ def event_like(shape: Any, *, letters: bool = False) -> PyTree[jax.ShapeDtypeStr
     return jtu.tree_map(wide, shape)
 
 
+def widened(x: PyTree, dtype: Any) -> PyTree:
+    """The leaves of a state, or of its `jax.ShapeDtypeStruct`s, in a type that is not narrower than `dtype`."""
+
+    def leaf(a):
+        wide = jnp.result_type(a.dtype, dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a.dtype
+        return jax.ShapeDtypeStruct(a.shape, wide) if isinstance(a, jax.ShapeDtypeStruct) else a.astype(wide)
+
+    return x if dtype is None else jtu.tree_map(leaf, x)
+
+
 def rounded(x: PyTree, dtype: Any) -> PyTree:
     """The floating-point leaves of `x` in another type."""
     return jtu.tree_map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, x)

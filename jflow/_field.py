@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 from ._args import bare
 from ._event import cast_like, combine
 from ._path import AbstractAffinePath, AbstractPath
-from ._prediction import Prediction, Row, as_prediction, convert, given, heads, prediction_row
+from ._prediction import Prediction, Row, as_prediction, given, heads, prediction_row
 from ._source import noise_map, precision
 from ._trainable import frozen
 from ._types import Event, Noun, PRNGKey, Time
@@ -24,6 +24,17 @@ class AbstractField(Noun):
 
     Only `predict` is abstract. Every method takes one example: `t` a scalar, `x` the state, `args` the condition (any
     pytree, or `Args`).
+
+    ```python
+    class Still(jf.AbstractField):  # every prediction from one of the data
+        path: jf.AbstractAffinePath
+        predicts = "data"
+
+        def predict(self, targets, t, x, args=None):
+            return jf.given(self.path, t, x, (jnp.zeros_like(x),), ("data",), targets, args)
+
+    assert (Still(jf.CondOT()).velocity(0.5, jnp.ones(2)) == -2).all()
+    ```
     """
 
     path: eqx.AbstractVar[AbstractPath]
@@ -219,12 +230,17 @@ class _Rematched(AbstractField):
     path: AbstractAffinePath
     predicts: ClassVar[Prediction] = "data"
 
+    @property
+    def _own(self) -> Any:
+        """The field's own path, an affine one."""
+        return self.field.path
+
     def own_time(self, t: Time) -> Array:
         """The time of the field's own path with the signal-to-noise ratio of `t`, NaN where that path has none.
 
         Raises `ValueError` where this is known.
         """
-        own, log_snr = self.field.path, self.path.log_snr(t)
+        own, log_snr = self._own, self.path.log_snr(t)
         low, high = (own.log_snr(jnp.asarray(end, log_snr.dtype)) for end in (0.0, 1.0))
         inside = (log_snr >= low - SLACK) & (log_snr <= high + SLACK)
         known = concrete(inside)
@@ -233,7 +249,7 @@ class _Rematched(AbstractField):
             raise ValueError(
                 f"The signal-to-noise ratios of both paths must overlap: a field along {type(own).__name__}, taken to "
                 f"{type(self.path).__name__}, is known from t = {start:.6g} to t = {stop:.6g} (log-SNR from "
-                f"{float(low):.4g} to {float(high):.4g}). Got t = {float(t):.6g}: start and stop there, or let the "
+                f"{float(low):.4g} to {float(high):.4g}). Got t = {float(jnp.asarray(t)):.6g}: start and stop there, or let the "
                 "last step be the data prediction, end='denoise'."
             )
         return jnp.where(inside, own.log_snr_inverse(log_snr), jnp.nan)
@@ -241,14 +257,14 @@ class _Rematched(AbstractField):
     def _source(self, t, x):
         """Time and state of the field's own path with the signal-to-noise ratio of `(t, x)`."""
         t = scalar_time(t)
-        t_own = self.own_time(t)
-        own = jnp.hypot(self.field.path.alpha(t_own), self.field.path.sigma(t_own))
+        path, t_own = self._own, self.own_time(t)
+        own = jnp.hypot(path.alpha(t_own), path.sigma(t_own))
         return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
 
     def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         mapped = noise_map(self.path.source)
 
-        def asked(target):  # data and noise are the same along both paths, so a row is too
+        def asked(target: Any):  # data and noise are the same along both paths, so a row is too
             alike = isinstance(target, Row) or as_prediction(target).name in ("data", "noise")
             return target if alike else prediction_row(self.path, target, t)
 
@@ -274,11 +290,13 @@ class _Rematched(AbstractField):
 
     def undefined(self, t: float) -> str | None:
         own = self.field.path
-        beyond = self.path.starts_at_noise and not own.starts_at_noise if t == 0 else (
-            self.path.ends_at_data and not own.ends_at_data
+        beyond = (
+            self.path.starts_at_noise and not own.starts_at_noise
+            if t == 0
+            else (self.path.ends_at_data and not own.ends_at_data)
         )
         if beyond:
-            return f"the signal-to-noise ratios of {type(own).__name__} do not reach that of {type(self.path).__name__} there"
+            return f"{type(own).__name__} has no such signal-to-noise ratio as {type(self.path).__name__} has there"
         return self.field.undefined(t)
 
 
@@ -301,7 +319,7 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     """
     check_affine(path, "change_path")
     check_affine(field.path, "change_path")
-    return _Rematched(field, path)
+    return _Rematched(field, path)  # pyright: ignore[reportArgumentType]
 
 
 def check_path_kind(path: Any) -> None:

@@ -23,10 +23,10 @@ from ._validate import concrete, scalar_time
 
 
 class FlowMap(AbstractField):
-    """A flow map `X_{s,t}`: a network of two times that gives the average velocity, `X_{s,t}(x) = x + (t - s) u(s, t, x)`.
+    """A flow map `X_{s,t}`: a network of two times that gives the average velocity.
 
-    `net(s, t, x, args)` is `u`. On its diagonal it is the velocity, so it is a field, which samplers, guides and
-    likelihoods take; `Jump()` steps by one evaluation over any interval.
+    `X_{s,t}(x) = x + (t - s) u(s, t, x)`, and `net(s, t, x, args)` is `u`. On its diagonal it is the velocity, so it is
+    a field, which samplers, guides and likelihoods take; `Jump()` steps by one evaluation over any interval.
 
     Source: Boffi et al. 2024, arXiv:2406.07507; Geng et al. 2025, arXiv:2505.13447 (MeanFlow).
 
@@ -39,6 +39,10 @@ class FlowMap(AbstractField):
     net: Callable[..., Any]
     path: AbstractAffinePath
     predicts: ClassVar[str] = "velocity"
+
+    def __init__(self, net: Callable[..., Any], path: AbstractAffinePath):
+        """`net` the network, `net(s, t, x, args)`; `path` the path it is trained along."""
+        self.net, self.path = net, path
 
     def __check_init__(self):
         check_affine(self.path, "A flow map")
@@ -64,8 +68,9 @@ class FlowMap(AbstractField):
 class Jump(AbstractStepRule):
     """The step of a flow map, `x' = X_{s,t}(x)`: one evaluation, whatever the length of the step.
 
-    With `renoise` the sampler is stochastic: a step jumps to the time t' > t where `sigma/alpha` is `sqrt(1 - renoise^2)`
-    times that of t, and adds the noise that leads back to t. `renoise=1.0` jumps to the data and noises it anew, the
+    With `renoise` the sampler is stochastic: a step jumps to the time t' > t where `sigma/alpha` is `sqrt(1 -
+    renoise^2)` times that of t, and adds the noise that leads back to t. `renoise=1.0` jumps to the data and noises it
+    anew, the
     multistep sampling of consistency models.
 
     Source: Kim et al. 2024, arXiv:2310.02279, algorithm 3 (gamma-sampling); Song et al. 2023, arXiv:2303.01469,
@@ -108,7 +113,8 @@ class Jump(AbstractStepRule):
     def check(self, field: Any, sampler: Any) -> None:
         if not isinstance(field, FlowMap):
             raise TypeError(
-                f"Jump() must have a flow map, jflow.FlowMap(net, path). Got {type(field).__name__}, which has one time: "
+                f"Jump() must have a flow map, jflow.FlowMap(net, path). Got {type(field).__name__}, which has one "
+                "time: "
                 "take a diffrax solver; a guide over a flow map is a field, and has no jump."
             )
         if self.renoise is not None:

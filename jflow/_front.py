@@ -32,7 +32,7 @@ def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -
     (With a fresh `equinox.filter_jit`, or with none, each call would keep about 2 MB.)
     """
     leaves, treedef = jtu.tree_flatten(operands)
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    arrays = [_canonical(leaf) for leaf in leaves if _is_array(leaf)]
     rest = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
     if _holds_function(operands, treedef, rest):
         fresh = jax.jit(lambda arrays, more: _packed(core, treedef, rest, static, arrays, more), inline=True)
@@ -80,6 +80,11 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
 
 
+def _canonical(leaf: Any) -> Any:
+    """An array in the type that it has on a device: inside an outer jit JAX may keep a numpy array in its own."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+
 _HOLDS: dict[Any, bool] = {}
 
 
@@ -101,7 +106,9 @@ def _keeper(node: Any) -> bool:
 def _holds(node: Any) -> bool:
     if not _keeper(node):
         return False
-    children = jtu.tree_leaves(node, is_leaf=lambda child: child is not node and not isinstance(child, (tuple, dict, list)))
+    children = jtu.tree_leaves(
+        node, is_leaf=lambda child: child is not node and not isinstance(child, (tuple, dict, list))
+    )
     return any(_is_plain(child) or any(map(_holds, jtu.tree_leaves(child, is_leaf=_keeper))) for child in children)
 
 

@@ -346,10 +346,6 @@ class ShiftedGrid(AbstractGridRule):
     An end at t = 0 or t = 1, where the log-SNR is infinite, stays. Above 1 the times move towards the noise. On CondOT
     this is the time shift of Stable Diffusion 3, called `shift` or `flow_shift` elsewhere.
 
-    Args:
-        rule: The rule that is shifted.
-        factor: A positive number, 1 for no change.
-
     Raises `ValueError` for a `factor` that is not positive; `times` raises where the rule has an end at t = 0 or 1 and
     the log-SNR of the path is finite there, since such an end would neither move nor stay.
 
@@ -364,6 +360,10 @@ class ShiftedGrid(AbstractGridRule):
 
     rule: AbstractGridRule
     factor: Time
+
+    def __init__(self, rule: AbstractGridRule, factor: Time):
+        """`rule` the rule that is shifted; `factor` a positive number, 1 for no change."""
+        self.rule, self.factor = rule, factor
 
     def __check_init__(self):
         if not isinstance(self.rule, AbstractGridRule):

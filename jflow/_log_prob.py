@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._divergence import AbstractDivergence
 from ._engine import adaptive_equation, backward, lowered, run_adaptive, run_grid, with_density, with_divergence
-from ._event import as_state, state_dtype
+from ._event import as_state, state_dtype, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
 from ._sample import check_density, check_ode, ends
@@ -35,10 +35,11 @@ def log_prob(
 
     The ODE carries `x` from the last time of the sampler back to the first, with the divergence beside it.
 
-    A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) needs an end `t1 < 1`.
-    The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed by noise of that
-    level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the data has a spread `s`,
-    and by any amount where the data has none.
+    A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) needs an end `t1 <
+    1`. The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed by noise of
+    that
+    level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the data has a spread
+    `s`, and by any amount where the data has none.
 
     Args:
         field: The field, along a path in a flat space.
@@ -67,7 +68,7 @@ def log_prob(
     """
     check_field(field)
     check_density(field)
-    x = as_state(x)
+    x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "log_prob", forward=False)
     operands = field, x, key, numbers(sampler), as_arrays(args), start, divergence, saveat

@@ -19,6 +19,16 @@ class AbstractNoiseRule(Noun):
 
     A step with a frozen data prediction is `x' = (sigma'/sigma) q x + alpha' (1 - q e^(-h)) data + sigma'
     sqrt(1 - q^2) z`, with `h` the step in half log-SNR and `q` the share of the noise that is kept.
+
+    ```python
+    class Late(jf.AbstractNoiseRule):  # noise in the second half alone, where all of it is new
+        def kept(self, path, times):
+            return jnp.where(times[:-1] < 0.5, 1.0, 0.0)
+
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sampler = jf.FixedSteps(jf.UniformGrid(8), clock=jf.ThetaClock(), eta=Late(), end="denoise")
+    assert jf.sample(field, jr.key(0), (2,), sampler).status == 0
+    ```
     """
 
     @abc.abstractmethod

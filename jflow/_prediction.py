@@ -20,6 +20,12 @@ class Row(NamedTuple):
     """A quantity linear in data and noise: `s q = a data + b noise`, with s, a and b finite.
 
     `None` stands for a weight that vanishes at every time.
+
+    ```python
+    velocity = jf.Row(1.0, 1.0, -1.0)  # of CondOT: data - noise
+    (value,) = jf.distributions.Gaussian(jnp.zeros(2), std=1.0).field(jf.CondOT()).predict((velocity,), 0.5, jnp.ones(2))
+    assert jnp.allclose(value, 0.0, atol=1e-6)
+    ```
     """
 
     s: Any
@@ -31,6 +37,20 @@ class AbstractPrediction(Noun):
     """What a network outputs: its name, the target of its training, and its row, if it has one.
 
     A prediction with a row converts into every other on an affine path; one without is taken as it is.
+
+    ```python
+    class Residual(jf.AbstractPrediction):  # x1 - x0, whatever the path
+        name = "residual"
+
+        def target(self, path, t, x0, x1, z=None, args=None):
+            return x1 - x0
+
+        def row(self, path, t):
+            return jf.Row(jnp.ones_like(t), jnp.ones_like(t), -jnp.ones_like(t))
+
+    field = jf.Field(lambda t, x, args: x, jf.Cosine(), predicts=Residual())
+    assert field.data(0.5, jnp.ones(2)).shape == (2,)
+    ```
     """
 
     name: eqx.AbstractClassVar[str]
@@ -53,7 +73,13 @@ class AbstractPrediction(Noun):
 
 
 class Velocity(AbstractPrediction):
-    """`d x_t / dt`: `alpha' data + sigma' noise` on an affine path."""
+    """`d x_t / dt`: `alpha' data + sigma' noise` on an affine path.
+
+    ```python
+    field = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts=jf.Velocity())  # as predicts="velocity"
+    assert (field.velocity(0.5, jnp.ones(2)) == 1).all()
+    ```
+    """
 
     name: ClassVar[str] = "velocity"
 
@@ -96,7 +122,7 @@ class Noise(AbstractPrediction):
 
 
 class Score(AbstractPrediction):
-    """`grad log p_t(x)`, which is `-(A A^T)^+ noise / sigma` for a source `x0 = A e`, and `-noise/sigma` for white noise.
+    """`grad log p_t(x)`: `-noise/sigma` for white noise, `-(A A^T)^+ noise / sigma` for a source `x0 = A e`.
 
     Its row is that of `-noise/sigma`; `convert` applies the map.
     """
@@ -135,6 +161,11 @@ class V(AbstractPrediction):
 class Logits(AbstractPrediction):
     """Unnormalised log-probabilities of the data's letters, with a last axis over the alphabet; its error is the
     cross-entropy.
+
+    ```python
+    errors = jf.Logits().errors(jnp.zeros((2, 4)), jnp.array([0, 3]))  # two letters of four, all equally likely
+    assert jnp.allclose(errors, jnp.log(4.0))
+    ```
     """
 
     name: ClassVar[str] = "logits"
@@ -193,7 +224,8 @@ def prediction_row(path: AbstractPath, prediction: Prediction, t: Time) -> Row:
     if row is None:
         raise ValueError(
             f"A conversion must be between quantities linear in data and noise, on an affine path. Got "
-            f"{prediction.name!r} along {type(path).__name__}: train a network that predicts it, as one head of several."
+            f"{prediction.name!r} along {type(path).__name__}: train a network that predicts it, as one head of "
+            "several."
         )
     return row
 
@@ -283,9 +315,10 @@ def given(
         rows = [i for i, source in enumerate(sources) if name_has_row(path, source, t)]
         if not rows:
             wanted = "a combination of data and noise" if name is None else repr(name)
+            own = ", ".join(map(repr, names))
             raise ValueError(
-                f"A field must give what is asked of it. Got {wanted} of a field that predicts {', '.join(map(repr, names))} "
-                f"along {type(path).__name__}: train a head that predicts it."
+                f"A field must give what is asked of it. Got {wanted} of a field that predicts {own} along "
+                f"{type(path).__name__}: train a head that predicts it."
             )
         return convert(path, t, x, values[rows[0]], sources[rows[0]], target, args)
 

@@ -14,8 +14,9 @@ from ._validate import check_count
 def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sampler:
     """The default sampler of a field at a number of network evaluations: that of `sample`, `decode` and `generate`.
 
-    A field or its path may have one of its own. Along affine paths it is an Adams predictor-corrector in the ratio clock
-    with one call a step, whose order grows with the number of steps, on the grid that is eased at both ends: the rule
+    A field or its path may have one of its own. Along affine paths it is an Adams predictor-corrector in the ratio
+    clock with one call a step, whose order grows with the number of steps, on the grid that is eased at both ends: the
+    rule
     of docs/which_sampler.md for images and other sharp fields. A guided field takes `nfe // evaluations` steps.
 
     Args:

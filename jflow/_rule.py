@@ -23,6 +23,16 @@ class AbstractStepRule(Noun):
 
     The loop calls `rows` once, `init` before the first step, and `step` on each row with the noise of that step.
     A `row` is what a step must know, a pytree that `rows` returns with a leading axis of length n.
+
+    ```python
+    class Euler(jf.AbstractStepRule):
+        def step(self, field, row, x, state, noise, args):
+            return x + (row.t1 - row.t0) * field.velocity(row.t0, x, args), state
+
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    mine = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(8), Euler()))
+    assert mine.nfe == 8 and jnp.allclose(mine.x, jf.sample(field, jr.key(0), (2,), jf.UniformGrid(8)).x, atol=1e-5)
+    ```
     """
 
     noisy: ClassVar[bool] = False

@@ -24,7 +24,7 @@ from ._engine import (
     with_density,
     with_divergence,
 )
-from ._event import as_state, event_like, rounded, state_dtype
+from ._event import as_state, event_like, rounded, state_dtype, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
 from ._path import AbstractDifferentiablePath
@@ -81,7 +81,7 @@ def sample(
     """
     check_key(key, "sample")
     check_field(field)
-    like = event_like(shape, letters=field.path.letters)
+    like = widened(event_like(shape, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian)
     operands = field, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat
     return run(_sample, operands, _Shape(like), log_prob, dtype)
@@ -164,7 +164,7 @@ def decode(
     ```
     """
     check_field(field)
-    x = as_state(x, letters=field.path.letters)
+    x = widened(as_state(x, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian)
     if event is not None and isinstance(sampler, FixedSteps):
         raise ValueError("event= must go with adaptive steps. Got a fixed grid: take jflow.AdaptiveSteps(...).")
@@ -250,7 +250,7 @@ def encode(
     ```
     """
     check_field(field)
-    x = as_state(x)
+    x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "encode", forward=False)
     return run(_encode, (field, x, numbers(sampler), as_arrays(args), saveat), dtype)
@@ -283,7 +283,7 @@ def _checked(field, sampler, args, log_prob, brownian):
             check_source(brownian)
     else:
         rule, _ = meet(field, sampler, brownian)
-        noisy = rule.noisy or brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy
+        noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
     if brownian is not None and not noisy:
         raise ValueError(
             "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."
@@ -307,7 +307,8 @@ def check_density(field: AbstractField) -> None:
     if not (path.flat and isinstance(path, AbstractDifferentiablePath)) or path.letters:
         why = "is curved" if not path.flat else "has no velocity"
         raise ValueError(
-            f"A log-density must be along a path in a flat space, with a velocity. Got {type(path).__name__}, which {why}."
+            f"A log-density must be along a path in a flat space, with a velocity. Got {type(path).__name__}, which "
+            f"{why}."
         )
 
 

@@ -85,7 +85,8 @@ class FixedSteps(Noun):
                 solvers an array with a value a step, or a noise rule as `Ancestral(0.5)`.
             diffusion: In place of `eta` the lecture's diffusion coefficient `g(t)`, in the path's own time: the drift
                 is `velocity + g^2/2 score`.
-            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others. By
+            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others.
+            By
                 default `"stop"`, but `"denoise"` where the last right-hand side is not defined: for a field that
                 predicts the data and for a clock that is infinite where sigma = 0, on a grid that ends there or repeats
                 its last point.
@@ -166,8 +167,8 @@ class AdaptiveSteps(Noun):
         dt0: Time | None = None,
         max_steps: int | None = 4096,
         adjoint: dfx.AbstractAdjoint | None = None,
-        rtol: Time | None = None,
-        atol: Time | None = None,
+        rtol: Any = None,
+        atol: Any = None,
     ):
         """Makes a sampler; what needs a field as well is checked when both meet.
 
@@ -194,17 +195,14 @@ class AdaptiveSteps(Noun):
         self.solver, self.controller, self.t0, self.t1 = solver, controller, t0, t1
         self.clock, self.eta, self.diffusion = clock, eta, diffusion
         self.dt0, self.max_steps, self.adjoint = dt0, max_steps, adjoint
-        start, stop = (default if t is None else concrete(t) for t, default in ((t0, 0.0), (t1, 1.0)))
-        known = start is not None and stop is not None
-        self._facts = Facts(
-            starts_at_zero=None if start is None else bool(start == 0),
-            ends_at_one=None if stop is None else bool(stop == 1),
-            repeats_last=False,
-            increases=bool(start <= stop) if known else None,
-            decreases=bool(start >= stop) if known else None,
-            within=bool(0 <= min(start, stop) and max(start, stop) <= 1) if known else None,
-            note=_Quiet(f"t0 = {start:g}, t1 = {stop:g}" if known else ""),
-        )
+        start = np.asarray(0.0) if t0 is None else concrete(t0)
+        stop = np.asarray(1.0) if t1 is None else concrete(t1)
+        first, last = None if start is None else bool(start == 0), None if stop is None else bool(stop == 1)
+        if start is None or stop is None:
+            self._facts = Facts(first, last, False)
+        else:
+            within, note = 0 <= min(start, stop) and max(start, stop) <= 1, _Quiet(f"t0 = {start}, t1 = {stop}")
+            self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), note)
 
     def __check_init__(self):
         if self.solver is not None and not isinstance(self.solver, dfx.AbstractSolver):
@@ -269,7 +267,12 @@ def _check_noise(sampler: Any) -> None:
 def _facts(times: Any) -> Facts:
     if isinstance(times, AbstractGridRule):
         return Facts(
-            times.starts_at_zero, times.ends_at_one, times.repeats_last, *times.direction, times.within, _Quiet(str(times))
+            times.starts_at_zero,
+            times.ends_at_one,
+            times.repeats_last,
+            *times.direction,
+            times.within,
+            _Quiet(str(times)),
         )
     if jnp.ndim(times) != 1 or jnp.shape(times)[0] < 2:
         raise ValueError(
@@ -291,5 +294,5 @@ def _facts(times: Any) -> Facts:
         )
     return Facts(
         bool(grid[0] == 0), bool(grid[-1] == 1), repeats, increases, decreases,
-        bool(0 <= grid.min() and grid.max() <= 1), _Quiet(f"t = {grid[0]:g} to {grid[-1]:g}"),
+        bool(grid.min() >= 0 and grid.max() <= 1), _Quiet(f"t = {grid[0]:g} to {grid[-1]:g}"),
     )  # fmt: skip

@@ -12,18 +12,50 @@ import numpy as np
 from . import _clock, _grid, _noise_rule, _path, _prediction, _sampler, _solver, _source
 from ._code import SHORT, arguments
 from ._flow_map import Jump
+from ._types import Noun
 
 _MODULES = (_clock, _grid, _noise_rule, _path, _prediction, _sampler, _solver, _source)
-_DIFFRAX = (
-    "Euler Heun Midpoint Ralston Bosh3 Tsit5 Dopri5 Dopri8 SRA1 ShARK SEA SPaRK SlowRK GeneralShARK EulerHeun ItoMilstein "
-    "StratonovichMilstein ReversibleHeun HalfSolver KenCarp3 KenCarp4 KenCarp5 Kvaerno3 Kvaerno4 Kvaerno5 ImplicitEuler "
-    "PIDController ConstantStepSize StepTo ClipStepSizeController RecursiveCheckpointAdjoint DirectAdjoint "
-    "BacksolveAdjoint ImplicitAdjoint ForwardMode"
-).split()
+_DIFFRAX = [
+    "Euler",
+    "Heun",
+    "Midpoint",
+    "Ralston",
+    "Bosh3",
+    "Tsit5",
+    "Dopri5",
+    "Dopri8",
+    "SRA1",
+    "ShARK",
+    "SEA",
+    "SPaRK",
+    "SlowRK",
+    "GeneralShARK",
+    "EulerHeun",
+    "ItoMilstein",
+    "StratonovichMilstein",
+    "ReversibleHeun",
+    "HalfSolver",
+    "KenCarp3",
+    "KenCarp4",
+    "KenCarp5",
+    "Kvaerno3",
+    "Kvaerno4",
+    "Kvaerno5",
+    "ImplicitEuler",
+    "PIDController",
+    "ConstantStepSize",
+    "StepTo",
+    "ClipStepSizeController",
+    "RecursiveCheckpointAdjoint",
+    "DirectAdjoint",
+    "BacksolveAdjoint",
+    "ImplicitAdjoint",
+    "ForwardMode",
+]
 
 
 def _is_final(name: str, kind: Any) -> bool:
-    return inspect.isclass(kind) and not name.startswith(("_", "Abstract")) and kind.__module__.startswith("jflow.")
+    return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun"))
 
 
 TABLE: dict[str, type] = {
@@ -31,7 +63,7 @@ TABLE: dict[str, type] = {
         f"{SHORT['jflow']}.{name}": kind
         for module in _MODULES
         for name, kind in vars(module).items()
-        if _is_final(name, kind) and not issubclass(kind, tuple)
+        if _is_final(name, kind)
     },
     "jf.Jump": Jump,
     **{f"{SHORT['diffrax']}.{name}": vars(dfx)[name] for name in _DIFFRAX if name in vars(dfx)},
@@ -82,7 +114,8 @@ def _encoded(value: Any, where: str) -> Any:
     if name is None:
         raise TypeError(
             f"What is written must be made of jflow's and diffrax's classes, numbers and arrays. Got {where} = "
-            f"{value!r}, {'a function' if callable(value) else type(value).__name__}: name the sampler in code, or leave it out."
+            f"{value!r}, {'a function' if callable(value) else type(value).__name__}: name the sampler in code, or "
+            "leave it out."
         )
     defaults = {key: p.default for key, p in inspect.signature(type(value)).parameters.items()}
     given = {key: item for key, item in arguments(value).items() if item is not defaults[key]}

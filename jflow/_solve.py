@@ -108,13 +108,15 @@ def _checked(sampler: Sampler) -> Sampler:
             raise ValueError(f"jflow.solve must have a diffrax solver. Got {type(sampler.solver).__name__}.")
     if given := [name for name, value in parts.items() if value is not None]:
         raise ValueError(
-            f"The sampler of jflow.solve must be without {', '.join(given)}=: these are for fields. The noise of an SDE is "
+            f"The sampler of jflow.solve must be without {', '.join(given)}=: these are for fields. The noise of an "
+            "SDE is "
             "diffusion=, an argument of solve."
         )
     solver = sampler.solver
     if isinstance(solver, AbstractFieldSolver) and (solver.clock is not None or solver.adds_noise):
         raise ValueError(
-            f"A drift must be integrated in its own time. Got {type(solver).__name__}(), a method of a field's clock: take a "
+            f"A drift must be integrated in its own time. Got {type(solver).__name__}(), a method of a field's clock: "
+            "take a "
             "solver of any clock, as diffrax.Heun() or jflow.Adams(3)."
         )
     return sampler
@@ -123,8 +125,8 @@ def _checked(sampler: Sampler) -> Sampler:
 class ODEFlow(Noun):
     """The flow `x0 -> psi(x0)` of the ODE `dx/dt = velocity(t, x, args)` from `t0` to `t1`, as a function.
 
-    It is differentiable in `x0`, in what `velocity` and `args` hold, and in both times; with the times swapped it is its
-    inverse. `t0 == t1` is the identity.
+    It is differentiable in `x0`, in what `velocity` and `args` hold, and in both times; with the times swapped it is
+    its inverse. `t0 == t1` is the identity.
 
     ```python
     flow = jf.ODEFlow(lambda t, x, args: -x, 0.0, 1.0)
@@ -140,7 +142,13 @@ class ODEFlow(Noun):
     sampler: AdaptiveSteps
 
     def __init__(
-        self, velocity: Callable[..., Any], t0: Time, t1: Time, *, args: Any = None, sampler: AdaptiveSteps | None = None
+        self,
+        velocity: Callable[..., Any],
+        t0: Time,
+        t1: Time,
+        *,
+        args: Any = None,
+        sampler: AdaptiveSteps | None = None,
     ):
         """Makes the flow.
 

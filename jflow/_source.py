@@ -21,7 +21,21 @@ from ._validate import concrete
 
 
 class AbstractSource(Noun):
-    """How x0 is drawn: `sample`, and where it is known `log_prob`. `args` is the condition, in which a mask may live."""
+    """How x0 is drawn: `sample`, and where it is known `log_prob`. `args` is the condition, in which a mask may "
+    "live.
+
+    ```python
+    class Ring(jf.AbstractSource):
+        coupled = False
+
+        def sample(self, key, like, args=None):
+            x = jr.normal(key, like.shape)
+            return x / jnp.linalg.norm(x)
+
+    x0 = jf.CondOT(source=Ring()).source.sample(jr.key(0), jnp.zeros(2))
+    assert jnp.allclose(jnp.linalg.norm(x0), 1.0)
+    ```
+    """
 
     coupled: eqx.AbstractVar[bool]
     """Whether x0 and x1 come as dependent pairs: then the score is not `-noise/sigma`."""
@@ -46,6 +60,24 @@ class AbstractNoiseMap(Noun):
     """A linear map `A` of white noise, `x0 = A e` with `e ~ N(0, I)`, for starts and increments alike.
 
     Where `A` has a kernel, as a projection, densities are those on its image.
+
+    ```python
+    class Halved(jf.AbstractNoiseMap):
+        def apply(self, x, args=None):
+            return x / 2
+
+        def solve(self, x, args=None):
+            return 2 * x
+
+        def log_det(self, x, args=None):
+            return -x.size * jnp.log(2.0)
+
+        def rank(self, x, args=None):
+            return x.size
+
+    source = jf.Normal(Halved())
+    assert jnp.allclose(source.log_prob(jnp.zeros(1)), jax.scipy.stats.norm.logpdf(0.0, scale=0.5))
+    ```
     """
 
     @abc.abstractmethod
@@ -85,8 +117,12 @@ class Normal(AbstractGaussianSource):
     ```
     """
 
-    map: AbstractNoiseMap | None = frozen(default=None)
-    coupled: bool = eqx.field(static=True, default=False)
+    map: AbstractNoiseMap | None = frozen()
+    coupled: bool = eqx.field(static=True)
+
+    def __init__(self, map: AbstractNoiseMap | None = None, *, coupled: bool = False):
+        """`map` the linear map A, by default the identity; `coupled` whether x0 and x1 come as dependent pairs."""
+        self.map, self.coupled = map, coupled
 
     def __check_init__(self):
         if self.map is not None and not isinstance(self.map, AbstractNoiseMap):
@@ -100,14 +136,22 @@ class Normal(AbstractGaussianSource):
         white = x if self.map is None else self.map.solve(x, args)
         squares = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(white))
         log_det = 0.0 if self.map is None else self.map.log_det(x, args)
-        return jnp.asarray(-squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x))
+        return jnp.asarray(
+            -squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x)
+        )
 
     def dimension(self, x: PyTree, args: Any = None) -> Any:
         return size(x) if self.map is None else self.map.rank(x, args)
 
 
 class Given(AbstractSource):
-    """The source of pairs that come with the data: training takes `x0=`, sampling a start. Use the object `GIVEN`."""
+    """The source of pairs that come with the data: training takes `x0=`, sampling a start. Use the object `GIVEN`.
+
+    ```python
+    field = jf.Field(lambda t, x, args: x, jf.CondOT(source=jf.GIVEN), "velocity")
+    assert jf.matching_loss(field, jr.key(0), jnp.ones(2), x0=jnp.zeros(2)).shape == ()
+    ```
+    """
 
     coupled: ClassVar[bool] = True
 

@@ -53,7 +53,8 @@ def brownian_tree(
         equation, t0, t1 = rule.equation(field), times[0], times[-1]
     if not equation.noisy:
         raise ValueError("A Brownian path must go with an SDE. Got a sampler without noise: give eta= or diffusion=.")
-    clock, path, eta = equation.clock, equation.field.path, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
+    path: Any = equation.field.path
+    clock, eta = equation.clock, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
     start, stop = (clock.noise_time(path, jnp.asarray(t, float), eta) for t in (t0, t1))
     margin = 1e-4 * (stop - start)
     return dfx.VirtualBrownianTree(

@@ -44,6 +44,7 @@ class Solution(eqx.Module):
     - `interpolation`: diffrax's dense output, in the time and state that were integrated.
 
     ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
     sol = jf.sample(field, jr.key(0), (2,))
     assert sol.status == 0 and sol.t == 1 and sol.x.shape == (2,)
     ```

@@ -1,5 +1,6 @@
 """The command line: `jflow train`, `sample`, `evaluate`, `recipes`, `demo`."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from .recipes import RECIPES, Digits, Mnist, Moons, Run, Sampler, begin, check_out, load, whole_file
+from .recipes import RECIPES, Digits, Mnist, Moons, Run, begin, check_out, load, whole_file
 from .recipes import train as train_run
 
-_SAMPLER = Sampler()
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How to draw."""
+
+    sampler: str | None = None
+    """The sampler, a name of jflow.samplers as heun_flow, ddim or dpmpp_2m; by default the recipe's own."""
+    steps: int | None = None
+    """Its steps; by default 10."""
+    eta: float | None = None
+    """How much noise it adds, for a sampler that takes an eta, as ddim: 0 none, 1 that of the reverse SDE."""
+    shift: float | None = None
+    """The shift of its times: above 1 they move towards the noise; by default none."""
+    seed: int = 0
+    """Draw i depends on this seed and on i."""
+
+    def of(self, run: Run) -> Any:
+        """The sampler of a run."""
+        return run.recipe.sampler(self.sampler, self.steps, eta=self.eta, shift=self.shift)
+
+
+_DRAWING = Drawing()
 
 
 def train(recipe: Moons | Digits | Mnist, *, out: Path | None = None, overwrite: bool = False) -> None:
@@ -29,7 +51,7 @@ def sample(
     run: Path,
     /,
     *,
-    sampler: Sampler = _SAMPLER,
+    drawing: Drawing = _DRAWING,
     num: int = 100,
     scale: float = 1.0,
     label: int | None = None,
@@ -47,12 +69,12 @@ def sample(
         overwrite: Overwrite that file.
     """
     if out.suffix not in (".npz", ".png"):
-        raise ValueError(f"Draws are written into an .npz or a .png file. Got {out}.")
+        raise ValueError(f"Draws must be written into an .npz or a .png file. Got {out}.")
     check_out(out, overwrite=overwrite)
     loaded = _load(run)
-    classes = loaded.recipe.num_classes
+    sampler, classes = drawing.of(loaded), loaded.recipe.num_classes
     labels = None if label is None else np.full(max(num, 0), label, np.int32)
-    x = loaded.draw(sampler, num, label=labels, scale=scale)
+    x = loaded.draw(sampler, num, seed=drawing.seed, label=labels, scale=scale)
     if labels is None and classes is not None:
         labels = np.arange(num, dtype=np.int32) % classes
     with whole_file(out) as path:
@@ -64,14 +86,14 @@ def sample(
     print(f"{num} draws: {out}")
 
 
-def evaluate(run: Path, /, *, sampler: Sampler = _SAMPLER, num: int | None = None) -> None:
+def evaluate(run: Path, /, *, drawing: Drawing = _DRAWING, num: int | None = None) -> None:
     """Judge a run: report.json in its folder, printed as a table.
 
     Args:
         run: The run folder.
         num: How many draws its bars are judged by; by default as many as the recipe's bars say.
     """
-    _evaluate(_load(run), sampler, num)
+    _evaluate(_load(run), drawing, num)
 
 
 def recipes() -> None:
@@ -88,7 +110,7 @@ def demo(*, out: Path = Path("runs/digits"), overwrite: bool = False) -> None:
         overwrite: Begin anew, whatever run the folder holds.
     """
     run = _train(Digits(), out, overwrite)
-    _evaluate(run, Sampler(), None)
+    _evaluate(run, _DRAWING, None)
     for name in ("samples.png", "animation.gif", "loss.png", "report.json"):
         print(out / name)
 
@@ -103,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if argv[:1] == ["train"] and argv[1:2] and argv[1] not in RECIPES and not argv[1].startswith("-"):
             raise ValueError(
-                f"A recipe is one of {', '.join(RECIPES)}. Got {argv[1]!r}; `jflow recipes` tells of them."
+                f"A recipe must be one of {', '.join(RECIPES)}. Got {argv[1]!r}; `jflow recipes` tells of them."
             )
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -138,8 +160,8 @@ def _load(folder: Path) -> Run:
     return run
 
 
-def _evaluate(run: Run, sampler: Sampler, num: int | None) -> None:
-    report = run.report(sampler, run.recipe.draws if num is None else num)
+def _evaluate(run: Run, drawing: Drawing, num: int | None) -> None:
+    report = run.report(drawing.of(run), run.recipe.draws if num is None else num, drawing.seed)
     words = {True: "yes", False: "NO", None: ""}
     rows = [(b["bar"], f"{b['figure']:.4g}", b["target"] or "", words[b["pass"]]) for b in report["bars"]]
     _print_table(("bar", "figure", "target", "passed"), rows)

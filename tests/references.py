@@ -20,9 +20,9 @@ PATHS = {
     "LinearVP": jf.LinearVP(),
     "VP": jf.VP(),
     "VE": jf.VE(),
-    "root": jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),
+    "root": jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t)),
     # sigma and sigma' to the last digits of float32 at both ends
-    "quadratic": jf.Path(lambda t: t**2, lambda t: jnp.where(t < 0.5, 1 - t**2, (1 - t) * (1 + t))),
+    "quadratic": jf.CustomPath(lambda t: t**2, lambda t: jnp.where(t < 0.5, 1 - t**2, (1 - t) * (1 + t))),
 }
 CLOCKS = {
     "path": jf.PathClock(),
@@ -68,7 +68,7 @@ def schedule(name, t):
 class ExactNet(eqx.Module):
     """The exact prediction for a mixture of isotropic Gaussians: posterior averages over the components."""
 
-    path: jf.AbstractPath
+    path: jf.AbstractAffinePath
     predicts: str = eqx.field(static=True)
     weights: Any
     means: Any  # (components, *event), or (components,) for the same mean everywhere

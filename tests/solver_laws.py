@@ -32,12 +32,12 @@ def data_prediction(alpha, sigma, x):
 
 
 def carry(field, solver, **fixed):
-    """One compiled sampler for every grid of a length, level and noise."""
+    """One compiled sampler for every grid of a length, amplitude and noise."""
 
     @eqx.filter_jit
     def run(x0, times, eta, z):
         noise = None if z is None else jf.Recorded(z)
-        return jf.decode(field, x0, times=times, eta=eta, solver=solver, brownian=noise, **fixed).x
+        return jf.decode(field, x0, jf.FixedSteps(times, solver, eta=eta, **fixed), brownian=noise).x
 
     return run
 
@@ -90,16 +90,16 @@ def measured_order(solver, clock=None, counts=(160, 320)):
     return np.log2(errors[-2] / errors[-1])
 
 
-def spread_error(solver, n, eta=1.0, *, mended=False):
+def spread_error(solver, n, eta=1.0, *, corrected=False):
     """Relative error of the standard deviation on `N(0, 0.25)` with `alpha = 1`, sigma from 20 to 0.05, equal steps
-    in log-SNR: a linear map of start and normals. `mended` takes one step more, of no length, after which a corrector
-    has mended the last state.
+    in log-SNR: a linear map of start and normals. `corrected` takes one step more, of no length, after which a
+    corrector has corrected the last state.
     """
     run = carry(gaussian(jf.VE(0.05, 20.0), mean=0.0, predicts="data"), solver, end="stop")
     starts = jnp.eye(n + 1, 1) * jnp.sqrt(0.25 + 20.0**2)
-    normals = jnp.eye(n + 1, n + mended, -1)[..., None]
-    times = jf.uniform_times(n)
-    if mended:
+    normals = jnp.eye(n + 1, n + corrected, -1)[..., None]
+    times = jf.UniformGrid(n).times()
+    if corrected:
         times, normals = jnp.append(times * (1 - 1e-12), 1.0), normals.at[:, -1].set(0.0)
     columns = jax.vmap(run, (0, None, None, 0))(starts, times, jnp.asarray(eta), normals)
     return float(jnp.sqrt((columns**2).sum() / (0.25 + 0.05**2)) - 1)

@@ -1,5 +1,6 @@
-"""The public surface: documented, annotated, light to import, one version."""
+"""The public surface: documented, annotated, light to import; and the rules that its code keeps."""
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -7,7 +8,10 @@ import sys
 import time
 import types
 import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import diffrax as dfx
 import jax
 import numpy as np
 import pytest
@@ -15,8 +19,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 import jflow as jf
 
-HEAVY = ("orbax", "grain", "tyro", "matplotlib", "PIL", "sklearn")
-WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "recipes")
+HEAVY = ("orbax", "grain", "tyro", "matplotlib", "PIL", "sklearn", "optax", "flax", "chex")
+LAZY = (
+    *("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search"),
+)  # the wings, imported when they are asked for
+WINGS = ("laws", *LAZY, "recipes")
+VERBS = ("sample", "decode", "encode", "log_prob", "solve", "generate", "batched", "matching_loss", "stepper", "recommended")
 
 
 def names(module: types.ModuleType) -> list[str]:
@@ -69,11 +77,12 @@ def faults(function: types.FunctionType) -> list[str]:
 
 def test_the_public_names_are_found():
     """What this file checks is there: the package's own, those of every wing, and nothing of other packages."""
-    for name in ("jflow.sample", "jflow.Field", "jflow.nn.MLP", "jflow.metrics.mmd", "jflow.processes.Langevin"):
+    core = ("jflow.sample", "jflow.Field", "jflow.FixedSteps", "jflow.laws.Beta", "jflow.samplers.ddim")
+    for name in (*core, "jflow.nn.MLP", "jflow.metrics.mmd", "jflow.processes.Langevin", "jflow.search.best_sampler"):
         assert name in PUBLIC
     assert len(PUBLIC) > 100 and set(MODULES) == {name.rsplit(".", 1)[0] for name in PUBLIC}
-    assert set(names(jf)) <= set(dir(jf)) and set(WINGS) - {"recipes"} <= set(dir(jf))
-    assert set(WINGS) - {"recipes"} == set(jf._WINGS)
+    assert set(names(jf)) <= set(dir(jf)) and set(LAZY) <= set(dir(jf))
+    assert set(LAZY) == set(jf._WINGS)
     assert not [name for name in names(jf) if name in WINGS]
 
 
@@ -104,7 +113,9 @@ def test_the_rule_of_annotations():
 
     assert not faults(good)
     assert faults(bad) == ["t", "x", "return"]
-    assert [function.__qualname__ for function in members(jf.CondOT)["alpha"]] == ["CondOT.alpha", "AbstractPath.alpha"]
+    assert [function.__qualname__ for function in members(jf.CondOT)["alpha"]] == [
+        *("CondOT.alpha", "AbstractAffinePath.alpha"),
+    ]
 
 
 def test_every_module_of_the_package_has_a_docstring():
@@ -123,6 +134,109 @@ def run(code: str) -> str:
 def test_import_loads_no_extra():
     loaded = run(f"import jflow, sys; print(*(name for name in {HEAVY} if name in sys.modules))").split()
     assert not loaded, f"`import jflow` imports {loaded}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_has_at_most_ten_parameters_and_takes_no_others(verb):
+    """Ten beside `saveat` and `dtype`; a misspelt option raises in the call itself."""
+    parameters = inspect.signature(getattr(jf, verb)).parameters
+    assert len([name for name in parameters if name not in ("saveat", "dtype")]) <= 10, list(parameters)
+    assert not [p for p in parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+
+
+PACKAGE = Path(jf.__file__).parent
+CORE = [
+    file
+    for pattern in ("*.py", "_engine/*.py", "_solver/*.py", "_guidance/*.py", "_path/*.py")
+    for file in sorted(PACKAGE.glob(pattern))
+]
+
+
+def concrete_classes() -> set[str]:
+    """The names of jflow's paths, clocks and solvers and of diffrax's solvers, but for the interfaces."""
+    kinds = jf.AbstractPath, jf.AbstractClock, dfx.AbstractSolver
+    return {
+        name
+        for module in (jf, dfx)
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, kinds) and not name.startswith("Abstract")
+    }
+
+
+CONCRETE = concrete_classes()
+
+
+def last_name(node: ast.AST) -> str | None:
+    """`Heun` of `dfx.Heun`, and of `Heun`."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+def calls(tree: ast.AST, *functions: str) -> Iterator[ast.Call]:
+    """The calls of builtin functions by these names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            yield node
+
+
+def literal_attributes(tree: ast.AST) -> Iterator[int]:
+    """`getattr(x, "name")` and `hasattr(x, "name")`: what an object is must be said by its class."""
+    for node in calls(tree, "getattr", "hasattr"):
+        if len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            yield node.lineno
+
+
+def caught_attributes(tree: ast.AST) -> Iterator[int]:
+    """`except AttributeError`, alone or among others."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is not None:
+            if any(last_name(part) == "AttributeError" for part in ast.walk(node.type)):
+                yield node.lineno
+
+
+def protocols(tree: ast.AST) -> Iterator[int]:
+    """`typing.Protocol` and `runtime_checkable`, imported or named."""
+    for node in ast.walk(tree):
+        imported = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        if {"Protocol", "runtime_checkable"} & {*imported, last_name(node)}:
+            yield node.lineno
+
+
+def concrete_checks(tree: ast.AST) -> Iterator[int]:
+    """`isinstance(x, SigmaClock)` and its kin, with a concrete class alone, in a tuple or in a union."""
+    for node in calls(tree, "isinstance", "issubclass"):
+        if any(last_name(part) in CONCRETE for part in ast.walk(node.args[1])):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("rule", [literal_attributes, caught_attributes, protocols])
+def test_the_core_asks_classes_and_not_attributes(rule: Callable[[ast.AST], Iterator[int]]):
+    found = [f"{file.relative_to(PACKAGE)}:{line}" for file in CORE for line in rule(ast.parse(file.read_text()))]
+    assert len(CORE) > 50 and not found, f"{rule.__doc__}: {found}"
+
+
+def test_the_engine_names_no_concrete_path_clock_or_solver():
+    files = [file for file in CORE if file.parent.name == "_engine"]
+    found = [f"{file.name}:{line}" for file in files for line in concrete_checks(ast.parse(file.read_text()))]
+    assert files and not found, f"ask an interface, which users may implement: {found}"
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (literal_attributes, "getattr(solver, 'clock', None)"),
+        (literal_attributes, "hasattr(solver, 'clock')"),
+        (caught_attributes, "try:\n    f()\nexcept (TypeError, AttributeError):\n    pass"),
+        (protocols, "from typing import Protocol"),
+        (protocols, "class Net(typing.Protocol): ..."),
+        (concrete_checks, "isinstance(clock, SigmaClock)"),
+        (concrete_checks, "isinstance(solver, (dfx.AbstractERK, dfx.Heun))"),
+        (concrete_checks, "isinstance(path, CondOT | VP)"),
+    ],
+)
+def test_the_rules_themselves(rule, code):
+    assert list(rule(ast.parse(code)))
+    fine = "getattr(obj, name)\nisinstance(solver, dfx.AbstractERK)\ntry:\n    f()\nexcept TypeError:\n    pass"
+    assert not list(rule(ast.parse(fine)))
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def predictions(field, x, args):
     """Every prediction of a field, what it gives itself, and two right-hand sides, all from one program."""
     rows = jf.SigmaClock().rhs(field.path, T, 0.0), jf.RatioClock().rhs(field.path, T, 0.0)
     named = {name: getattr(field, name)(T, x, args) for name in ("velocity", "data", "noise", "score")}
-    return named, field(T, x, args), field.mixed(rows, T, x, args)
+    return named, field.predict((field.predicts,), T, x, args)[0], field.predict(rows, T, x, args)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -93,7 +93,7 @@ def test_a_rule_is_its_formula_in_every_prediction(name, x64):
         want = formula(space(flat_x, 2.0), space(flat_x, 0.7), w)
         want_data = want if space is data else flat_x + (1 - T) * want
         want_noise = (flat_x - T * want_data) / (1 - T)
-        named, own, (sigma, ratio) = predictions(guided, x, (2.0, jnp.asarray(w)))
+        named, own, (sigma, ratio) = predictions(guided, x, jf.Args(2.0, scale=jnp.asarray(w)))
         for got, right in (
             (named["data"], want_data),
             (named["noise"], want_noise),
@@ -106,7 +106,7 @@ def test_a_rule_is_its_formula_in_every_prediction(name, x64):
             np.testing.assert_allclose(flat(got), right, rtol=1e-12, atol=1e-12)
         if w == 1:
             np.testing.assert_allclose(flat(named["data"]), data(flat_x, 2.0), rtol=1e-12)
-        same, *_ = predictions(guided, x, (0.7, jnp.asarray(w)))  # I2: the null condition, at any scale
+        same, *_ = predictions(guided, x, jf.Args(0.7, scale=jnp.asarray(w)))  # I2: the null condition, at any scale
         np.testing.assert_allclose(flat(same["data"]), data(flat_x, 0.7), rtol=1e-12)
 
 
@@ -130,36 +130,38 @@ def test_what_has_no_spread_is_not_rescaled(event):
 
 def test_the_first_velocities_are_zero():
     guided = jf.Guided(FIELD, 0.7, rule=jf.CFGZero(zero_before=0.25))
-    x = event("image")
-    assert jnp.array_equal(guided.velocity(0.2, x, (2.0, 3.0)), jnp.zeros_like(x))
-    assert not jnp.any(guided.velocity(0.25, x, (2.0, 3.0)) == 0)
+    x, args = event("image"), jf.Args(2.0, scale=3.0)
+    assert jnp.array_equal(guided.velocity(0.2, x, args), jnp.zeros_like(x))
+    assert not jnp.any(guided.velocity(0.25, x, args) == 0)
 
 
 def test_autoguidance_moves_away_from_a_weak_field(x64):
     x, w = event("image"), 2.5
-    guided = jf.Guided(FIELD, weak=OTHER)
+    guided, args = jf.Guided(FIELD, weak=OTHER), jf.Args(2.0, scale=w)
     want = plain(velocity(flat(x), 2.0), velocity(flat(x), 1.0), w)
-    np.testing.assert_allclose(flat(guided.velocity(T, x, (2.0, w))), want, rtol=1e-12)
-    np.testing.assert_array_equal(guided.velocity(T, x, (2.0, None)), FIELD.velocity(T, x, 2.0))
+    np.testing.assert_allclose(flat(guided.velocity(T, x, args)), want, rtol=1e-12)
+    np.testing.assert_array_equal(guided.velocity(T, x, 2.0), FIELD.velocity(T, x, 2.0))
     moved = jf.Field(net, jf.Cosine(), "data")
-    refuses(lambda: jf.Guided(FIELD, weak=moved), r"Got another, Cosine: pass weak=jflow.change_path")
+    refuses(lambda: jf.Guided(FIELD, weak=moved), r"Got another path, Cosine: pass weak=jflow.change_path")
     refuses(lambda: jf.Guided(FIELD, 3.0, weak=OTHER), "a null condition or a weak field")
-    assert jf.Guided(FIELD, weak=jf.change_path(moved, FIELD.path)).evaluations((2.0, w)) == 2
-    assert jf.Guided(FIELD, weak=jf.Guided(OTHER, (0.0, None))).evaluations(((2.0, None), w)) == 2
+    assert jf.Guided(FIELD, weak=jf.change_path(moved, FIELD.path)).evaluations(args) == 2
+    inner = jf.Guided(FIELD, weak=jf.Guided(OTHER, 0.0, scale="inner"))
+    assert inner.evaluations(args) == 2 and inner.evaluations(jf.Args(2.0, scale=w, inner=3.0)) == 3
 
 
 def test_negative_conditions_are_given_sample_by_sample(x64):
     x, w = event("image"), 2.5
     guided, fixed = jf.Guided(FIELD), jf.Guided(FIELD, 0.7)
-    args = ((2.0, 0.7), w)
-    np.testing.assert_array_equal(guided.velocity(T, x, args), fixed.velocity(T, x, (2.0, w)))
-    np.testing.assert_array_equal(guided.velocity(T, x, ((2.0, 0.7), None)), FIELD.velocity(T, x, 2.0))
-    assert guided.evaluations(args) == 2 and guided.evaluations(((2.0, 0.7), None)) == 1
+    args = jf.Args(2.0, negative=0.7, scale=w)
+    np.testing.assert_array_equal(guided.velocity(T, x, args), fixed.velocity(T, x, jf.Args(2.0, scale=w)))
+    np.testing.assert_array_equal(jf.Guided(FIELD, 0.1).velocity(T, x, args), guided.velocity(T, x, args))
+    np.testing.assert_array_equal(guided.velocity(T, x, jf.Args(2.0, negative=0.7)), FIELD.velocity(T, x, 2.0))
+    assert guided.evaluations(args) == 2 and guided.evaluations(jf.Args(2.0, negative=0.7)) == 1
     assert jf.Guided(FIELD, rule=jf.APG()).data(T, x, args).shape == x.shape
-    refuses(lambda: guided.velocity(T, x, (2.0, w)), r"args = \(\(condition, negative\), scale\)")
+    refuses(lambda: guided.velocity(T, x, jf.Args(2.0, scale=w)), r"negative=other, scale=w\)")
     out = jf.generate(
-        guided, jr.key(0), 3, (2,), args=((jnp.arange(3.0), jnp.ones(3)), 2.0), args_in_axes=((0, 0), None),
-        times=jf.uniform_times(2), batch_size=2,
+        guided, jr.key(0), 3, (2,), jf.UniformGrid(2), args=jf.Args(jnp.arange(3.0), negative=jnp.ones(3), scale=2.0),
+        args_in_axes=jf.Args(0, negative=0, scale=None), batch_size=2,
     )  # fmt: skip
     assert out.x.shape == (3, 2) and (out.nfe == 4).all()
 
@@ -182,7 +184,7 @@ def counted(**options):
         ({"solver": dfx.Euler()}, {}, 6 + 2),
         ({"solver": dfx.Heun()}, {}, 6 + 6 + 2 + 2),
         ({"solver": jf.DPMpp(2)}, {}, 6 + 2),  # its last step is the data prediction
-        pytest.param({"eta": 0.5}, {"rule": jf.APG()}, 6 + 2, marks=pytest.mark.slow),
+        pytest.param({"eta": 0.5**0.5}, {"rule": jf.APG()}, 6 + 2, marks=pytest.mark.slow),
         ({"solver": dfx.Heun()}, {"weak": True}, 6 + 6 + 2 + 2),
     ],
     ids=["Euler", "Heun", "DPMpp", "SDE with a rule", "weak"],
@@ -193,7 +195,7 @@ def test_outside_an_interval_the_other_prediction_is_not_computed(options, guide
     @eqx.filter_jit
     def run(field, x0, scales):
         def one(x0, w):
-            return jf.decode(field, x0, args=(2.0, w), times=GRID, key=jr.key(0), **options)
+            return jf.decode(field, x0, jf.FixedSteps(GRID, **options), args=jf.Args(2.0, scale=w), key=jr.key(0))
 
         return jax.vmap(one)(x0, scales)
 
@@ -210,30 +212,32 @@ def test_outside_an_interval_the_other_prediction_is_not_computed(options, guide
 
 def test_an_interval_is_guided_inside_and_conditional_outside():
     x, inside, always = event("image"), jf.Guided(FIELD, 0.7, interval=INSIDE), jf.Guided(FIELD, 0.7)
+    args = jf.Args(2.0, scale=3.0)
     for t in (0.1, 0.3, 0.5, 0.7, 0.9):
-        want = always if 0.3 <= t < 0.7 else FIELD
-        args = (2.0, 3.0) if 0.3 <= t < 0.7 else 2.0
-        np.testing.assert_allclose(inside.velocity(t, x, args=(2.0, 3.0)), want.velocity(t, x, args), rtol=1e-6)
-        assert inside.evaluations((2.0, 3.0), t) == (2 if want is always else 1)
-    assert inside.evaluations((2.0, None)) == 1
-    nested = jf.Guided(inside, (0.7, None))
-    assert nested.evaluations(((2.0, 3.0), 2.0), 0.5) == 3  # the null condition (0.7, None) costs one
+        guides = 0.3 <= t < 0.7
+        want = always.velocity(t, x, args) if guides else FIELD.velocity(t, x, 2.0)
+        np.testing.assert_allclose(inside.velocity(t, x, args), want, rtol=1e-6)
+        assert inside.evaluations(args, t) == (2 if guides else 1)
+    assert inside.evaluations(2.0) == 1
+    nested = jf.Guided(inside, 0.7, scale="outer", negative="other")
+    assert nested.evaluations(jf.Args(2.0, scale=3.0, outer=2.0), 0.5) == 4
+    assert nested.evaluations(jf.Args(2.0, scale=3.0, outer=2.0), 0.9) == 2
     moved = jf.change_path(inside, jf.Cosine())
-    assert moved.evaluations((2.0, 3.0), 0.5) == 2 and moved.evaluations((2.0, 3.0), 0.9) == 1
-    refuses(lambda: inside.evaluations((2.0, 3.0)), "takes a time")
+    assert moved.evaluations(args, 0.5) == 2 and moved.evaluations(args, 0.9) == 1
+    refuses(lambda: inside.evaluations(args), "must be counted at a time")
     refuses(lambda: jf.Guided(FIELD, 0.7, interval=(0.7, 0.3)), r"increasing times. Got \(0.7, 0.3\)")
 
 
 @pytest.mark.slow
 def test_evaluations_that_cannot_be_counted_are_not_reported():
-    halves = {"times": jf.uniform_times(3), "solver": dfx.HalfSolver(dfx.Heun())}
-    assert jf.decode(FIELD, jnp.ones(2), args=2.0, **halves).nfe is None  # stages in a loop of its own
-    field, x0 = jf.Guided(FIELD, 0.7, interval=INSIDE), jnp.ones(2)
-    plain_field = jf.Guided(FIELD, 0.7)
-    options = {"args": (2.0, 3.0), "times": jf.uniform_times(3), "key": jr.key(0), "eta": 1.0, "solver": dfx.SRA1()}
-    assert jf.decode(field, x0, **options).nfe is None
-    assert jf.decode(plain_field, x0, **options).nfe == 2 * (2 * 2 + 1)
-    adaptive = {"args": (2.0, 3.0), "t0": 0.0, "t1": 1.0, "solver": dfx.Heun()}
+    times, args, x0 = jf.UniformGrid(3), jf.Args(2.0, scale=3.0), jnp.ones(2)
+    halves = jf.FixedSteps(times, dfx.HalfSolver(dfx.Heun()))
+    assert jf.decode(FIELD, x0, halves, args=2.0).nfe is None  # stages in a loop of its own
+    field, plain_field = jf.Guided(FIELD, 0.7, interval=INSIDE), jf.Guided(FIELD, 0.7)
+    noisy = {"sampler": jf.FixedSteps(times, dfx.SRA1(), eta=1.0), "args": args, "key": jr.key(0)}
+    assert jf.decode(field, x0, **noisy).nfe is None
+    assert jf.decode(plain_field, x0, **noisy).nfe == 2 * (2 * 2 + 1)
+    adaptive = {"sampler": jf.AdaptiveSteps(dfx.Heun()), "args": args}
     assert jf.decode(field, x0, **adaptive).nfe is None
     assert jf.decode(plain_field, x0, **adaptive).nfe % 4 == 0
 
@@ -268,30 +272,80 @@ def test_I6_a_classifier_turns_the_marginal_into_the_conditional(name, x64):
     @jax.jit
     def pairs(w):
         names = ("velocity", "data", "noise", "score")
-        got = [getattr(guided, name)(T, x, (1, w)) for name in names]
+        args = jf.Args(1, scale=w)
+        got = [getattr(guided, name)(T, x, args) for name in names]
         want = [getattr(both, name)(T, x, 1) for name in names]
-        return got, want, guided.mixed(rows, T, x, (1, w)), both.mixed(rows, T, x, 1)
+        return got, want, guided.predict(rows, T, x, args), both.predict(rows, T, x, 1)
 
     got, want, mixed, want_mixed = pairs(1.0)
     np.testing.assert_allclose(got, want, rtol=1e-9)
     np.testing.assert_allclose(mixed, want_mixed, rtol=1e-9)
     slope = jax.grad(lambda v: log_prob(T, v, 1))(x)
-    np.testing.assert_allclose(guided.score(T, x, (1, 3.0)), field.score(T, x, 1) + 3 * slope, rtol=1e-12)
-    np.testing.assert_array_equal(guided.data(T, x, (1, None)), field.data(T, x, 1))
-    assert guided.evaluations((1, 3.0)) == 1
+    args = jf.Args(1, scale=3.0)
+    np.testing.assert_allclose(guided.score(T, x, args), field.score(T, x, 1) + 3 * slope, rtol=1e-12)
+    np.testing.assert_array_equal(guided.data(T, x, 1), field.data(T, x, 1))
+    assert guided.evaluations(args) == 1
+
+
+@pytest.mark.parametrize("noise", ["white", "coloured", "centred"])
+def test_a_classifier_changes_all_predictions_alike(noise, x64):
+    """Each one is the conversion of each other one, and the score is moved by the gradient, within its space."""
+    mapped = {
+        "white": lambda: None,
+        "coloured": lambda: jf.Coloured(np.array([[2.0, 0.5, 0], [0.5, 1.0, 0], [0, 0, 0.3]])),
+        "centred": jf.ZeroCentre,
+    }[noise]()
+    path = jf.Cosine(source=jf.Normal(mapped))
+    field = jf.Field(lambda t, x, y: jnp.sin(2 * x) - jnp.mean(jnp.sin(2 * x)), path, "velocity")
+    guided, args = jf.ClassifierGuided(field, lambda t, x, y: jnp.sum(jnp.cos(x) * y)), jf.Args(1.5, scale=2.0)
+    x = jnp.array([0.4, -0.7, 0.3])
+    names = ("velocity", "data", "noise", "score", "v")
+
+    @jax.jit
+    def every():
+        values = dict(zip(names, guided.predict(names, T, x, args), strict=True))
+        again = {(a, b): jf.convert(path, T, x, values[a], a, b) for a in names for b in names}
+        return values, again, guided.score(T, x, args) - field.score(T, x, 1.5)
+
+    values, again, moved = every()
+    for (a, b), value in again.items():
+        np.testing.assert_allclose(value, values[b], rtol=1e-9, atol=1e-9, err_msg=f"{a} {b}")
+    slope = -2 * 1.5 * np.sin(x)
+    np.testing.assert_allclose(moved, slope - slope.mean() if noise == "centred" else slope, rtol=1e-9)
 
 
 def test_a_classifier_at_the_ends():
     guided = jf.ClassifierGuided(FIELD, lambda t, x, y: -jnp.sum((x - y) ** 2))
-    x = jnp.ones(2)
+    x, args = jnp.ones(2), jf.Args(2.0, scale=3.0)
     for name in ("noise", "score"):
-        assert jnp.isfinite(getattr(guided, name)(0.0, x, (2.0, 3.0))).all()
-    assert jnp.isfinite(guided.velocity(1.0, x, (2.0, 3.0))).all()
-    refuses(lambda: jf.decode(guided, x, args=(2.0, 3.0), times=GRID), "t = 0, where a field that predicts 'noise'")
-    assert jf.decode(guided, x, args=(2.0, 3.0), times=GRID[1:]).nfe == 5
+        assert jnp.isfinite(getattr(guided, name)(0.0, x, args)).all()
+    assert jnp.isfinite(guided.velocity(1.0, x, args)).all()
+    refuses(lambda: jf.decode(guided, x, GRID, args=args), "t = 0, where a field that predicts 'noise'")
+    assert jf.decode(guided, x, GRID[1:], args=args).nfe == 5
     vector = jf.ClassifierGuided(FIELD, lambda t, x, y: x)
-    refuses(lambda: vector.score(T, x, (2.0, 3.0)), "pick the condition's entry")
-    refuses(lambda: guided.score(T, x, 2.0), r"A classifier-guided field takes args = \(condition, scale\)")
+    refuses(lambda: vector.score(T, x, args), "pick the condition's entry")
+    of_score = jf.ClassifierGuided(jf.Field(net, jf.CondOT(), "score"), lambda t, x, y: -jnp.sum((x - y) ** 2))
+    np.testing.assert_allclose(of_score.score(1.0, x, args), of_score.field.score(1.0, x, 2.0) + 6.0, rtol=1e-6)
+
+
+def test_a_classifier_goes_outside_a_guide_that_replaces_the_condition():
+    seen = []
+
+    def log_prob(t, x, y):
+        seen.append(y)
+        return -jnp.sum((x - y) ** 2)
+
+    inside = jf.ClassifierGuided(FIELD, log_prob, scale="classifier_scale")
+    for field in (inside, jf.change_path(inside, jf.Cosine()), jf.Thresholded(inside)):
+        refuses(lambda field=field: jf.Guided(field, 0.7), r"ClassifierGuided\(Guided\(field, null\), ...\)")
+    refuses(lambda: jf.ClassifierGuided(jf.Guided(FIELD, 0.7), log_prob), "Got 'scale' twice")
+    outside = jf.ClassifierGuided(jf.Guided(FIELD, 0.7), log_prob, scale="classifier_scale")
+    x, args = jnp.ones(2), jf.Args(2.0, scale=3.0, classifier_scale=0.5)
+    got = outside.score(T, x, args)
+    np.testing.assert_allclose(got, outside.field.score(T, x, jf.Args(2.0, scale=3.0)) + 0.5 * 2 * (2 - x), rtol=1e-5)
+    assert seen == [2.0] and outside.evaluations(args) == 2
+    paired = jf.Field(net, jf.CondOT(source=jf.Normal(coupled=True)), "velocity")
+    refuses(lambda: jf.ClassifierGuided(paired, log_prob), "which is coupled to the data")
 
 
 def test_thresholds_keep_the_data_prediction_in_range(x64):
@@ -356,32 +410,36 @@ def test_every_kind_is_sampled_and_swept_by_one_compilation():
     traces = []
 
     @eqx.filter_jit
-    def run(field, scale, times):
+    def run(field, args, times):
         traces.append(1)
-        condition = (2.0, 0.7) if field.__class__ is jf.Guided and field.null is None and field.weak is None else 2.0
-        return jf.sample(field, jr.key(0), (2,), args=(condition, scale), times=times)
+        return jf.sample(field, jr.key(0), (2,), jf.FixedSteps(times, end="stop"), args=args)
 
-    for field in KIN.values():
-        before = len(traces)
+    for kind, field in KIN.items():
+        before, negative = len(traces), {"negative": 0.7} if kind == "negative" else {}
         for scale in (0.5, 3.0):
             # other parameters of the guidance, another scale, another grid
             arrays, rest = eqx.partition(field, eqx.is_inexact_array)
             other = eqx.combine(jax.tree.map(lambda leaf, s=scale: leaf * (1 + s / 100), arrays), rest)
-            out = run(other, jnp.asarray(scale), jnp.linspace(0.1, 0.95, 4))
+            out = run(other, jf.Args(2.0, scale=jnp.asarray(scale), **negative), jnp.linspace(0.1, 0.95, 4))
             assert out.status == 0 and jnp.isfinite(out.x).all()
         assert len(traces) == before + 1
 
 
-def test_a_right_hand_side_that_a_rule_does_not_determine_is_refused():
-    x, args = jnp.ones(2), (2.0, 3.0)
-    guided = jf.Guided(FIELD, 0.7, rule=jf.APG())
-    assert jf.decode(guided, x, args=args, times=GRID).status == 0  # the last step is the data prediction
-    options = {"args": args, "times": GRID, "end": "stop"}
-    refuses(lambda: jf.decode(guided, x, solver=dfx.Heun(), **options), "t = 1, where a field that predicts 'data'")
-    refuses(
-        lambda: jf.decode(jf.Thresholded(FIELD), x, solver=dfx.Heun(), **(options | {"args": 2.0})),
-        "t = 1, where a field that predicts 'data'",
-    )
+def test_a_right_hand_side_that_a_rule_does_not_determine_raises():
+    x, args = jnp.ones(2), jf.Args(2.0, scale=3.0)
+    guided, late = jf.Guided(FIELD, 0.7, rule=jf.APG()), jf.FixedSteps(GRID, dfx.Heun(), end="stop")
+    assert jf.decode(guided, x, GRID, args=args).status == 0  # the last step is the data prediction
+    refuses(lambda: jf.decode(guided, x, late, args=args), "t = 1, where a field that predicts 'data'")
+    refuses(lambda: jf.decode(jf.Thresholded(FIELD), x, late, args=2.0), "t = 1, where a field that predicts 'data'")
     of_noise = jf.Guided(jf.Field(net, jf.CondOT(), "noise"), 0.7, rule=jf.APG())
-    refuses(lambda: jf.decode(of_noise, x, args=args, times=GRID), "t = 0, where a field that predicts 'noise'")
+    refuses(lambda: jf.decode(of_noise, x, GRID, args=args), "t = 0, where a field that predicts 'noise'")
     refuses(lambda: jf.Rescaled(0.5, jf.CFGZero()), "Got CFGZero, on 'velocity'")
+
+
+def test_a_guide_goes_on_with_a_default_sampler():
+    """That of the field inside at its share of the evaluations, unless a step rule made for that field."""
+    args = jf.Args(2.0, scale=3.0)
+    assert jf.sample(jf.Guided(FIELD, 0.7), jr.key(0), (2,), args=args).nfe == 32
+    jumps = jf.FlowMap(lambda s, t, x, y: net(t, x, y), jf.CondOT())
+    assert isinstance(jf.recommended(jumps).solver, jf.Jump)
+    assert jf.sample(jf.Guided(jumps, 0.7), jr.key(0), (2,), args=args).nfe == 32

@@ -11,6 +11,7 @@ import pytest
 from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule
 
 import jflow as jf
+from jflow._validate import stream
 
 KEY = jr.key(0)
 STEPS = dfx.SaveAt(t0=True, steps=True)
@@ -40,9 +41,14 @@ def components(net, t, x, args):
     return jax.vmap(lambda v: net(t, v[None], args)[0])(x)
 
 
+def grid(times, **sampler):
+    return jf.FixedSteps(times, **sampler)
+
+
 @eqx.filter_jit
-def decode(field, x, times, key=None, **options):
-    return jf.decode(field, x, times=times, key=key, **options)
+def decode(field, x, sampler, key=None, **options):
+    """One compiled program for every grid of a length and kind of end."""
+    return jf.decode(field, x, sampler, key=key, **options)
 
 
 def assert_equal(x, truth, dtype, message="", single=1e-5, double=1e-12):
@@ -76,7 +82,7 @@ def test_H9_ddim_is_euler_in_three_clocks(name):
     def every(x, times):
         def run(clock):
             predicts = "velocity" if isinstance(clock, jf.ThetaClock) else "data"
-            return jf.decode(field_of(name, predicts), x, times=times, clock=clock, end="stop").x
+            return jf.decode(field_of(name, predicts), x, grid(times, clock=clock, end="stop")).x
 
         return {clock: run(value) for clock, value in clocks.items()}
 
@@ -96,7 +102,7 @@ def test_H9_one_step_is_exact_for_one_point(x64):
             path = PATHS[name]
             field = jf.Field(lambda t, x, args: z, path, "data")
             x0 = path.interpolate(0.2, noise, z)
-            return jf.decode(field, x0, times=jnp.array([0.2, 0.9]), clock=clock, end="stop").x
+            return jf.decode(field, x0, grid([0.2, 0.9], clock=clock, end="stop")).x
 
         return {(name, key): run(name, clock) for name in names for key, clock in CLOCKS.items()}
 
@@ -106,7 +112,7 @@ def test_H9_one_step_is_exact_for_one_point(x64):
 
 def test_H9_euler_in_path_time_is_not_ddim_on_a_curved_path(x64):
     field = field_of("VP", "data")
-    x = decode(field, jnp.asarray(START), jnp.asarray(INTERIOR), clock=jf.PathClock(), end="stop").x
+    x = decode(field, jnp.asarray(START), grid(INTERIOR, clock=jf.PathClock(), end="stop")).x
     assert np.abs(x - ddim("VP", INTERIOR, START)).max() > 1e-2
 
 
@@ -163,8 +169,7 @@ def test_edm_heun_is_the_textbook_with_35_calls():
         with jax.enable_x64(dtype == "float64"):
             path = jf.VE(sigma_min=0.002, sigma_max=80.0)
             edm = jf.Preconditioned(net, path, sigma_data=0.5)
-            times = jax.jit(lambda path=path: jf.karras_times(n, path))()
-            out = decode(edm, jnp.asarray(80 * START, dtype), times, clock=jf.SigmaClock(), solver=dfx.Heun())
+            out = decode(edm, jnp.asarray(80 * START, dtype), grid(jf.KarrasGrid(n), solver=dfx.Heun(), clock=jf.SigmaClock()))
             assert net.take() == out.nfe == 35 and out.status == 0 and out.x.dtype == dtype
             np.testing.assert_allclose(out.x, truth, rtol=tolerance, atol=tolerance)
 
@@ -173,9 +178,9 @@ def test_edm_heun_is_the_textbook_with_35_calls():
 
 
 def frozen(name, times, x, eta, normals):
-    """The exact step for a frozen data prediction, at the level `eta(t)` of the SDE (numerics: section 0)."""
-    for t0, t1, z in zip(times[:-1], times[1:], normals, strict=True):
-        (a0, s0, *_), (a1, s1, *_), e = schedule(name, t0), schedule(name, t1), eta(t0)
+    """The exact step for a frozen data prediction, where step i has noise of the amplitude `eta[i]`."""
+    for t0, t1, e, z in zip(times[:-1], times[1:], np.broadcast_to(eta, len(times) - 1) ** 2, normals, strict=True):
+        (a0, s0, *_), (a1, s1, *_) = schedule(name, t0), schedule(name, t1)
         h = np.log(a1 / s1) - np.log(a0 / s0)
         x = (
             s1 / s0 * np.exp(-e * h) * x
@@ -185,11 +190,8 @@ def frozen(name, times, x, eta, normals):
     return x
 
 
-def ramp(t):
-    return 2 * t
-
-
 ETAS = (0.0, 0.3, 1.0, 2.0)
+RAMP = 2 * INTERIOR[:-1]  # a value a step
 
 
 @pytest.mark.parametrize("name", ["CondOT", "Cosine"])
@@ -200,17 +202,17 @@ def test_the_default_clock_takes_the_frozen_data_step_of_any_eta(name):
     def every(x, times, normals):
         def run(eta):
             noise = jf.Recorded(normals)
-            return jf.decode(field_of(name, "data"), x, times=times, eta=eta, brownian=noise, end="stop").x
+            return jf.decode(field_of(name, "data"), x, grid(times, eta=eta, end="stop"), brownian=noise).x
 
-        return jax.vmap(run)(jnp.asarray(ETAS, x.dtype)), run(ramp)
+        return jax.vmap(run)(jnp.asarray(ETAS, x.dtype)), run(jnp.asarray(RAMP, x.dtype))
 
-    truth = [frozen(name, INTERIOR, START, lambda t, eta=eta: eta, normals) for eta in ETAS]
+    truth = [frozen(name, INTERIOR, START, eta, normals) for eta in ETAS]
     for dtype in ("float64", "float32"):
         with jax.enable_x64(dtype == "float64"):
             levels, ramped = every(*(jnp.asarray(v, dtype) for v in (START, INTERIOR, normals)))
             for x, expected in zip(levels, truth, strict=True):
                 assert_equal(x, expected, dtype)
-            assert_equal(ramped, frozen(name, INTERIOR, START, ramp, normals), dtype)
+            assert_equal(ramped, frozen(name, INTERIOR, START, RAMP, normals), dtype)
 
 
 def test_the_frozen_data_step_at_one_is_the_ancestral_step_of_ddpm(x64):
@@ -223,24 +225,23 @@ def test_the_frozen_data_step_at_one_is_the_ancestral_step_of_ddpm(x64):
         mean = a1 * (1 - step) / s0**2 * denoiser(a0, s0, x) + np.sqrt(step) * s1**2 / s0**2 * x
         x = mean + np.sqrt(s1**2 / s0**2 * (1 - step)) * z
     noise = jf.Recorded(jnp.asarray(normals))
-    out = decode(
-        field_of("LinearVP", "data"), jnp.asarray(START), jnp.asarray(INTERIOR), eta=1.0, brownian=noise, end="stop"
-    )
+    sampler = grid(INTERIOR, eta=1.0, end="stop")
+    out = decode(field_of("LinearVP", "data"), jnp.asarray(START), sampler, brownian=noise)
     np.testing.assert_allclose(out.x, x, rtol=1e-11)
 
 
 def test_a_step_of_the_sde_calls_the_network_once():
     net = Counter(pull)
     field = jf.Field(net, jf.CondOT(), "velocity")
-    out = decode(field, jnp.asarray(START, jnp.float32), jf.uniform_times(7), KEY, eta=jnp.asarray(1.0))
+    out = decode(field, jnp.asarray(START, jnp.float32), grid(jf.UniformGrid(7), eta=1.0), KEY)
     assert net.take() == out.nfe == 7
 
 
 def test_eta_zero_is_the_ode():
-    field, times = PLAIN["velocity"], jf.uniform_times(6)
-    ode = decode(field, jnp.asarray(START, jnp.float32), times, clock=jf.ThetaClock())
+    field, times = PLAIN["velocity"], jf.UniformGrid(6)
+    ode = decode(field, jnp.asarray(START, jnp.float32), grid(times, clock=jf.ThetaClock()))
     for key in (jr.key(1), jr.key(2)):
-        sde = decode(field, jnp.asarray(START, jnp.float32), times, key, eta=jnp.asarray(0.0))
+        sde = decode(field, jnp.asarray(START, jnp.float32), grid(times, eta=0.0), key)
         np.testing.assert_allclose(sde.x, ode.x, rtol=1e-6)
         assert sde.nfe == ode.nfe == 6
 
@@ -249,20 +250,19 @@ def test_an_absolute_coefficient_adds_half_its_square_times_the_score(x64):
     times, x = np.array([0.3, 0.4, 0.6]), START
     normals = np.asarray(jr.normal(KEY, (2, 3)))
 
-    def g(t, x, args):
-        return args * (1 - t) * (2 + jnp.cos(x[0]))
+    def g(t):
+        return 0.7 * (1 - t) * (2 + jnp.cos(t))
 
     for t0, t1, z in zip(times[:-1], times[1:], normals, strict=True):
         alpha, sigma, alpha_dot, sigma_dot = schedule("CondOT", t0)
         data = denoiser(alpha, sigma, x)
         noise, h = (x - alpha * data) / sigma, t1 - t0
-        level = float(g(t0, x, 0.7))
+        level = float(g(t0))
         x = x + h * (alpha_dot * data + sigma_dot * noise - level**2 / 2 * noise / sigma) + level * np.sqrt(h) * z
     for predicts in ("velocity", "noise", "data"):
-        out = decode(
-            field_of("CondOT", predicts), jnp.asarray(START), jnp.asarray(times), diffusion=g, args=0.7, end="stop",
-            brownian=jf.Recorded(jnp.asarray(normals)),
-        )  # fmt: skip
+        noise = jf.Recorded(jnp.asarray(normals))
+        sampler = grid(times, diffusion=g, end="stop")
+        out = decode(field_of("CondOT", predicts), jnp.asarray(START), sampler, brownian=noise)
         np.testing.assert_allclose(out.x, x, rtol=1e-10)
 
 
@@ -279,37 +279,54 @@ PLAIN = {  # one field, said in two ways
 }
 
 
-def test_a_sample_is_a_draw_at_the_first_time_decoded():
-    field, times = PLAIN["velocity"], jnp.linspace(0.1, 1.0, 6)
-    key_start, key_noise = jr.split(KEY)
-    x0 = 0.9 * jr.normal(key_start, (3,))
-    for options in ({}, {"eta": 1.0}):
-        got = eqx.filter_jit(lambda k, options=options: jf.sample(field, k, (3,), times=times, **options))(KEY)
-        np.testing.assert_allclose(got.x, decode(field, x0, times, key_noise, **options).x, rtol=1e-5)
-        assert got.status == 0 and got.t == 1 and got.nfe == 5
+class Uniforms(eqx.Module):
+    """A distribution of the state at the first time."""
 
-    class Base(eqx.Module):
-        def sample(self, key):
-            return jr.uniform(key, (3,))
+    def sample(self, key):
+        return jr.uniform(key, (3,))
+
+
+def test_a_sample_is_a_draw_at_the_first_time_decoded():
+    """With the noise that a stepper draws from the same key; the key of `sample` has a stream of its own."""
+    field, times = PLAIN["velocity"], jf.UniformGrid(5, t0=0.1)
+    key_start, key_noise = jr.split(stream(KEY, "sample"))
+    x0 = 0.9 * jr.normal(key_start, (3,))
+    steps = jf.stepper(field, grid(times, eta=1.0))
+    (normals,) = jax.vmap(lambda i: steps.noise(key_noise, i, x0))(jnp.arange(5))
+    for sampler, noise in ((grid(times), {}), (grid(times, eta=1.0), {"brownian": jf.Recorded(normals)})):
+        got = eqx.filter_jit(jf.sample)(field, KEY, (3,), sampler)
+        np.testing.assert_allclose(got.x, decode(field, x0, sampler, **noise).x, rtol=1e-5)
+        assert got.status == 0 and got.t == 1 and got.nfe == 5
+    assert not np.allclose(x0, 0.9 * jr.normal(jr.split(KEY)[0], (3,)))
 
     @jax.jit
     def starts():
-        own = jf.sample(field, KEY, (3,), times=times, base=Base(), saveat=STEPS)
+        own = jf.sample(field, KEY, (3,), times, start=Uniforms(), saveat=STEPS)
         wide = gaussian(jf.VE(0.01, 50.0), predicts="noise")
-        return own.xs[0], jf.sample(wide, KEY, (2000,), times=jf.uniform_times(2), saveat=STEPS).xs[0]
+        return own.xs[0], jf.sample(wide, KEY, (2000,), jf.UniformGrid(2), saveat=STEPS).xs[0]
 
     own, wide = starts()
     np.testing.assert_array_equal(own, jr.uniform(key_start, (3,)))
     assert abs(wide.std() / 50 - 1) < 4 / np.sqrt(4000)
 
 
+def test_one_key_used_everywhere_gives_independent_draws():
+    """What draws folds in a constant of its own, so people may use one key for data, training and sampling."""
+    field, n = PLAIN["velocity"], 512
+    drawn = jf.sample(field, KEY, (n,), jf.UniformGrid(1), saveat=dfx.SaveAt(t0=True)).xs[0]
+    carried = jf.decode(field, jnp.zeros(n), grid(jf.UniformGrid(1, 0.1, 0.9), eta=1.0), key=KEY).x
+    for a, b in ((drawn, jr.normal(KEY, (n,))), (drawn, carried), (carried, jr.normal(KEY, (n,)))):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(n)
+
+
 def test_one_step_works():
-    grid, every = jf.uniform_times(1), ({}, {"eta": 1.0, "key": KEY}, {"clock": jf.RatioClock()})
+    one_step = jf.UniformGrid(1)
+    every = (grid(one_step), grid(one_step, eta=1.0), grid(one_step, clock=jf.RatioClock()))
 
     @jax.jit
     def run(x):
-        data = [jf.decode(field_of("CondOT", "data"), x, times=grid, saveat=STEPS, **options) for options in every]
-        return jf.decode(field_of("CondOT", "velocity"), x, times=grid), data
+        data = [jf.decode(field_of("CondOT", "data"), x, sampler, key=KEY, saveat=STEPS) for sampler in every]
+        return jf.decode(field_of("CondOT", "velocity"), x, one_step), data
 
     one, data = run(jnp.asarray(START, jnp.float32))
     np.testing.assert_allclose(one.x, 0.1, atol=1e-6)  # every noise goes to the mean of the data
@@ -321,77 +338,91 @@ def test_one_step_works():
 
 
 def test_end_policies():
-    x, times = jnp.asarray(START, jnp.float32), jf.uniform_times(5)
+    x, times = jnp.asarray(START, jnp.float32), jf.UniformGrid(5)
     velocity, data = PLAIN["velocity"], PLAIN["data"]
     # on the linear path a step of Euler to t = 1 is the data prediction
     runs = {
-        "stop": decode(velocity, x, times, end="stop"),
-        "denoise": decode(velocity, x, times, end="denoise"),
+        "stop": decode(velocity, x, grid(times, end="stop")),
+        "denoise": decode(velocity, x, grid(times, end="denoise")),
         "default": decode(data, x, times),
-        "euler": decode(velocity, x, times, end=dfx.Euler()),
     }
     for name, run in runs.items():
         np.testing.assert_allclose(run.x, runs["stop"].x, rtol=1e-5, err_msg=name)
         assert run.nfe == 5 and run.t == 1 and run.status == 0
-    heun = decode(velocity, x, times, solver=dfx.Heun(), end=dfx.Midpoint())
-    assert heun.nfe == 10
-    last = jf.decode(
-        velocity, decode(velocity, x, times[:-1], solver=dfx.Heun()).x, times=times[-2:], solver=dfx.Midpoint()
-    )
-    np.testing.assert_allclose(heun.x, last.x, rtol=1e-6)
-    default = decode(data, x, times, solver=dfx.Heun())
+    default = decode(data, x, grid(times, solver=dfx.Heun()))
     assert default.nfe == 9  # two calls a step, one for the last
+    first = decode(velocity, x, grid(jf.UniformGrid(4, t1=0.8), solver=dfx.Heun()))
+    np.testing.assert_allclose(default.x, velocity.data(0.8, first.x), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "options", [{"solver": dfx.Heun()}, {"eta": 0.0, "key": KEY}, {"solver": jf.DPMpp(2)}], ids=["data", "eta", "DPMpp"]
+    "options", [{"solver": dfx.Heun()}, {"eta": 0.0}, {"solver": jf.DPMpp(2)}], ids=["data", "eta", "DPMpp"]
 )
 def test_A5_a_grid_that_ends_before_the_data_ends_there(options, x64):
+    """Whether it is an array, a rule, or a traced array with the end given."""
     field, x = gaussian(jf.CondOT(), predicts="data"), jnp.array([0.4, -1.0])
     mean, std = 1.0, 0.5  # of the data
+    traced = jax.jit(lambda times: jf.decode(field, x, grid(times, end="stop", **options), key=KEY))
     for stop in (0.5, 0.9):
         spread = np.hypot(stop * std, 1 - stop)
-        known = jf.decode(field, x, times=np.linspace(0.0, stop, 2001), **options)
+        known = decode(field, x, grid(np.linspace(0.0, stop, 2001), **options), KEY)
         np.testing.assert_allclose(known.x, stop * mean + spread * x, rtol=2e-3)
-        traced = decode(field, x, jnp.linspace(0.0, stop, 2001), **options)
-        np.testing.assert_allclose(traced.x, known.x, rtol=1e-12)
-        assert known.t == traced.t == stop and known.nfe == traced.nfe
+        for same in (
+            decode(field, x, grid(jf.UniformGrid(2000, t1=jnp.asarray(stop)), **options), KEY),
+            traced(jnp.linspace(0.0, stop, 2001)),
+        ):
+            np.testing.assert_allclose(same.x, known.x, rtol=1e-12)
+            assert known.t == same.t == stop and known.nfe == same.nfe
 
 
-def test_a_traced_grid_ends_as_the_same_one_that_is_known():
+def test_a_traced_grid_whose_end_matters_raises_and_asks_for_it():
+    """With the end given it is the same one that is known, and has a gradient."""
     field, x = PLAIN["data"], jnp.asarray(START, jnp.float32)
-    grids = jnp.stack([jnp.linspace(0.0, 1.0, 5), jnp.linspace(0.0, 0.8, 5), jnp.array([0.0, 0.3, 0.6, 0.8, 0.8])])
+    grids = {
+        "denoise": ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 0.3, 0.6, 0.8, 0.8]),
+        "stop": ([0.0, 0.2, 0.4, 0.6, 0.8],),
+    }
 
-    def end(times):
-        return jf.decode(field, x, times=times, solver=jf.DPMpp(2), eta=1.0, key=KEY).x
+    def end(times, end):
+        return jf.decode(field, x, grid(times, solver=jf.DPMpp(2), eta=1.0, end=end), key=KEY)
 
-    known = [jf.decode(field, x, times=times, solver=jf.DPMpp(2), eta=1.0, key=KEY) for times in grids]
-    assert [int(sol.nfe) for sol in known] == [4, 4, 4]
-    for times, sol in zip(grids, known, strict=True):
-        np.testing.assert_allclose(jax.jit(end)(times), sol.x, rtol=1e-5)
-    together, slopes = jax.jit(jax.vmap(lambda times: (end(times), jax.jacfwd(end)(times))))(grids)
-    np.testing.assert_allclose(together, jnp.stack([sol.x for sol in known]), rtol=1e-5)
-    assert jnp.isfinite(slopes[:2, :, :4]).all()
+    with pytest.raises(ValueError, match=r"The end of this grid must be given: .* traced array .* end='denoise' or"):
+        jax.jit(lambda times: end(times, None).x)(jnp.linspace(0.0, 1.0, 5))
+    run = eqx.filter_jit(end)
+    for kind, examples in grids.items():
+        traced = jax.jit(lambda times, kind=kind: (end(times, kind).x, jax.jacfwd(lambda ts: end(ts, kind).x)(times)))
+        for times in examples:
+            known = decode(field, x, grid(times, solver=jf.DPMpp(2), eta=1.0), KEY)
+            assert known.nfe == 4
+            value, slopes = traced(jnp.asarray(times))
+            np.testing.assert_allclose(value, known.x, rtol=1e-5)
+            np.testing.assert_allclose(run(jnp.asarray(times), kind).x, known.x, rtol=1e-5)
+            if times[-2] != times[-1]:
+                assert jnp.isfinite(slopes[:, :4]).all()
 
 
-def test_an_end_solver_takes_its_own_recorded_noise():
-    field, x, times = PLAIN["data"], jnp.asarray(START, jnp.float32), jnp.asarray(INTERIOR, jnp.float32)
-    noise = jf.Recorded(jr.normal(KEY, (5, 3)))
-    whole = decode(field, x, times, eta=1.0, brownian=noise, end="stop")
-    ended = decode(field, x, times, eta=1.0, brownian=noise, end=dfx.Euler())
-    np.testing.assert_allclose(ended.x, whole.x, rtol=1e-6)
+def test_the_last_recorded_normal_is_not_used_where_the_last_step_is_the_data():
+    field, x = PLAIN["data"], jnp.asarray(START, jnp.float32)
+    noise = jr.normal(KEY, (5, 3))
+    ended = [
+        decode(field, x, grid(INTERIOR, eta=1.0, end="denoise"), brownian=jf.Recorded(z)).x
+        for z in (noise, noise.at[-1].set(7.0))
+    ]
+    np.testing.assert_array_equal(*ended)
+    before = decode(field, x, grid(INTERIOR[:-1], eta=1.0, end="stop"), brownian=jf.Recorded(noise[:-1])).x
+    np.testing.assert_allclose(ended[0], field.data(INTERIOR[-2], before), rtol=1e-5)
 
 
 @pytest.mark.parametrize("predicts", ["velocity", "data"])
 def test_trajectories_have_a_state_for_every_time(predicts):
-    field, x, times = PLAIN[predicts], jnp.asarray(START, jnp.float32), jf.uniform_times(5)
-    for options in ({}, {"eta": 1.0, "key": KEY}):
-        out = decode(field, x, times, saveat=STEPS, **options)
+    field, x, times = PLAIN[predicts], jnp.asarray(START, jnp.float32), jf.UniformGrid(5)
+    for sampler in (grid(times), grid(times, eta=1.0)):
+        out = decode(field, x, sampler, KEY, saveat=STEPS)
         assert out.xs.shape == (6, 3)
-        np.testing.assert_array_equal(out.ts, times)
+        np.testing.assert_array_equal(out.ts, times.times())
         np.testing.assert_array_equal(out.xs[0], x)
         np.testing.assert_array_equal(out.xs[-1], out.x)
-        np.testing.assert_array_equal(decode(field, x, times, **options).x, out.x)
+        np.testing.assert_array_equal(decode(field, x, sampler, KEY).x, out.x)
     few = decode(field, x, times, saveat=dfx.SaveAt(steps=2))
     np.testing.assert_allclose(few.ts, [0.4, 0.8], rtol=1e-6)
     only = decode(field, x, times, saveat=dfx.SaveAt(t0=True))
@@ -399,30 +430,27 @@ def test_trajectories_have_a_state_for_every_time(predicts):
 
 
 def test_a_partly_noised_state_is_carried_on():
-    field, x, times = (
-        jf.Field(pull, jf.Cosine(), "noise"),
-        jnp.asarray(START, jnp.float32),
-        jnp.asarray(INTERIOR, jnp.float32),
-    )
-    whole = decode(field, x, times, saveat=STEPS)
-    tail = decode(field, whole.xs[2], times[2:])
+    field, x, times = jf.Field(pull, jf.Cosine(), "noise"), jnp.asarray(START, jnp.float32), INTERIOR
+    whole = decode(field, x, grid(times), saveat=STEPS)
+    tail = decode(field, whole.xs[2], grid(times[2:]))
     np.testing.assert_allclose(tail.x, whole.x, rtol=1e-6)
     noise = jr.normal(KEY, (5, 3))
-    whole = decode(field, x, times, eta=1.0, brownian=jf.Recorded(noise), saveat=STEPS)
-    tail = decode(field, whole.xs[2], times[2:], eta=1.0, brownian=jf.Recorded(noise[2:]))
+    whole = decode(field, x, grid(times, eta=1.0), brownian=jf.Recorded(noise), saveat=STEPS)
+    tail = decode(field, whole.xs[2], grid(times[2:], eta=1.0), brownian=jf.Recorded(noise[2:]))
     np.testing.assert_allclose(tail.x, whole.x, rtol=1e-5)
-    head = decode(field, x, times[:4], eta=1.0, brownian=jf.Recorded(noise[:3]))
+    head = decode(field, x, grid(times[:4], eta=1.0), brownian=jf.Recorded(noise[:3]))
     np.testing.assert_allclose(head.x, whole.xs[3], rtol=1e-5)
 
 
 def test_encode_and_decode_round_trip(x64):
-    field, times, clocks = PLAIN["velocity"], jf.uniform_times(60), (jf.PathClock(), jf.RatioClock(), jf.AngleClock())
+    field, clocks = PLAIN["velocity"], (jf.PathClock(), jf.RatioClock(), jf.AngleClock())
 
     @jax.jit
     def there_and_back(x):
         def run(clock):
-            noise = jf.encode(field, x, times=times, clock=clock, solver=dfx.Dopri5())
-            return noise, jf.decode(field, noise.x, times=times, clock=clock, solver=dfx.Dopri5())
+            sampler = grid(jf.UniformGrid(60), solver=dfx.Dopri5(), clock=clock)
+            noise = jf.encode(field, x, sampler)
+            return noise, jf.decode(field, noise.x, sampler)
 
         return [run(clock) for clock in clocks]
 
@@ -435,7 +463,7 @@ def test_encode_is_the_monotone_map_of_a_gaussian(x64):
     @jax.jit
     def every(x):
         def run(name):
-            return jf.encode(gaussian(PATHS[name]), x, times=jf.uniform_times(80), solver=dfx.Dopri5()).x
+            return jf.encode(gaussian(PATHS[name]), x, grid(jf.UniformGrid(80), solver=dfx.Dopri5())).x
 
         return {name: run(name) for name in ("CondOT", "Cosine", "quadratic")}
 
@@ -443,7 +471,7 @@ def test_encode_is_the_monotone_map_of_a_gaussian(x64):
         np.testing.assert_allclose(x, (START - 1) / 0.5, rtol=1e-7, err_msg=name)
 
 
-def test_A11_the_end_point_is_finite_or_refused():
+def test_A11_the_end_point_is_finite_or_raises():
     """One point: its velocity `(z - x)/(1 - t)` is not defined at t = 1, its data prediction is."""
     z = jnp.array([2.0, -1.0, 0.5])
     data = jf.Field(lambda t, x, args: z, jf.CondOT(), "data")
@@ -452,7 +480,7 @@ def test_A11_the_end_point_is_finite_or_refused():
 
     @jax.jit
     def ends():
-        return [jf.decode(data, x0, times=jf.uniform_times(4), solver=solver) for solver in solvers]
+        return [jf.decode(data, x0, grid(jf.UniformGrid(4), solver=solver)) for solver in solvers]
 
     for solution in ends():
         np.testing.assert_allclose(solution.x, z, rtol=1e-5)
@@ -461,9 +489,9 @@ def test_A11_the_end_point_is_finite_or_refused():
         reaches = isinstance(solver, (dfx.Heun, dfx.Dopri5, dfx.Tsit5))
         if reaches:
             with pytest.raises(ValueError, match=r"t = 1, .* stop a little earlier"):
-                jf.decode(data, x0, times=jf.uniform_times(4), solver=solver, end="stop")
+                jf.decode(data, x0, grid(jf.UniformGrid(4), solver=solver, end="stop"))
         else:
-            out = jf.decode(data, x0, times=jf.uniform_times(4), solver=solver, end="stop")
+            out = jf.decode(data, x0, grid(jf.UniformGrid(4), solver=solver, end="stop"))
             assert out.status == 0 and np.isfinite(out.x).all()
 
 
@@ -471,9 +499,8 @@ def test_A11_the_end_point_is_finite_or_refused():
 
 
 @eqx.filter_jit
-def adaptively(field, x, **options):
-    controller = dfx.PIDController(1e-6, 1e-6)
-    return jf.decode(field, x, t0=0.0, t1=1.0, stepsize_controller=controller, **options)
+def adaptively(field, x, saveat=None, **sampler):
+    return jf.decode(field, x, jf.AdaptiveSteps(rtol=1e-6, atol=1e-6, **sampler), saveat=saveat)
 
 
 def test_adaptive_samples_agree_over_clocks():
@@ -496,7 +523,7 @@ def test_adaptive_samples_in_the_other_clocks(clock):
     field, x = gaussian(jf.Cosine()), jnp.asarray(START, jnp.float32)
     out = adaptively(field, x, clock=clock)
     np.testing.assert_allclose(out.x, 1 + 0.5 * START, atol=1e-4)
-    encoded = eqx.filter_jit(lambda x: jf.encode(field, x, t0=0.0, t1=1.0, clock=clock))(out.x)
+    encoded = eqx.filter_jit(lambda x: jf.encode(field, x, jf.AdaptiveSteps(clock=clock)))(out.x)
     np.testing.assert_allclose(encoded.x, START, atol=1e-3)
     assert encoded.t == pytest.approx(0, abs=1e-6)
 
@@ -515,28 +542,31 @@ def test_a_caller_speaks_of_times_and_states_of_the_path_in_every_clock(name):
     past = {"up": lambda t, x, args, **kwargs: t - 0.45, "far": lambda t, x, args, **kwargs: jnp.sum(x) - 1e3}
     event = dfx.Event(past, root_finder=optx.Newton(1e-6, 1e-6))
 
+    def adaptive(*parts, **options):
+        return jf.AdaptiveSteps(*parts, clock=clock, t0=0.1, t1=0.7, **options)
+
     @jax.jit
     def run(z):
         x, y = (t + z * np.sqrt(0.25 * t**2 + (1 - t) ** 2) for t in (0.1, 0.7))
-        ends = {"clock": clock, "t0": 0.1, "t1": 0.7}
-        tight = ends | {"stepsize_controller": dfx.PIDController(1e-6, 1e-6)}
-        stepped = ends | {"solver": dfx.Midpoint(), "stepsize_controller": dfx.StepTo(ts)}
-        first = ends | {"dt0": 0.05, "saveat": dfx.SaveAt(steps=True), "max_steps": 64}
+        tight, stepped = adaptive(rtol=1e-6, atol=1e-6), adaptive(dfx.Midpoint(), dfx.StepTo(ts))
+        first, steps = adaptive(dt0=0.05, max_steps=64), dfx.SaveAt(steps=True)
         return (
-            jf.decode(field, x, saveat=dfx.SaveAt(subs=subs), **tight),
-            [jf.decode(field, x, event=event, **ends), jf.encode(field, y, event=event, **ends)],
-            [jf.decode(field, x, **stepped).x, decode(field, x, ts, solver=dfx.Midpoint(), clock=clock).x],
-            jf.decode(field, x, **first).ts,
+            jf.decode(field, x, tight, saveat=dfx.SaveAt(subs=subs)),
+            jf.decode(field, x, adaptive(), event=event),
+            jf.encode(field, y, tight, saveat=dfx.SaveAt(ts=ts[::-1])),
+            [jf.decode(field, x, stepped).x, jf.decode(field, x, grid(ts, solver=dfx.Midpoint(), clock=clock)).x],
+            jf.decode(field, x, first, saveat=steps).ts,
         )
 
-    saved, stopped, (stepped, on_grid), steps = run(z)
+    saved, stopped, back, (stepped, on_grid), steps = run(z)
     truth = [np.sum((t + np.sqrt(0.25 * t**2 + (1 - t) ** 2) * START) ** 2) for t in ts]
     np.testing.assert_allclose(saved.xs["all"][0], ts, rtol=1e-5)
     np.testing.assert_allclose(saved.xs["all"][1], truth, rtol=1e-4)
     np.testing.assert_array_equal(saved.ts["all"], saved.xs["all"][0])
     np.testing.assert_allclose(saved.xs["end"][0], saved.x, rtol=1e-5)
-    for out in stopped:
-        assert out.status == 0 and out.t == pytest.approx(0.45, abs=1e-4)
+    assert stopped.status == 3 and stopped.t == pytest.approx(0.45, abs=1e-4)
+    np.testing.assert_allclose(back.ts, ts[::-1], rtol=1e-5)
+    np.testing.assert_allclose((back.xs**2).sum(1), truth[::-1], rtol=1e-4)
     np.testing.assert_allclose(stepped, on_grid, rtol=1e-5)
     assert steps[0] == pytest.approx(0.15, rel=1e-4)
 
@@ -547,11 +577,9 @@ def test_a_caller_speaks_of_times_and_states_of_the_path_in_every_clock(name):
 def test_a_clock_that_spans_decades_takes_the_steps_that_its_small_times_need(clock, t0, t1, tol):
     world = jf.distributions.GaussianMixture([[-0.5, 0.5], [1.0, 1.0]], stds=[0.01, 0.02])
     xs = jax.vmap(world.at(jf.CondOT(), t0).sample)(jr.split(KEY, 64)) if t0 else jr.normal(KEY, (64, 2))
-    controller = dfx.PIDController(tol, tol)
+    sampler = jf.AdaptiveSteps(t0=t0, t1=t1, clock=clock, rtol=tol, atol=tol)
     field = world.field(jf.CondOT())
-    out = jax.jit(jax.vmap(lambda x: jf.decode(field, x, t0=t0, t1=t1, clock=clock, stepsize_controller=controller)))(
-        xs
-    )
+    out = jax.jit(jax.vmap(lambda x: jf.decode(field, x, sampler)))(xs)
     assert (out.status == 0).all()
     np.testing.assert_allclose(out.t, t1, rtol=1e-5)
 
@@ -560,150 +588,172 @@ def test_a_clock_that_spans_decades_takes_the_steps_that_its_small_times_need(cl
 
 
 def test_types_and_pytrees():
-    field, times = gaussian(jf.CondOT()), jf.uniform_times(2)
+    field, times = gaussian(jf.CondOT()), jf.UniformGrid(2)
+
+    def out(key, sampler=times, shape=(3,), **options):
+        return jax.eval_shape(lambda k: jf.sample(field, k, shape, sampler, **options), key)
+
     for dtype in (None, jnp.float32, jnp.bfloat16):
-        out = jax.eval_shape(lambda k: jf.sample(field, k, (3,), times=times, dtype=dtype), KEY)  # noqa: B023
-        assert out.x.dtype == (dtype or jnp.float32)
+        assert out(KEY, dtype=dtype).x.dtype == (dtype or jnp.float32)
     with jax.enable_x64(True):
-        for dtype, kept in ((None, "float32"), (jnp.float64, "float64")):
-            out = jax.eval_shape(lambda k: jf.sample(field, k, (3,), times=times, dtype=dtype, eta=1.0), jr.key(0))  # noqa: B023
-            assert out.x.dtype == out.t.dtype == kept
-        base = jf.distributions.Gaussian(jnp.zeros(3), std=1.0)
-        options = {"times": times, "base": base, "dtype": jnp.float32, "log_prob": True}
-        assert jax.eval_shape(lambda k: jf.sample(field, k, (3,), **options), jr.key(0)).x.dtype == "float32"
+        key, noisy = jr.key(0), grid(times, eta=1.0)
+        double = jax.ShapeDtypeStruct((3,), jnp.float64)
+        for made, kept in (
+            (out(key, noisy), "float32"),
+            (out(key, noisy, dtype=jnp.float64), "float64"),
+            (out(key, noisy, double), "float64"),
+        ):
+            assert made.x.dtype == made.t.dtype == kept
+        start = jf.distributions.Gaussian(jnp.zeros(3), std=1.0)
+        assert out(key, start=start, dtype=jnp.float32, log_prob=True).x.dtype == "float32"
+        x = jnp.asarray(START, jnp.float32)
+        for verb in (jf.decode, jf.encode):
+            made = jax.eval_shape(lambda x, verb=verb: verb(field, x, times, dtype=jnp.float64), x)
+            assert made.x.dtype == made.t.dtype == "float64"
     tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
     shape = {"image": jax.ShapeDtypeStruct((4, 4, 1), jnp.float32), "vector": jax.ShapeDtypeStruct((3,), jnp.float32)}
-    for options in ({}, {"eta": 1.0}):
-        out = jax.jit(lambda key, options=options: jf.sample(tree, key, shape, times=times, **options))(KEY)
+    for sampler in (times, grid(times, eta=1.0)):
+        out = jax.jit(lambda key, sampler=sampler: jf.sample(tree, key, shape, sampler))(KEY)
         assert jax.tree.map(jnp.shape, out.x) == {"image": (4, 4, 1), "vector": (3,)} and out.status == 0
+
+
+def test_a_network_is_given_the_state_in_the_type_that_is_asked_for():
+    seen = []
+
+    def net(t, x, args):
+        seen.append((t.dtype, x.dtype))
+        return -x
+
+    run = jax.jit(lambda k: jf.sample(jf.Field(net, jf.CondOT(), "velocity"), k, (3,), jf.UniformGrid(3), dtype="bfloat16"))
+    assert run(KEY).x.dtype == "bfloat16" and set(seen) == {(jnp.dtype("float32"), jnp.dtype("bfloat16"))}
 
 
 def test_a_broken_network_is_a_status():
     field = jf.Field(lambda t, x, args: jnp.where(t > 0.5, jnp.nan, x), jf.CondOT(), "velocity")
-    out = jf.sample(field, KEY, (2,), times=jf.uniform_times(10))
+    out = jf.sample(field, KEY, (2,), jf.UniformGrid(10))
     assert out.status == 1 and out.t == pytest.approx(0.6)
-    last = jf.sample(
-        jf.Field(lambda t, x, args: x * jnp.nan, jf.CondOT(), "data"), KEY, (2,), times=jf.uniform_times(1)
-    )
+    last = jf.sample(jf.Field(lambda t, x, args: x * jnp.nan, jf.CondOT(), "data"), KEY, (2,), jf.UniformGrid(1))
     assert last.status == 1 and last.t == 0
 
 
-SINGULAR = [  # predicts, options, where, what is said
-    ("noise", {}, "t = 0", "start a little later"),
-    ("score", {}, "t = 0", "start a little later"),
-    ("data", {"end": "stop", "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
-    ("velocity", {"clock": jf.SigmaClock()}, "t = 0", "start a little later"),
-    ("velocity", {"clock": jf.PathClock(), "eta": 1.0}, "t = 0", "ThetaClock"),
-    ("velocity", {"clock": jf.RatioClock(), "eta": 1.0}, "t = 0", "ThetaClock"),
-    ("velocity", {"clock": jf.ThetaClock(), "end": "stop"}, "t = 1", "end='denoise'"),
-    ("velocity", {"eta": 1.0, "end": "stop"}, "t = 1", "end='denoise'"),
-    ("velocity", {"eta": 1.0, "end": dfx.Euler()}, "t = 1", "end='denoise'"),
-    ("noise", {"diffusion": lambda t, x, args: args * x}, "t = 0", "start a little later"),
-    ("velocity", {"diffusion": lambda t, x, args: 0.5, "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
+UNIFORM = jf.UniformGrid(4)
+SINGULAR = [  # predicts, times, options, where, what is said
+    ("noise", UNIFORM, {}, "t = 0", "start a little later"),
+    ("score", UNIFORM, {}, "t = 0", "start a little later"),
+    ("data", UNIFORM, {"end": "stop", "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
+    ("velocity", UNIFORM, {"clock": jf.SigmaClock()}, "t = 0", "start a little later"),
+    ("velocity", UNIFORM, {"clock": jf.PathClock(), "eta": 1.0}, "t = 0", "ThetaClock"),
+    ("velocity", UNIFORM, {"clock": jf.RatioClock(), "eta": 1.0}, "t = 0", "ThetaClock"),
+    ("velocity", UNIFORM, {"clock": jf.ThetaClock(), "end": "stop"}, "t = 1", "end='denoise'"),
+    ("velocity", UNIFORM, {"eta": 1.0, "end": "stop"}, "t = 1", "end='denoise'"),
+    ("noise", UNIFORM, {"diffusion": lambda t: t}, "t = 0", "start a little later"),
+    ("velocity", UNIFORM, {"diffusion": lambda t: 0.5, "solver": dfx.Heun()}, "t = 1", "stop a little earlier"),
     (
         "score",
-        {"times": jnp.linspace(0.1, 1.0, 5), "solver": dfx.Heun(), "clock": jf.ThetaClock(), "end": "stop"},
+        jf.UniformGrid(4, t0=0.1),
+        {"solver": dfx.Heun(), "clock": jf.ThetaClock(), "end": "stop"},
         "t = 1",
         "",
     ),
 ]
 
 
-@pytest.mark.parametrize(("predicts", "options", "where", "advice"), SINGULAR)
-def test_a_singular_end_is_refused_before_tracing(predicts, options, where, advice):
+@pytest.mark.parametrize(("predicts", "times", "options", "where", "advice"), SINGULAR)
+def test_a_singular_end_raises_before_tracing(predicts, times, options, where, advice):
+    """For a rule and for its array of times."""
     net = Counter(lambda t, x, args: x)
-    options = {"times": jf.uniform_times(4), "key": KEY, **options}
-    with pytest.raises(ValueError, match=f"Got {where}, .*{advice}"):
-        jf.decode(jf.Field(net, jf.CondOT(), predicts), jnp.ones(2), **options)
+    for given in (times, times.times()):
+        with pytest.raises(ValueError, match=f"Got {where}, .*{advice}"):
+            jf.decode(jf.Field(net, jf.CondOT(), predicts), jnp.ones(2), grid(given, **options), key=KEY)
     assert net.traces == 0
 
 
-@pytest.mark.parametrize(("predicts", "options", "where", "advice"), SINGULAR[:6:2])
-def test_a_singular_end_is_refused_inside_jit_too(predicts, options, where, advice):
-    field, options = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts), {"times": jf.uniform_times(4), **options}
+@pytest.mark.parametrize(("predicts", "times", "options", "where", "advice"), SINGULAR[:6:2])
+def test_a_singular_end_raises_inside_jit_too(predicts, times, options, where, advice):
+    field = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts)
     with pytest.raises(ValueError, match=f"Got {where}, .*{advice}"):
-        jax.jit(lambda x, key: jf.decode(field, x, key=key, **options).x)(jnp.ones(2), KEY)
+        jax.jit(lambda x, key: jf.decode(field, x, grid(times, **options), key=key).x)(jnp.ones(2), KEY)
 
 
-def test_a_singular_end_of_an_adaptive_or_backward_solve_is_refused():
-    data = gaussian(jf.CondOT(), predicts="data")
+def test_a_singular_end_of_an_adaptive_or_backward_solve_raises():
+    data, noise, velocity = (gaussian(jf.CondOT(), predicts=p) for p in ("data", "noise", "velocity"))
+    early = {"t1": 0.9}
     with pytest.raises(ValueError, match=r"Got t = 1, .*stop a little earlier"):
-        jf.decode(data, jnp.ones(2), t0=0.0, t1=1.0)
+        jf.decode(data, jnp.ones(2), jf.AdaptiveSteps())
     with pytest.raises(ValueError, match=r"Got t = 1, .*stop a little earlier"):
-        jf.encode(data, jnp.ones(2), times=jf.uniform_times(4))
+        jf.encode(data, jnp.ones(2), UNIFORM)
     with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):
-        jf.encode(gaussian(jf.CondOT(), predicts="noise"), jnp.ones(2), times=jf.uniform_times(4), solver=dfx.Heun())
+        jf.encode(noise, jnp.ones(2), grid(UNIFORM, solver=dfx.Heun()))
     with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):
-        jf.sample(gaussian(jf.CondOT(), predicts="noise"), KEY, (2,), t0=0.0, t1=0.9)
-    velocity = gaussian(jf.CondOT())
+        jf.sample(noise, KEY, (2,), jf.AdaptiveSteps(**early))
     with pytest.raises(ValueError, match=r"Got t = 0, .*start a little later"):  # where x alone is traced
-        jax.jit(lambda x: jf.decode(velocity, x, t0=0.0, t1=0.9, clock=jf.SigmaClock()))(jnp.ones(2))
+        jax.jit(lambda x: jf.decode(velocity, x, jf.AdaptiveSteps(clock=jf.SigmaClock(), **early)))(jnp.ones(2))
     with pytest.raises(ValueError, match=r"Got t = 0, .*ThetaClock"):
-        jax.jit(lambda x: jf.decode(velocity, x, t0=0.0, t1=0.9, clock=jf.RatioClock(), eta=1.0))(jnp.ones(2))
+        tree = dfx.VirtualBrownianTree(0.0, 1.0, 1e-3, (2,), KEY)
+        noisy = jf.AdaptiveSteps(clock=jf.RatioClock(), eta=1.0, **early)
+        jax.jit(lambda x: jf.decode(velocity, x, noisy, brownian=tree))(jnp.ones(2))
     # a path whose parameters are traced is not known to be singular
-    assert eqx.filter_jit(jf.decode)(gaussian(jf.VE()), jnp.ones(2), t0=0.0, t1=0.9).status == 0
+    assert eqx.filter_jit(jf.decode)(gaussian(jf.VE()), jnp.ones(2), jf.AdaptiveSteps(**early)).status == 0
 
 
-def test_paths_that_do_not_reach_the_ends_are_not_refused():
+def test_paths_that_do_not_reach_the_ends_are_carried():
     def shape(field):
-        return jax.eval_shape(lambda x: jf.decode(field, x, times=jf.uniform_times(3)), jnp.ones(2)).x.shape
+        return jax.eval_shape(lambda x: jf.decode(field, x, jf.UniformGrid(3)), jnp.ones(2)).x.shape
 
     for path in (jf.VE(), jf.VP()):
         for predicts in ("noise", "data", "score"):
             assert shape(gaussian(path, predicts=predicts)) == (2,)
 
 
-def test_bad_input_is_refused_with_a_reason():
-    field, times, x = gaussian(jf.CondOT()), jf.uniform_times(4), jnp.ones(2)
-    noisy = {"eta": 1.0, "key": KEY}
+def test_bad_input_raises_with_a_reason():
+    field, times, x = gaussian(jf.CondOT()), jf.UniformGrid(4), jnp.ones(2)
+    rule, letters = jf.Jump(), jax.ShapeDtypeStruct((2,), jnp.int32)
+    past, backward = jf.UniformGrid(4, 0.0, 1000.0), jf.AdaptiveSteps(t0=1.0, t1=0.0)
+    eta, twice = grid(times, eta=1.0), jf.KarrasGrid(4)
     cases = [
-        (lambda: jf.sample(lambda t, x, a: x, KEY, (2,), times=times), TypeError, "takes a field"),
-        (lambda: jf.sample(field, None, (2,), times=times), ValueError, "pass key="),
-        (lambda: jf.sample(field, jr.PRNGKey(0), (2,), times=times), ValueError, "typed key"),
-        (lambda: jf.sample(field, jr.split(KEY), (2,), times=times), ValueError, "vmap over them"),
-        (lambda: jf.sample(field, jr.key(0, impl="rbg"), (2,), times=times), ValueError, "rbg"),
-        (lambda: jf.sample(field, KEY, 2, times=times), ValueError, "shape of one event"),
-        (lambda: jf.sample(field, KEY, [2, 3], times=times), ValueError, "shape of one event"),
-        (lambda: jf.sample(field, KEY, (2,)), ValueError, "either a grid"),
-        (lambda: jf.sample(field, KEY, (2,), times=times[::-1]), ValueError, "increase"),
-        (lambda: jf.sample(field, KEY, (2,), times=jnp.asarray(0.5)), ValueError, "at least two times"),
-        (lambda: jf.sample(field, KEY, (2,), times=jnp.array([0.0, jnp.nan, 1.0])), ValueError, "finite"),
-        (lambda: jf.decode(field, x, times=jnp.array([0.0, 0.5, 0.5, 1.0])), ValueError, "increase"),
-        (lambda: jf.decode(field, x, times=times, eta=1.0), ValueError, "pass key="),
-        (lambda: jf.decode(field, x, times=times, eta=-0.5, key=KEY), ValueError, "eta is a number of at least 0"),
-        (lambda: jf.decode(field, x, times=times, eta=jnp.nan, key=KEY), ValueError, "eta is a number of at least 0"),
-        (lambda: jf.decode(field, x, times=times, eta=jnp.ones(2), key=KEY), ValueError, "eta is a number"),
-        (lambda: jf.decode(field, x, times=times, diffusion=lambda *_: 1.0, **noisy), ValueError, "without eta="),
+        (lambda: jf.sample(lambda t, x, a: x, KEY, (2,), times), TypeError, "A field must be given"),
+        (lambda: jf.sample(field, None, (2,), times), ValueError, "pass key="),
+        (lambda: jf.sample(field, jr.PRNGKey(0), (2,), times), ValueError, "typed key"),
+        (lambda: jf.sample(field, jr.split(KEY), (2,), times), ValueError, "vmap over them"),
+        (lambda: jf.sample(field, jr.key(0, impl="rbg"), (2,), times), ValueError, "rbg"),
+        (lambda: jf.sample(field, KEY, 2, times), ValueError, "shape of one event"),
+        (lambda: jf.sample(field, KEY, (2, 3.0), times), ValueError, "shape of one event"),
+        (lambda: jf.sample(field, KEY, (2,), dfx.Heun()), TypeError, r"A sampler must be jflow\.FixedSteps"),
+        (lambda: jf.sample(field, KEY, (2,), times.times()[::-1]), ValueError, "increase .* turn them around"),
+        (lambda: jf.sample(field, KEY, (2,), jf.UniformGrid(4, 1.0, 0.0)), ValueError, "increase"),
+        (lambda: jf.decode(field, x, eta), ValueError, "pass key="),
+        (lambda: jf.decode(field, x.astype(int), times), ValueError, "floating-point type"),
+        (lambda: jf.decode(field, x, grid(times, diffusion=lambda t: 1.0)), ValueError, "pass key="),
+        (lambda: jf.decode(field, x, grid(times, diffusion=lambda t: jnp.eye(3)), key=KEY), ValueError, "A diffusion"),
+        (lambda: jf.decode(field, x, grid(times, diffusion=lambda t: {"a": 1.0}), key=KEY), ValueError, "A diffusion"),
+        (lambda: jf.decode(field, x, grid(times, dfx.ShARK(), eta=1.0), key=KEY), ValueError, "SRA1"),
+        (lambda: jf.decode(field, x, grid(times, dfx.SRA1())), ValueError, "SRA1 must have an SDE"),
+        (lambda: jf.decode(field, x, grid(times, rule)), TypeError, r"Jump\(\) must have a flow map"),
+        (lambda: jf.decode(field, x, grid(times, rule, eta=1.0), key=KEY), ValueError, "Jump must stand alone"),
+        (lambda: jf.encode(field, x, times.times()[::-1]), ValueError, "increase"),
+        (lambda: jf.encode(field, x, eta), ValueError, "encode must follow the ODE. Got eta="),
+        (lambda: jf.encode(field, x, grid(times, end="denoise")), ValueError, "encode must follow the ODE to the end"),
+        (lambda: jf.encode(field, x, grid(times, jf.EDMChurn(1.0))), ValueError, "EDMChurn.*, which adds noise"),
+        (lambda: jf.encode(field, x, grid(times, rule)), ValueError, "encode must have a diffrax solver"),
+        (lambda: jf.sample(field, KEY, (2,), past), ValueError, r"lie in \[0, 1\].* t1=1000"),
+        (lambda: jf.sample(field, KEY, (2,), jf.AdaptiveSteps(t1=1.2)), ValueError, r"lie in \[0, 1\].* t1 = 1.2"),
+        (lambda: jf.sample(field, KEY, (2,), backward), ValueError, "t0 = 1, t1 = 0"),
+        (lambda: jf.encode(field, x, backward), ValueError, "t0 = 1, t1 = 0"),
+        (lambda: jf.log_prob(field, x, backward), ValueError, "t0 = 1, t1 = 0"),
+        (lambda: jf.decode(field, x, times, brownian=jf.Recorded(jnp.ones((4, 2)))), ValueError, "Got an ODE"),
+        (lambda: jf.decode(field, x, eta, brownian=jf.Recorded(jnp.ones((3, 2)))), ValueError, "4 for this grid"),
+        (lambda: jf.decode(field, x, times, saveat=dfx.SaveAt(t1=True)), ValueError, "The end is the solution's"),
+        (lambda: jf.decode(field, x, times, event=dfx.Event(lambda *a, **k: True)), ValueError, "event= must go with"),
         (
-            lambda: jf.decode(field, x, times=times, diffusion=lambda *_: 1.0, clock=jf.RatioClock(), key=KEY),
-            ValueError,
-            "path's own time",
-        ),
-        (lambda: jf.decode(field, x, times=times, diffusion=lambda *_: jnp.eye(2), key=KEY), ValueError, "of t alone"),
-        (lambda: jf.decode(field, x, times=times, diffusion=lambda *_: {"a": 1.0}, key=KEY), ValueError, "of t alone"),
-        (lambda: jf.decode(field, x, times=times, eta=1.0, solver=dfx.ShARK(), key=KEY), ValueError, "SRA1"),
-        (lambda: jf.decode(field, x, times=times, end="denoised"), ValueError, "end is 'denoise', 'stop'"),
-        (lambda: jf.decode(field, x, t0=0.0, t1=1.0, eta=lambda t: t, key=KEY), ValueError, "fixed grid"),
-        (lambda: jf.decode(field, x, times=times, t0=0.0, t1=1.0), ValueError, "belongs to an adaptive solve"),
-        (lambda: jf.encode(field, x, times=times[::-1]), ValueError, "increase"),
-        (lambda: jf.sample(field, KEY, (2,), times=1000 * times), ValueError, "times from 0 .* Got t = 1000"),
-        (lambda: jf.sample(field, KEY, (2,), t0=0.0, t1=1.2), ValueError, "times from 0 .* Got t = 1.2"),
-        (lambda: jf.sample(field, KEY, (2,), t0=1.0, t1=0.0), ValueError, "Got t0 = 1 after t1 = 0"),
-        (lambda: jf.encode(field, x, t0=1.0, t1=0.0), ValueError, "Got t0 = 1 after t1 = 0"),
-        (lambda: jf.log_prob(field, x, t0=1.0, t1=0.0), ValueError, "Got t0 = 1 after t1 = 0"),
-        (lambda: jf.sample(field, KEY, (2,), t0=0.0), ValueError, "t0=0.0, t1=None"),
-        (lambda: jf.decode(field, x, t0=0.0, t1=0.9, end="denoise"), ValueError, "end is for a fixed grid"),
-        (lambda: jf.decode(field, x, times=times, brownian=jf.Recorded(jnp.ones((4, 2)))), ValueError, "Got an ODE"),
-        (lambda: jf.decode(field, x, times=times, saveat=dfx.SaveAt(t1=True)), ValueError, "The end is the solution's"),
-        (lambda: jf.decode(field, x, times=times, solver=dfx.Heun), TypeError, "solver is an object"),
-        (lambda: jf.decode(field, x, times=times, clock=jf.SigmaClock), TypeError, "clock is an object"),
-        (
-            lambda: jf.sample(field, KEY, (2,), times=jf.karras_times(4, jf.VE()), clock=jf.SigmaClock()),
+            lambda: jf.sample(field, KEY, (2,), jf.KarrasGrid(4).times(jf.VE())),
             ValueError,
             "a last point twice, .* end='denoise'",
         ),
-        (lambda: jf.encode(field, x), ValueError, "either a grid"),
-        (lambda: jf.decode(jf.Field(lambda t, x, a: x[0], jf.CondOT(), "data"), x, times=times), ValueError, "shape"),
+        (lambda: jf.sample(gaussian(jf.VE()), KEY, (2,), grid(twice, end="stop")), ValueError, "last point twice"),
+        (lambda: jf.sample(field, KEY, letters, times), ValueError, "floating"),
+        (lambda: jf.decode(jf.Field(lambda t, x, a: x[0], jf.CondOT(), "data"), x, times), ValueError, "shape"),
+        (lambda: jf.sample(field, KEY, (2,), times, eta=1.0), TypeError, "eta"),
+        (lambda: jf.sample(field, KEY, (2,), times, divergnce=None), TypeError, "divergnce"),
     ]
     for call, kind, fragment in cases:
         refuses(call, fragment, kind)

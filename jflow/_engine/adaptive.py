@@ -45,9 +45,10 @@ def run_adaptive(
     view = _View(equation, interval, x0, u0)
     saved = dfx.SaveAt() if saveat is None else saveat
     sol = dfx.diffeqsolve(
-        _terms(view, brownian, args), solver, interval.tau0, interval.tau1, first_step(equation, interval, sampler.dt0), u0,
-        args, saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)}, dense=saved.dense),
-        stepsize_controller=controller, event=_stop(view, event, sampler.dt0), max_steps=sampler.max_steps, throw=False,
+        _terms(view, brownian, args), solver, interval.tau0, interval.tau1, first_step(equation, interval,
+        sampler.dt0), u0, args, saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)},
+        dense=saved.dense), stepsize_controller=controller, event=_stop(view, event, sampler.dt0),
+        max_steps=sampler.max_steps, throw=False,
         adjoint=dfx.RecursiveCheckpointAdjoint() if sampler.adjoint is None else sampler.adjoint,
     )  # fmt: skip
     return _solution(view, solver, sol, equation.cost(interval.t0, args), event is not None)
@@ -166,7 +167,7 @@ def guarded(pid: dfx.PIDController, interval: Interval, dtype: Any, *, implicit:
     unit = jnp.minimum(jnp.maximum(jnp.abs(interval.tau0), jnp.abs(interval.tau1)), 1)
     rounding = jnp.finfo(dtype).eps / jnp.maximum(pid.rtol, pid.atol)
     least = jnp.zeros((), dtype) if implicit else jnp.minimum(rounding, 0.1).astype(dtype)
-    return _Guarded(pid, unit, least)
+    return _Guarded(pid, unit, least)  # pyright: ignore[reportCallIssue]
 
 
 class _Guarded(dfx.AbstractAdaptiveStepSizeController):
@@ -174,8 +175,9 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
 
     It fails where a step is lost in the rounding of the time it starts at, or of `unit` where that is larger: its
     `dtmin` moves with the time. And it never reports an error below `least`, the rounding of the state in units of the
-    tolerance: a smaller estimate is noise, and steps that grow by noise are others in a program that rounds otherwise, for
-    another batch or on other devices. (Without it one sample of 4,096 differed by 178 tolerances between batch sizes
+    tolerance: a smaller estimate is noise, and steps that grow by noise are others in a program that rounds otherwise,
+    for another batch or on other devices. (Without it one sample of 4,096 differed by 178 tolerances between batch
+    sizes
     in float32, with it by 65.) The bound rejects no step.
     """
 
@@ -253,7 +255,8 @@ def adaptive_nfe(solver: Any, steps: Int[Array, ""], cost: Any, noisy: bool = Fa
     """Network evaluations that `diffeqsolve` made, at `cost` a call; `None` where either is not known.
 
     They are the stages of every step, rejected ones and the stage of the error estimate too; a first-same-as-last
-    method evaluates its first stage once. (The first step's size costs none: diffrax takes 0.01 for terms that it wraps.)
+    method evaluates its first stage once. (The first step's size costs none: diffrax takes 0.01 for terms that it
+    wraps.)
     """
     if not isinstance(cost, int):
         return None

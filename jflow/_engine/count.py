@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, get_origin
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import PyTree
 
 from .._field import AbstractField
@@ -25,7 +25,8 @@ def unwrapped(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
 
 def explicit_tableau(solver: Any) -> dfx.ButcherTableau | None:
     """The tableau of an explicit Runge-Kutta method; `None` for other solvers."""
-    return solver.tableau if isinstance(solver, dfx.AbstractERK) else None
+    tableau: Any = solver.tableau if isinstance(solver, dfx.AbstractERK) else None  # not a MultiButcherTableau
+    return tableau
 
 
 def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
@@ -83,7 +84,7 @@ def _trial(solver, noisy):
     terms: Any = dfx.ODETerm(note)
     if noisy:
         normals = (jnp.zeros(1),) * levy_kinds(solver)
-        control = _Noted(step_path(zero, one, one, normals), queries)
+        control = _Noted(step_path(zero, one, one, normals), queries)  # pyright: ignore[reportCallIssue]
         terms = dfx.MultiTerm(terms, dfx.ControlTerm(lambda t, y, args: jnp.eye(1), control))
     state = solver.init(terms, zero, one, y0, None)
     times.clear()
@@ -112,6 +113,10 @@ class _Noted(dfx.AbstractBrownianPath):
 def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[float, ...] | None:
     """Where in a step, from 0 to 1 in the clock's time, the right-hand side is evaluated; `None` where that is not
     known: implicit solvers, and those with a loop of their own.
+
+    ```python
+    assert jf.evaluation_nodes(dfx.Heun()) == (0.0, 1.0) and jf.evaluation_nodes(dfx.ImplicitEuler()) is None
+    ```
     """
     if isinstance(solver, dfx.AbstractImplicitSolver):
         return None
@@ -149,7 +154,7 @@ def rule_evaluations(rule: Any, field: Any, row: Any, x: PyTree, noise: Any, arg
         return declared
     if not isinstance(field, AbstractField):
         return None
-    stub = _Stub(field)
+    stub = _Stub(field)  # pyright: ignore[reportCallIssue]
 
     def step(row, x, noise):
         return rule.step(stub, row, x, rule.init(field, row, x, args), noise, args)[0]
@@ -193,7 +198,7 @@ def _marks(jaxpr: Any) -> int | None:
                 return None
             total += int(cost)
             continue
-        inner = [_marks(sub) for sub in jax.core.jaxprs_in_params(equation.params)]
+        inner = [_marks(sub) for value in equation.params.values() for sub in _jaxprs(value)]
         if any(count is None for count in inner):
             return None
         known = [count for count in inner if count is not None]
@@ -209,6 +214,10 @@ def _marks(jaxpr: Any) -> int | None:
     return total
 
 
-def is_static(count: Any) -> bool:
-    """Whether a number of evaluations is the same at every time."""
-    return isinstance(count, (int, np.integer))
+def _jaxprs(value: Any) -> list[Any]:
+    """The programs in a parameter of an operation."""
+    if isinstance(value, (tuple, list)):
+        return [sub for item in value for sub in _jaxprs(item)]
+    if isinstance(value, jex.ClosedJaxpr):
+        return [value.jaxpr]
+    return [value] if isinstance(value, jex.Jaxpr) else []

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 
 from .._field import AbstractField
 from .._path import AbstractAffinePath
@@ -35,8 +36,10 @@ def decide_end(field: AbstractField, sampler: Any, finite_end: bool) -> str:
     at_data = facts.ends_at_one if field.path.ends_at_data else False
     if at_data is None or (facts.repeats_last is None and not at_data):
         raise ValueError(
-            "The end of this grid must be given: the field predicts the data, or the clock is infinite where sigma = 0, so "
-            "it matters whether the last time is t = 1. Got a traced array of times: pass end='denoise' or end='stop' to "
+            "The end of this grid must be given: the field predicts the data, or the clock is infinite where sigma = "
+            "0, so "
+            "it matters whether the last time is t = 1. Got a traced array of times: pass end='denoise' or end='stop' "
+            "to "
             "jflow.FixedSteps, or take a grid rule, whose end is known."
         )
     return "denoise" if at_data else "stop"
@@ -57,7 +60,8 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
         )
     if facts.repeats_last and end != "denoise":
         raise ValueError(
-            "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is for "
+            "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is "
+            "for "
             "end='denoise': pass that, or another grid."
         )
 
@@ -99,7 +103,7 @@ def _check_end(equation, t, *, evaluated):
         source = _singular(equation, t, level, evaluated)
         if len(_FINE) > 4096:
             _FINE.clear()
-        if source is not None or not any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(field.path)):
+        if source is not None or not any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(field.path)):
             _FINE[key] = source
     if (source := _FINE.get(key)) is not None:
         raise ValueError(_message(equation, t, source))

@@ -16,7 +16,7 @@ from .._field import AbstractField
 from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
 from .._prediction import Row
-from .._source import noise_map
+from .._source import has_score, noise_map
 
 
 class Interval(NamedTuple):
@@ -126,9 +126,10 @@ class FieldEquation(AbstractEquation):
         return self.clock.own_time
 
     def intervals(self, times):
-        path, clock, n = self.field.path, self.clock, times.shape[0] - 1
+        clock, n = self.clock, times.shape[0] - 1
+        path: Any = self.field.path  # affine, but in its own time
         if isinstance(self.eta, AbstractNoiseRule):
-            return self._kept_intervals(times, self.eta.kept(path, times))  # pyright: ignore[reportArgumentType]
+            return self._kept_intervals(times, self.eta.kept(path, times))
         levels = jnp.broadcast_to(jnp.asarray(0.0 if self.eta is None else self.eta, times.dtype), (n,))
 
         def one(t0, t1, eta):
@@ -152,14 +153,14 @@ class FieldEquation(AbstractEquation):
         In these units theta runs from `q e^(-h)` to 1 and `u` from `q (sigma'/sigma) x / alpha'` to `x'/alpha'`: all
         finite where `alpha = 0` and `h` is infinite, as amplitudes are not.
         """
-        path = self.field.path
+        path: Any = self.field.path
 
         def one(t0, t1, q):
             ratio = path.sigma(t1) / (path.sigma(t0) * path.alpha(t1))  # sigma'/(sigma alpha')
             level = path.sigma(t1) / path.alpha(t1)
             variance = (1 - q) * (1 + q) * level**2
-            tau0, one = q * path.alpha(t0) * ratio, jnp.ones_like(t0)
-            return Interval(t0, t1, tau0, one, variance, q * ratio, path.alpha(t1), jnp.zeros_like(t0))
+            tau0, unit = q * path.alpha(t0) * ratio, jnp.ones_like(t0)
+            return Interval(t0, t1, tau0, unit, variance, q * ratio, path.alpha(t1), jnp.zeros_like(t0))
 
         return jax.vmap(one)(times[:-1], times[1:], kept)
 
@@ -186,7 +187,9 @@ class FieldEquation(AbstractEquation):
         if self.own_time and not self.noisy:
             return self.field.velocity(t, x, args)
         target = self.rhs(t, eta)
-        values = self.field.predict(target if isinstance(target, tuple) and not isinstance(target, Row) else (target,), t, x, args)
+        values = self.field.predict(
+            target if isinstance(target, tuple) and not isinstance(target, Row) else (target,), t, x, args
+        )
         if len(values) == 1:
             return values[0]
         return combine((1, values[0]), (jnp.asarray(self.coefficient(t)) ** 2 / 2, values[1]))  # pyright: ignore
@@ -203,7 +206,7 @@ class FieldEquation(AbstractEquation):
         path = self.field.path
         if self.coefficient is None:
             return self.clock.rhs(path, t, eta)  # pyright: ignore[reportArgumentType]
-        if not isinstance(path, AbstractAffinePath) or self._gives_score():
+        if not (isinstance(path, AbstractAffinePath) and has_score(path.source)) or self._gives_score():
             return "velocity", "score"
         g = jnp.asarray(self.coefficient(t), jnp.result_type(t))
         s, a, b = path.velocity_row(t)

@@ -159,6 +159,7 @@ def check_recorded(recorded: Recorded, n: int, like: PyTree, rule: Any) -> None:
     for normals, leaf in zip(jtu.tree_leaves(recorded.normals), jtu.tree_leaves(like), strict=True):
         if jnp.shape(normals) != (n, *leaf.shape):
             raise ValueError(
-                f"Recorded noise must be one normal event for each step: {n} for this grid, of shape {leaf.shape} each. "
+                f"Recorded noise must be one normal event for each step: {n} for this grid, of shape {leaf.shape} "
+                "each. "
                 f"Got an array of shape {jnp.shape(normals)}, where {(n, *leaf.shape)} is due."
             )

@@ -53,5 +53,5 @@ def lowered(field: AbstractField, dtype: Any) -> AbstractField:
         return isinstance(node, AbstractField) and node is not field
 
     if not any(map(is_inner, jtu.tree_leaves(field, is_leaf=is_inner))):
-        return _Lowered(field, dtype)
+        return _Lowered(field, dtype)  # pyright: ignore[reportCallIssue]
     return jtu.tree_map(lambda node: lowered(node, dtype) if is_inner(node) else node, field, is_leaf=is_inner)

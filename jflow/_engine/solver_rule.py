@@ -7,7 +7,6 @@ import diffrax as dfx
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import PyTree
 
 from .._clock import AbstractClock, PathClock, ThetaClock
 from .._event import float_type, scale, size
@@ -50,7 +49,11 @@ class SolverRule(AbstractStepRule):
 
     def equation(self, field: Any) -> AbstractEquation:
         """The equation of the field in the clock."""
-        return field if isinstance(field, AbstractEquation) else FieldEquation(field, self.clock, self.eta, self.coefficient)
+        return (
+            field
+            if isinstance(field, AbstractEquation)
+            else FieldEquation(field, self.clock, self.eta, self.coefficient)
+        )
 
     def rows(self, field, times):
         return self.equation(field).intervals(times)
@@ -170,13 +173,14 @@ class SolverRule(AbstractStepRule):
             raise ValueError(f"{name} must have an SDE. Got an equation without noise: take diffrax.Heun() or another.")
         traits = isinstance(solver, AbstractFieldSolver)
         asks = traits and solver.asks_inside
-        if equation.noisy and self.brownian is None and explicit_tableau(self.solver) is None and not asks:
-            if not (traits and solver.adds_noise) and trial(self.solver, True).inside:
-                raise ValueError(
-                    "On a fixed grid the noise must be asked for whole steps: it is one increment a step. Got "
-                    f"{name}, which asks for it inside a step: pass brownian=, as jflow.brownian_tree makes it, which "
-                    "knows the path at every time."
-                )
+        drawn = equation.noisy and self.brownian is None
+        known = explicit_tableau(self.solver) is not None or asks or (traits and solver.adds_noise)
+        if drawn and not known and trial(self.solver, True).inside:
+            raise ValueError(
+                "On a fixed grid the noise must be asked for whole steps: it is one increment a step. Got "
+                f"{name}, which asks for it inside a step: pass brownian=, as jflow.brownian_tree makes it, which "
+                "knows the path at every time."
+            )
         if isinstance(field, AbstractField):
             self._check_field(field, equation, sampler)
 
@@ -247,7 +251,8 @@ def choose_clock(field: Any, sampler: Any) -> AbstractClock:
     clock = own or given or (PathClock() if sampler.eta is None else ThetaClock())
     if not clock.own_time and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(
-            f"{type(clock).__name__}() must have an affine path, with alpha and sigma. Got {type(field.path).__name__}: "
+            f"{type(clock).__name__}() must have an affine path, with alpha and sigma. Got "
+            f"{type(field.path).__name__}: "
             "leave out the clock, and take a solver that brings none along."
         )
     return clock

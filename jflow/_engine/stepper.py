@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._clock import PathClock
 from .._event import float_type, row
@@ -71,7 +71,7 @@ class Stepper(eqx.Module):
         block = self.rule.block(like)
         return row(self.rule.draw(jr.fold_in(key, i // block), block, like), i % block)
 
-    def nfe(self, x: PyTree, args: Any = None) -> int | Array | None:
+    def nfe(self, x: PyTree, args: Any = None) -> int | Int[Array, ""] | None:
         """Network evaluations of the whole grid, `None` where they are not known."""
         last = self.field.evaluations(args, self.times[-2]) if self.end == "denoise" else 0
         if not self.steps:
@@ -107,7 +107,14 @@ class Stepper(eqx.Module):
         return jnp.sum(jax.vmap(step)(self.rows))
 
     def log_ratio(
-        self, target: Any, row: Any, x: PyTree, x1: PyTree, args: Any = None, state: Any = None, target_state: Any = None
+        self,
+        target: Any,
+        row: Any,
+        x: PyTree,
+        x1: PyTree,
+        args: Any = None,
+        state: Any = None,
+        target_state: Any = None,
     ) -> Float[Array, ""]:
         """`log p_target(x1 | x) - log p(x1 | x)` of one step, for weights of particles."""
         return self.rule.log_ratio(self.field, target, row, x, x1, args, state, target_state)
@@ -195,7 +202,9 @@ def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -
 def bind(
     field: Any, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
 ) -> Stepper:
-    """The stepper of parts that go together; `field` may be an equation of its own; `turned` runs the grid backwards."""
+    """The stepper of parts that go together; `field` may be an equation of its own; `turned` runs the grid "
+    "backwards.
+    """
     path = field.path if isinstance(field, AbstractField) else None
     times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
     wide = jnp.result_type(jnp.float32, float_type(times)) if dtype is None else dtype
@@ -227,15 +236,18 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
     noise = (tableau.coeffs_w, tableau.coeffs_hh, tableau.coeffs_kk)
     if lost and any(weights is not None and weights.a[0] != 0 for weights in noise):
         raise ValueError(
-            f"{type(solver).__name__} must start where alpha > 0: it evaluates the field at the start of a step in a state "
-            "that noise has moved, and at alpha = 0 the clock's state does not tell the path's. Got t = 0: start a little "
+            f"{type(solver).__name__} must start where alpha > 0: it evaluates the field at the start of a step in a "
+            "state "
+            "that noise has moved, and at alpha = 0 the clock's state does not tell the path's. Got t = 0: start a "
+            "little "
             "later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1(), diffrax.SPaRK() or diffrax.SlowRK()."
         )
 
 
 def backward(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, wrap: Any = None) -> Stepper:
-    """The steps of the ODE from data to noise, along the grid of `sample` turned around; `wrap` makes another equation of
-    the field's, as one with its density.
+    """The steps of the ODE from data to noise, along the grid of `sample` turned around.
+
+    `wrap` makes another equation of the field's, as one with its density.
     """
     rule = meet_ode(field, sampler, what, forward=False)
     return bind(field if wrap is None else wrap(rule.equation(field)), rule, sampler, "stop", dtype, turned=True)
@@ -260,7 +272,8 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
     denoises = sampler.end == "denoise" if not forward else decide_end(field, sampler, clock.finite_end) == "denoise"
     if denoises:
         raise ValueError(
-            f"{what} must follow the ODE to the end: the data prediction as a last step has no inverse and no divergence. "
+            f"{what} must follow the ODE to the end: the data prediction as a last step has no inverse and no "
+            "divergence. "
             "Got end='denoise': leave it out, and for a field that predicts data stop the grid short of t = 1, as "
             "jflow.UniformGrid(n, t1=0.999)."
         )
@@ -282,7 +295,8 @@ def _check_ode(sampler, what):
     inner = None if sampler.solver is None else unwrapped(sampler.solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise of its own: take another solver, "
+            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise of its own: take another "
+            "solver, "
             "as diffrax.Heun()."
         )
 
@@ -305,7 +319,8 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     inner = None if solver is None else unwrapped(solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{type(inner).__name__} must have a fixed grid: it adds noise of its own to each step. Got adaptive steps: "
+            f"{type(inner).__name__} must have a fixed grid: it adds noise of its own to each step. Got adaptive "
+            "steps: "
             "take jflow.FixedSteps, or another solver, as diffrax.Heun()."
         )
     if sampler.eta is not None:
@@ -315,7 +330,8 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     path: Any = field.path
     if equation.noisy and not clock.keeps_start and path.starts_at_noise and sampler.facts.starts_at_zero:
         raise ValueError(
-            f"An adaptive SDE must start where alpha > 0 in {type(clock).__name__}: at alpha = 0 its state does not tell "
+            f"An adaptive SDE must start where alpha > 0 in {type(clock).__name__}: at alpha = 0 its state does not "
+            "tell "
             "the path's. Got t0 = 0: start a little later, as t0=1e-3, or take jflow.FixedSteps."
         )
     check_ends(equation, sampler, first=True, last=True, reaches=True)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 from .._args import Args
 from .._field import AbstractField, _Rematched, check_field
 from .._path import AbstractPath
+from .._rule import AbstractStepRule
 from .._types import PRNGKey, Time
 
 
@@ -79,7 +80,14 @@ class AbstractGuide(AbstractField):
         return self.field.evaluations(without(args, self.takes), t)
 
     def recommended(self, nfe: int, args: Any = None) -> Any:
-        return self.field.recommended(nfe, without(args, self.takes))
+        """The default sampler of the field inside, for its share of the evaluations; `None` where that has a step rule,
+        as the jump of a flow map: a step rule knows its own kind of field.
+        """
+        rest = without(args, self.takes)
+        inner, own = self.field.evaluations(rest, 0.5), self.evaluations(args, 0.5)
+        share = nfe * inner // own if isinstance(inner, int) and isinstance(own, int) else nfe // 2
+        sampler = self.field.recommended(share, rest)
+        return None if sampler is None or isinstance(sampler.solver, AbstractStepRule) else sampler
 
     def undefined(self, t: float) -> str | None:
         return next((why for part in self.parts if (why := part.undefined(t)) is not None), None)

@@ -34,7 +34,7 @@ class ClassifierGuided(AbstractGuide):
     Source: Dhariwal & Nichol 2021, arXiv:2105.05233, algorithms 1 and 2.
 
     ```python
-    field = jf.distributions.Gaussian(jnp.zeros(2)).field(jf.CondOT())
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=1.0).field(jf.CondOT())
     guided = jf.ClassifierGuided(field, lambda t, x, y: -jnp.sum((x - y) ** 2))
     slope = guided.score(0.5, jnp.ones(2), jf.Args(3.0, scale=2.0)) - field.score(0.5, jnp.ones(2))
     assert jnp.allclose(slope, 8.0)
@@ -42,7 +42,6 @@ class ClassifierGuided(AbstractGuide):
     """
 
     field: AbstractField
-    log_prob: Callable[..., Any] = frozen()
     scale: str = eqx.field(static=True)
 
     reads_condition: ClassVar[bool] = True
@@ -115,3 +114,5 @@ class ClassifierGuided(AbstractGuide):
         if a is None:
             return -sigma * b / s  # nothing of the data, so nothing is divided by alpha, which is 0 at the noise
         return sigma * (a * sigma - (0.0 if b is None else b) * alpha) / (alpha * s)
+
+    log_prob: Callable[..., Any] = frozen()

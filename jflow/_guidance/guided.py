@@ -53,10 +53,6 @@ class Guided(AbstractGuide):
     """
 
     field: AbstractField
-    null: PyTree = frozen()
-    weak: AbstractField | None = frozen()
-    rule: AbstractGuidanceRule | None = frozen()
-    interval: tuple[Array, Array] | None = frozen()
     scale: str = eqx.field(static=True)
     negative: str = eqx.field(static=True)
 
@@ -251,3 +247,7 @@ def _stack(condition, other):
         return jnp.stack([c, n.astype(c.dtype)])
 
     return jtu.tree_map(leaf, condition, other)
+    null: PyTree = frozen()
+    weak: AbstractField | None = frozen()
+    rule: AbstractGuidanceRule | None = frozen()
+    interval: tuple[Array, Array] | None = frozen()

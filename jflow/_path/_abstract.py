@@ -19,6 +19,21 @@ class AbstractPath(Noun):
     """A conditional path: where `x_t` lies between `x0`, drawn from the `source` at t = 0, and the data `x1` at t = 1.
 
     Every method takes one example and one scalar time. What a path does not say has a default.
+
+    ```python
+    class Masking(jf.AbstractPath):  # a letter is the data with probability t, else the mask, which is x0
+        source: jf.AbstractSource = jf.GIVEN
+        letters = True
+
+        def latent(self, key, like, args=None):
+            return jr.uniform(key, like.shape)
+
+        def interpolate(self, t, x0, x1, z=None):
+            return jnp.where(z < t, x1, x0)
+
+    x1, x0 = jnp.array([1, 2]), jnp.array([9, 9])
+    assert Masking().interpolate(0.5, x0, x1, jnp.array([0.2, 0.8])).tolist() == [1, 9]
+    ```
     """
 
     source: eqx.AbstractVar[AbstractSource]
@@ -56,7 +71,18 @@ class AbstractPath(Noun):
 
 
 class AbstractDifferentiablePath(AbstractPath):
-    """A path with a conditional velocity, `d x_t / dt` for given ends: its fields have an ODE."""
+    """A path with a conditional velocity, `d x_t / dt` for given ends: its fields have an ODE.
+
+    ```python
+    class Wave(jf.AbstractDifferentiablePath):
+        source: jf.AbstractSource = jf.Normal()
+
+        def interpolate(self, t, x0, x1, z=None):
+            return x0 + jnp.sin(jnp.pi * t / 2) * (x1 - x0)
+
+    assert jnp.allclose(Wave().velocity(0.0, jnp.zeros(2), jnp.ones(2)), jnp.pi / 2)
+    ```
+    """
 
     def velocity(self, t: Time, x0: PyTree, x1: PyTree, z: Any = None) -> Event:
         """`d/dt interpolate(t, x0, x1, z)`; by default by forward-mode differentiation."""
@@ -73,6 +99,21 @@ class AbstractAffinePath(AbstractDifferentiablePath):
     `W = sigma alpha' - alpha sigma'`, stay finite.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, section 4; Albergo et al. 2023, arXiv:2303.08797.
+
+    ```python
+    class Power(jf.AbstractAffinePath):
+        power: jax.Array  # learned: not declared frozen
+        source: jf.AbstractSource = jf.Normal()
+
+        def alpha(self, t):
+            return jnp.asarray(t, float) ** self.power
+
+        def sigma(self, t):
+            return 1 - jnp.asarray(t, float)
+
+    path = Power(jnp.array(2.0))
+    assert jnp.allclose(path.velocity(0.5, jnp.zeros(2), jnp.ones(2)), 1.0) and jf.trainable(path).power
+    ```
     """
 
     finite_sigma_dot: ClassVar[bool] = True

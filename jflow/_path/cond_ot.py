@@ -8,10 +8,17 @@ from .._trainable import frozen
 from .._validate import scalar_time
 from ._abstract import AbstractAffinePath
 
+
 class CondOT(AbstractAffinePath):
     """The linear path `x_t = t x1 + (1 - t) x0`, also called rectified flow.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, example II; Liu et al. 2023, arXiv:2209.03003.
+
+    ```python
+    path = jf.CondOT()
+    assert path.interpolate(0.25, jnp.array(4.0), jnp.array(8.0)) == 5.0
+    assert path.velocity(0.25, jnp.array(4.0), jnp.array(8.0)) == 4.0
+    ```
     """
 
     source: AbstractSource = frozen(default=Normal())

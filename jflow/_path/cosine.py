@@ -7,11 +7,17 @@ from .._trainable import frozen
 from .._validate import scalar_time
 from ._abstract import AbstractAffinePath
 
+
 class Cosine(AbstractAffinePath):
     """The trigonometric path `x_t = sin(pi t / 2) x1 + cos(pi t / 2) x0`, of unit variance for unit data.
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17 without its offset; Albergo & Vanden-Eijnden
     2023, arXiv:2209.15571. The former's t is our 1 - t.
+
+    ```python
+    path = jf.Cosine()
+    assert jnp.allclose(path.alpha(0.3) ** 2 + path.sigma(0.3) ** 2, 1.0)
+    ```
     """
 
     source: AbstractSource = frozen(default=Normal())

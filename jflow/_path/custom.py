@@ -27,11 +27,13 @@ class CustomPath(AbstractAffinePath):
     `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
 
     Raises `ValueError` where the functions break a rule.
+
+    ```python
+    path = jf.CustomPath(lambda t: t**2, lambda t: 1 - t)
+    assert jnp.allclose(path.alpha_dot(0.5), 1.0) and jnp.allclose(path.log_snr_inverse(path.log_snr(0.3)), 0.3)
+    ```
     """
 
-    alpha_fn: Callable[[Array], Array] = frozen()
-    sigma_fn: Callable[[Array], Array] = frozen()
-    source: AbstractSource = frozen()
     _flags: tuple[bool, bool, bool] = eqx.field(static=True)
     _steep: tuple[bool, bool] = eqx.field(static=True)  # whether alpha'(0) and sigma'(0) are infinite
 
@@ -51,7 +53,8 @@ class CustomPath(AbstractAffinePath):
             sigma_1, alpha_0 = sigma(one), alpha(zero)
         if any(isinstance(value, jax.core.Tracer) for value in (end, *starts, sigma_1, alpha_0)):
             raise ValueError(
-                "A CustomPath looks at its ends once, when it is built, and functions of traced values hide them. Build it "
+                "A CustomPath looks at its ends once, when it is built, and functions of traced values hide them. "
+                "Build it "
                 "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
             )
         self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
@@ -110,12 +113,14 @@ def _check_ends(path):
         raise ValueError("alpha and sigma of a path must be finite on [0, 1]. Got a non-finite value.")
     if not (sigma[0] > 0 and alpha[-1] > 0):
         raise ValueError(
-            f"A path must have sigma(0) > 0 and alpha(1) > 0. Got sigma(0) = {sigma[0]:.4g}, alpha(1) = {alpha[-1]:.4g}. "
+            f"A path must have sigma(0) > 0 and alpha(1) > 0. Got sigma(0) = {sigma[0]:.4g}, alpha(1) = "
+            f"{alpha[-1]:.4g}. "
             "Time runs from noise (t = 0) to data (t = 1): are alpha and sigma swapped?"
         )
     if alpha[0] / sigma[0] > BOUND or sigma[-1] / alpha[-1] > BOUND:
         raise ValueError(
-            f"A path must have alpha(0)/sigma(0) and sigma(1)/alpha(1) of at most {BOUND}, so that it starts at noise and "
+            f"A path must have alpha(0)/sigma(0) and sigma(1)/alpha(1) of at most {BOUND}, so that it starts at noise "
+            "and "
             f"ends at data. Got {alpha[0] / sigma[0]:.4g} and {sigma[-1] / alpha[-1]:.4g}."
         )
     _check_signs(grid, alpha=alpha, sigma=sigma)
@@ -139,3 +144,6 @@ def _check_signs(grid, **functions):
                 f"alpha and sigma of a path must not be negative. Got {name}({grid[least]:g}) = {values[least]:.4g}"
                 f"{fix if rounded else ''}."
             )
+    alpha_fn: Callable[[Array], Array] = frozen()
+    sigma_fn: Callable[[Array], Array] = frozen()
+    source: AbstractSource = frozen()

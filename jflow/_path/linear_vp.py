@@ -10,8 +10,15 @@ from .._trainable import frozen
 from .._validate import scalar_time
 from ._abstract import AbstractAffinePath
 
+
 class LinearVP(AbstractAffinePath):
-    """The variance-preserving path `x_t = t x1 + sqrt(1 - t^2) x0`; `sigma'` is infinite at t = 1."""
+    """The variance-preserving path `x_t = t x1 + sqrt(1 - t^2) x0`; `sigma'` is infinite at t = 1.
+
+    ```python
+    path = jf.LinearVP()
+    assert path.alpha(0.6) == jnp.float32(0.6) and jnp.allclose(path.sigma(0.6), 0.8)
+    ```
+    """
 
     source: AbstractSource = frozen(default=Normal())
 

@@ -12,6 +12,7 @@ from .._types import Time
 from .._validate import concrete, parameter, scalar_time
 from ._abstract import AbstractAffinePath
 
+
 class VE(AbstractAffinePath):
     """The variance-exploding path `x_t = x1 + sigma(t) x0`, `sigma = sigma_max^(1-t) sigma_min^t`.
 
@@ -19,6 +20,11 @@ class VE(AbstractAffinePath):
 
     Source: Song et al. 2021, arXiv:2011.13456, equation 31; its t is our 1 - t. The bounds are those of Karras et
     al. 2022, arXiv:2206.00364, table 1.
+
+    ```python
+    path = jf.VE(sigma_min=0.002, sigma_max=80.0)
+    assert path.alpha(0.5) == 1.0 and jnp.allclose(path.sigma(0.5), 0.4)  # the geometric mean
+    ```
     """
 
     ends_at_data: ClassVar[bool] = False

@@ -12,6 +12,7 @@ from .._types import Time
 from .._validate import parameter, scalar_time
 from ._abstract import AbstractAffinePath
 
+
 class VP(AbstractAffinePath):
     """The variance-preserving path of a linear noise rate, with `s = 1 - t`:
     `log alpha = -s^2 (beta_max - beta_min) / 4 - s beta_min / 2`, `sigma^2 = 1 - alpha^2`.
@@ -19,6 +20,11 @@ class VP(AbstractAffinePath):
     `alpha(0) = 0.0066` at the defaults: noise keeps that much of the data. `sigma'` is infinite at t = 1.
 
     Source: Song et al. 2021, arXiv:2011.13456, equation 33; its t is our 1 - t.
+
+    ```python
+    path = jf.VP()
+    assert jnp.allclose(path.alpha(0.0), 0.0066, atol=1e-4) and path.sigma(1.0) == 0.0
+    ```
     """
 
     finite_sigma_dot: ClassVar[bool] = False

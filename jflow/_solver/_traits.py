@@ -35,8 +35,8 @@ class AbstractFieldSolver(Noun, dfx.AbstractSolver):
         return 0
 
     def nodes(self) -> tuple[float, ...] | None:
-        """Where in a step, from 0 to 1 in the clock's time, it evaluates the right-hand side; `None` to have it found by
-        trying one step.
+        """Where in a step, from 0 to 1 in the clock's time, it evaluates the right-hand side; `None` to have it found
+        by trying one step.
         """
         return None
 

@@ -76,7 +76,7 @@ class Adams(AbstractMultistep):
         return self.nominal if self.corrector else 0
 
     def arguments(self):
-        return {"order": max(self.points, self.corrected), "corrector": bool(self.corrected)}
+        return {"order": self.nominal, "corrector": self.corrector}
 
     def order(self, terms):
         """The order for an ODE, with starting values of that order."""

@@ -35,7 +35,8 @@ class EDMChurn(AbstractFieldSolver, dfx.AbstractItoSolver[None]):
 
     ```python
     field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.VE())
-    sol = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.KarrasGrid(18), jf.EDMChurn(40.0, 0.05, 50.0, 1.003)))
+    sampler = jf.FixedSteps(jf.KarrasGrid(18), jf.EDMChurn(40.0, 0.05, 50.0, 1.003), end="denoise")
+    sol = jf.sample(field, jr.key(0), (2,), sampler)
     assert sol.nfe == 35
     ```
     """

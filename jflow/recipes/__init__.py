@@ -6,7 +6,7 @@ optimiser, `loss` is the loss of one example, `batch` the data, `evaluate` the f
 """
 
 from ._folder import check_out, read_config, whole_file
-from ._recipe import SOLVERS, AbstractRecipe, Bar, Sampler, Solver
+from ._recipe import AbstractRecipe, Bar
 from ._run import RECIPES, Run, begin, load, train
 from .digits import Digits
 from .mnist import Mnist
@@ -14,15 +14,12 @@ from .moons import Moons
 
 __all__ = [
     "RECIPES",
-    "SOLVERS",
     "AbstractRecipe",
     "Bar",
     "Digits",
     "Mnist",
     "Moons",
     "Run",
-    "Sampler",
-    "Solver",
     "begin",
     "check_out",
     "load",

@@ -21,13 +21,17 @@ def check_out(path: Path, *, overwrite: bool) -> None:
     """Makes the folder of `path`; raises `ValueError` where it cannot be written, or `path` exists unasked."""
     if path.is_dir() or (path.exists() and not overwrite):
         what = "which is a folder" if path.is_dir() else "which exists"
-        raise ValueError(f"A file is not overwritten unasked. Got {path}, {what}; pass --overwrite or another name.")
+        raise ValueError(
+            f"A file must not be overwritten unasked. Got {path}, {what}: pass --overwrite or another name."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise ValueError(f"A file needs a folder that can be written. Got {path}: {error}; choose another.") from error
+        raise ValueError(
+            f"A file must have a folder that can be written. Got {path}: {error}; choose another."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -52,7 +56,7 @@ def claim(folder: Path, name: str, recipe: Any, *, overwrite: bool) -> None:
     Raises `ValueError` where it holds something else, or another run that is not to be overwritten.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"A run is kept in a folder. Got {folder}, which is a file; choose another name.")
+        raise ValueError(f"A run must have a folder. Got {folder}, which is a file: choose another name.")
     options = json.loads(json.dumps(dataclasses.asdict(recipe)))
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         before = read_config(folder)
@@ -61,8 +65,8 @@ def claim(folder: Path, name: str, recipe: Any, *, overwrite: bool) -> None:
         if not overwrite:
             other = f"{before[0]}, not {name}" if before[0] != name else _differences(before[1], options)
             raise ValueError(
-                f"A run goes on with the recipe and the options it was begun with. {folder} holds one of {other}; "
-                "pass the same, choose another --out, or begin it anew with --overwrite."
+                f"A run must go on with the recipe and the options it was begun with. Got {folder}, which holds one of "
+                f"{other}: pass the same, choose another --out, or begin it anew with --overwrite."
             )
         _remove(folder)
     write_json(folder / CONFIG, {"recipe": name, "options": options})
@@ -79,8 +83,8 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"whose {CONFIG} is something else" if path.is_file() else f"which has no {CONFIG}"
         raise ValueError(
-            "A run is kept in a folder that `jflow train` made. "
-            f"Got {folder}, {what if folder.is_dir() else 'which is no folder'}; choose another."
+            "A run must be in a folder that `jflow train` made. "
+            f"Got {folder}, {what if folder.is_dir() else 'which is no folder'}: choose another."
         ) from error
     return name, options
 

@@ -1,5 +1,7 @@
 """Pictures and figures that recipes of class-conditional images share."""
 
+import functools as ft
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from jaxtyping import Float
 import jflow as jf
 
 from ._folder import ANIMATION, SAMPLES, whole_file
-from ._recipe import AbstractRecipe, Bar, Sampler
+from ._recipe import AbstractRecipe, Bar
 
 _ROWS = 8
 
@@ -20,24 +22,25 @@ def flat(x: Any) -> Float[np.ndarray, "n d"]:
     return np.asarray(x).reshape(len(x), -1)
 
 
-def accuracy(
-    recipe: AbstractRecipe, field: Any, sampler: Sampler, num: int, scale: float, classifier: Any, **target: float
-) -> Bar:
-    """How many of `num` draws, the classes in turn, a classifier of scikit-learn puts into the class asked for."""
-    label = np.arange(num) % (recipe.num_classes or 1)
-    x = recipe.draw(field, sampler, num, label=label, scale=scale, stream=int(scale))
+def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, classifier: Any, **target: float) -> Bar:
+    """How many of `num` draws, the classes in turn, a classifier of scikit-learn puts into the class asked for.
+
+    `draw(num, label=, scale=, stream=)` is `AbstractRecipe.draw` of a field, a sampler and a seed.
+    """
+    label = np.arange(num) % classes
+    x = draw(num, label=label, scale=scale, stream=int(scale))
     figure = jf.metrics.class_accuracy(x, label, lambda x: classifier.predict(flat(x)))
     return Bar(f"accuracy of {num} draws, scale {scale:g}", figure, **target)
 
 
-def distances(recipe: AbstractRecipe, field: Any, sampler: Sampler, train: Any, test: Any) -> list[Bar]:
+def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int) -> list[Bar]:
     """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
 
     Means over five times 600 draws, the classes in the proportions of training, and five times 600 training images.
     """
-    n, key, rng = min(600, len(train)), jr.key(sampler.seed), np.random.default_rng(sampler.seed)
+    n, key, rng = min(600, len(train)), jr.key(seed), np.random.default_rng(seed)
     label = np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
-    drawn = np.split(recipe.draw(field, sampler, 5 * n, label=label, stream=3), 5)
+    drawn = np.split(draw(5 * n, label=label, stream=3), 5)
     real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
     bars = []
     for name, distance in (
@@ -55,12 +58,12 @@ def pictures(recipe: AbstractRecipe, field: Any, train: Any, folder: Path) -> No
     """Training images beside draws at scales 1 and 2, a column a class; and an animation of the latter."""
     from matplotlib.figure import Figure
 
-    classes, sampler = recipe.num_classes or 1, Sampler(steps=40, seed=recipe.seed)
+    classes, draw = recipe.num_classes or 1, ft.partial(recipe.draw, field, recipe.sampler(steps=40), seed=recipe.seed)
     order = [np.flatnonzero(train.label == c)[row] for row in range(_ROWS) for c in range(classes)]
-    frames = recipe.draw(field, sampler, len(order), scale=2.0, frames=True)
+    frames = draw(len(order), scale=2.0, frames=True)
     sheets = {
         "training images": train.x[order],
-        "draws, scale 1": recipe.draw(field, sampler, len(order)),
+        "draws, scale 1": draw(len(order)),
         "draws, scale 2": frames[:, -1],
     }
     figure = Figure(figsize=(12, 4 * _ROWS / classes), dpi=150, layout="constrained")

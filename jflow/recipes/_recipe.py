@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import jax.random as jr
@@ -11,32 +11,12 @@ from jaxtyping import Array, Float, Int, Key
 
 import jflow as jf
 
-Solver = Literal["euler", "heun", "midpoint", "bosh3", "tsit5"]
-
-SOLVERS = {"euler": dfx.Euler, "heun": dfx.Heun, "midpoint": dfx.Midpoint, "bosh3": dfx.Bosh3, "tsit5": dfx.Tsit5}
 _BATCH = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-    """How to draw: a method, its steps, and the seed."""
-
-    steps: int = 10
-    """Steps, equal in time."""
-    solver: Solver = "heun"
-    """The method; a step calls the network once (euler), twice (heun, midpoint), 3 (bosh3) or 6 times (tsit5)."""
-    seed: int = 0
-    """Draw i depends on this seed and on i."""
-
-    def __post_init__(self):
-        check_at_least(steps=(self.steps, 1), seed=(self.seed, 0))
-        if self.solver not in SOLVERS:
-            raise ValueError(f"A solver is one of {', '.join(SOLVERS)}. Got {self.solver!r}.")
-
-
-@dataclasses.dataclass(frozen=True)
 class Bar:
-    """One line of a report: a figure, and the least or the most that it is to be, if anything."""
+    """One line of a report: a figure, and the least or the most that it must be, if anything."""
 
     name: str
     figure: float
@@ -81,8 +61,8 @@ class AbstractRecipe(abc.ABC):
         """The batch of a step."""
 
     @abc.abstractmethod
-    def evaluate(self, field: Any, sampler: Sampler, num: int) -> list[Bar]:
-        """What the report says of the trained field, judged by `num` draws."""
+    def evaluate(self, field: Any, sampler: Any, num: int, seed: int) -> list[Bar]:
+        """What the report says of the trained field, judged by `num` draws of a sampler."""
 
     @abc.abstractmethod
     def sheet(self, x: Float[np.ndarray, "n ..."], label: Int[np.ndarray, " n"] | None) -> Any:
@@ -92,38 +72,59 @@ class AbstractRecipe(abc.ABC):
     def pictures(self, field: Any, folder: Any) -> None:
         """Writes the pictures of the trained field into `folder`."""
 
+    def sampler(self, name: str | None = None, steps: int | None = None, **options: Any) -> Any:
+        """A sampler of `jf.samplers` by its name; `"heun_flow"` with 10 steps by default.
+
+        Args:
+            name: One of `jf.samplers.names()`.
+            steps: Its number of steps.
+            **options: Those of the sampler, as `eta` and `shift`; `None` leaves one out.
+
+        Raises `ValueError` for an unknown name, fewer steps than 1, and options that the sampler does not take.
+        """
+        steps = 10 if steps is None else steps
+        check_at_least(steps=(steps, 1))
+        return jf.samplers.by_name("heun_flow" if name is None else name, steps, **options)
+
     def draw(
         self,
         field: Any,
-        sampler: Sampler,
+        sampler: Any,
         n: int,
         *,
+        seed: int = 0,
+        stream: int = 0,
         label: Int[np.ndarray, " n"] | None = None,
         scale: float = 1.0,
-        stream: int = 0,
         frames: bool = False,
     ) -> Float[np.ndarray, "..."]:
         """`n` draws `(n, *shape)`, or with `frames` their way from noise to data, `(n, steps + 1, *shape)`.
 
         Draws of images are cut to [-1, 1], where pixels are; their way is not.
 
-        - `label`: the classes, by default in turn; `scale`: of guidance, 1 for the plain conditional field.
-        - `stream`: draws of one stream are independent of another's.
+        Args:
+            field: The trained field.
+            sampler: That of `jf.generate`; with `frames` one of fixed steps.
+            n: The number of draws.
+            seed: Draw `i` depends on the seed, the stream and on `i`.
+            stream: Draws of one stream are independent of another's.
+            label: The classes, by default in turn.
+            scale: That of guidance, 1 for the plain conditional field.
+            frames: Whether the way is wanted.
 
         Raises `ValueError` for a label out of range, a label or scale without classes, and draws that diverge.
         """
-        check_at_least(num=(n, 1))
+        check_at_least(num=(n, 1), seed=(seed, 0))
         field, args, axes = self._conditioned(field, n, label, scale)
-        times, solver = jf.uniform_times(sampler.steps), SOLVERS[sampler.solver]()
-        key = jr.fold_in(jr.key(sampler.seed), stream)
+        key = jr.fold_in(jr.key(seed), stream)
         saveat = dfx.SaveAt(steps=True, t0=True) if frames else None
         solution = jf.generate(
-            field, key, n, self.shape, args=args, args_in_axes=axes, times=times, solver=solver, saveat=saveat,
-            batch_size=_BATCH,
-        )  # fmt: skip
+            field, key, n, self.shape, sampler, args=args, args_in_axes=axes, saveat=saveat, batch_size=_BATCH
+        )
         if failed := int(np.sum(solution.status != 0)):
             raise ValueError(
-                f"Draws are finite. {failed} of {n} diverged; take more steps or a smaller scale, or train longer."
+                f"Draws must be finite. Got {failed} of {n} diverged: take more steps or a smaller scale, "
+                "or train longer."
             )
         if frames:
             return np.asarray(solution.xs)
@@ -134,29 +135,30 @@ class AbstractRecipe(abc.ABC):
         if self.num_classes is None:
             if label is not None or scale != 1:
                 raise ValueError(
-                    "Labels and scales are for recipes with classes. This one has none: leave --label and --scale out."
+                    "A label or a scale must go with a recipe with classes. Got one without: leave out --label, --scale."
                 )
             return field, None, None
         label = np.arange(n) % self.num_classes if label is None else np.asarray(label)
         if label.min() < 0 or label.max() >= self.num_classes:
             bad = label.min() if label.min() < 0 else label.max()
-            raise ValueError(f"A label is one of 0 to {self.num_classes - 1}. Got {bad}.")
+            raise ValueError(f"A label must be one of 0 to {self.num_classes - 1}. Got {bad}.")
         if not np.isfinite(scale):
-            raise ValueError(f"A guidance scale is a finite number. Got {scale}.")
-        return jf.Guided(field, self.num_classes), (label, None if scale == 1 else float(scale)), (0, None)
+            raise ValueError(f"A guidance scale must be a finite number. Got {scale}.")
+        args = jf.Args(label, scale=None if scale == 1 else float(scale))
+        return jf.Guided(field, self.num_classes), args, jf.Args(0, scale=None)
 
 
 def check_options(recipe: Any) -> None:
     """Raises `ValueError` where an option that recipes share is out of its range."""
     check_at_least(steps=(recipe.steps, 1), batch_size=(recipe.batch_size, 1), seed=(recipe.seed, 0))
     if not recipe.learning_rate > 0:
-        raise ValueError(f"learning_rate is positive. Got {recipe.learning_rate}.")
+        raise ValueError(f"learning_rate must be positive. Got {recipe.learning_rate}.")
     if not 0 <= getattr(recipe, "drop", 0.0) <= 1:
-        raise ValueError(f"drop is a share of the labels, in [0, 1]. Got {recipe.drop}.")
+        raise ValueError(f"drop must be a share of the labels, in [0, 1]. Got {recipe.drop}.")
 
 
 def check_at_least(**values: tuple[float | int, int]) -> None:
     """Raises `ValueError` where a value is below its least: `name=(value, least)`."""
     for name, (value, least) in values.items():
         if not value >= least:
-            raise ValueError(f"{name} is at least {least:g}. Got {value}.")
+            raise ValueError(f"{name} must be at least {least:g}. Got {value}.")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 import jflow as jf
 
 from ._folder import LOSS, REPORT, claim, read_config, whole_file, write_json
-from ._recipe import AbstractRecipe, Bar, Sampler
+from ._recipe import AbstractRecipe, Bar, check_at_least
 from .digits import Digits
 from .mnist import Mnist
 from .moons import Moons
@@ -40,19 +40,21 @@ class Run:
         """Whether every step was taken."""
         return self.step >= self.recipe.steps
 
-    def draw(self, sampler: Sampler, n: int, **options: Any) -> Float[np.ndarray, " n ..."]:
+    def draw(self, sampler: Any, n: int, **options: Any) -> Float[np.ndarray, " n ..."]:
         """`n` draws; see `AbstractRecipe.draw`."""
         return self.recipe.draw(self.field, sampler, n, **options)
 
-    def report(self, sampler: Sampler, num: int) -> dict[str, Any]:
-        """Judges the run by `num` draws; writes and returns `report.json`."""
-        start = time.monotonic()
-        bars: list[Bar] = self.recipe.evaluate(self.field, sampler, num)
+    def report(self, sampler: Any, num: int, seed: int = 0) -> dict[str, Any]:
+        """Judges the run by `num` draws; writes and returns `report.json`, whose `sampler` is for `jf.from_json`."""
+        check_at_least(num=(num, 1), seed=(seed, 0))
+        start, text = time.monotonic(), jf.to_json(sampler)
+        bars: list[Bar] = self.recipe.evaluate(self.field, sampler, num, seed)
         report = {
             "recipe": read_config(self.folder)[0],
             "step": self.step,
-            "sampler": dataclasses.asdict(sampler),
+            "sampler": text,
             "num": num,
+            "seed": seed,
             "seconds": round(time.monotonic() - start, 1),
             "bars": [bar.as_json() for bar in bars],
         }
@@ -97,17 +99,20 @@ def load(folder: str | Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES)
     folder = Path(folder)
     name, options = read_config(folder)
     if name not in recipes:
-        raise ValueError(f"A recipe is one of {', '.join(recipes)}. {folder} holds a run of {name}; choose another.")
+        raise ValueError(
+            f"A recipe must be one of {', '.join(recipes)}. Got {folder}, which holds a run of {name}: choose another."
+        )
     try:
         recipe = recipes[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
     except TypeError as error:
         raise ValueError(
-            f"A run is read by the version of jflow that wrote it. {folder} holds other options ({error}); train anew."
+            f"A run must be read by the version of jflow that wrote it. Got {folder}, which holds other options "
+            f"({error}): train anew."
         ) from error
     if not _newest(folder):
         raise ValueError(
-            f"A run can be drawn from after its first checkpoint, every {_SAVE_EVERY} steps. {folder} has none yet; "
-            "the command that began it goes on with it."
+            f"A run must have a checkpoint to be drawn from, the first after {_SAVE_EVERY} steps. Got {folder}, which "
+            "has none yet: go on with it by the command that began it."
         )
     state = jf.train.restore(folder / "checkpoints", recipe.init(), key=_key(recipe))
     return Run(folder, recipe, state.ema, int(state.step))

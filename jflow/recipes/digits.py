@@ -63,17 +63,18 @@ class Digits(AbstractRecipe):
     def batch(self, step):
         return jf.data.batch(_data("train"), self.seed, step, self.batch_size)
 
-    def evaluate(self, field, sampler, num):
+    def evaluate(self, field, sampler, num, seed):
         """Judged by an SVM that was trained on the same images, and by distances."""
         from sklearn.svm import SVC
 
+        draw = ft.partial(self.draw, field, sampler, seed=seed)
         train, test = _data("train"), _data("test")
         svm = SVC(C=10).fit(_images.flat(train.x), train.label)
         return [
             Bar("SVM on the test images", svm.score(_images.flat(test.x), test.label), at_least=0.985),
-            _images.accuracy(self, field, sampler, num, 1.0, svm, at_least=0.97),
-            _images.accuracy(self, field, sampler, num, 2.0, svm, at_least=0.995),
-            *_images.distances(self, field, sampler, train, test),
+            _images.accuracy(draw, num, self.num_classes, 1.0, svm, at_least=0.97),
+            _images.accuracy(draw, num, self.num_classes, 2.0, svm, at_least=0.995),
+            *_images.distances(draw, train, test, seed),
         ]
 
     def sheet(self, x, label):

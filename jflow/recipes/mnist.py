@@ -77,15 +77,16 @@ class Mnist(AbstractRecipe):
     def batch(self, step):
         return jf.data.batch(_data("train"), self.seed, step, self.batch_size)
 
-    def evaluate(self, field, sampler, num):
+    def evaluate(self, field, sampler, num, seed):
         """Judged by an SVM that was trained on real images, and by distances."""
+        draw = ft.partial(self.draw, field, sampler, seed=seed)
         train, test = _data("train"), _data("test")
         classifier = _classifier(train)
         return [
             Bar("SVM on the test images", classifier.score(_images.flat(test.x), test.label), at_least=0.97),
-            _images.accuracy(self, field, sampler, num, 1.0, classifier),
-            _images.accuracy(self, field, sampler, num, 2.0, classifier, at_least=0.95),
-            *_images.distances(self, field, sampler, train, test),
+            _images.accuracy(draw, num, self.num_classes, 1.0, classifier),
+            _images.accuracy(draw, num, self.num_classes, 2.0, classifier, at_least=0.95),
+            *_images.distances(draw, train, test, seed),
         ]
 
     def sheet(self, x, label):

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from flax import nnx
 import jflow as jf
 
 from ._folder import ANIMATION, SAMPLES, TRAJECTORIES, whole_file
-from ._recipe import AbstractRecipe, Bar, Sampler, check_options
+from ._recipe import AbstractRecipe, Bar, check_options
 
 _draw_data = jax.jit(jf.data.moons, static_argnums=1)
 
@@ -61,11 +60,10 @@ class Moons(AbstractRecipe):
         _, key = jr.split(jr.key(self.seed))  # the first half is for the noise of training
         return {"x": _draw_data(jr.fold_in(key, step), self.batch_size)}
 
-    def evaluate(self, field, sampler, num):
+    def evaluate(self, field, sampler, num, seed):
         """Distances to fresh data in units of the data's own, and the divergence from the data's density."""
-        x = self.draw(field, sampler, num)
-        fresh = [np.asarray(_draw_data(key, num)) for key in jr.split(jr.key(sampler.seed), 6)]
-        key = jr.key(sampler.seed)
+        x, key = self.draw(field, sampler, num, seed=seed), jr.key(seed)
+        fresh = [np.asarray(_draw_data(key, num)) for key in jr.split(key, 6)]
         energy = [jf.metrics.energy_distance(y, fresh[0]) for y in (x, *fresh[1:])]
         sliced = [jf.metrics.sliced_wasserstein(key, y, fresh[0]) for y in (x, *fresh[1:])]
         exact, points = jf.distributions.moons(), fresh[1][:1000]
@@ -82,8 +80,7 @@ class Moons(AbstractRecipe):
     def pictures(self, field: Any, folder: Path) -> None:
         from matplotlib.figure import Figure
 
-        sampler = Sampler(steps=40, seed=self.seed)
-        paths = self.draw(field, sampler, 1000, frames=True)
+        paths = self.draw(field, self.sampler(steps=40), 1000, seed=self.seed, frames=True)
         figure = Figure(figsize=(8, 3), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
         extent = (-7.0, 12.0, -5.0, 7.5)
@@ -98,7 +95,7 @@ class Moons(AbstractRecipe):
 
 
 def _log_density(field, x):
-    return jf.log_prob(field, x, times=jf.uniform_times(32), solver=dfx.Heun()).log_prob
+    return jf.log_prob(field, x, jf.samplers.heun_flow(32)).log_prob
 
 
 @eqx.filter_jit

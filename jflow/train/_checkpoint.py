@@ -65,7 +65,7 @@ class Checkpoints:
         step, latest = int(state.step), self.latest()
         if latest is not None and latest >= step:
             raise ValueError(
-                f"Checkpoints of a folder follow each other. Got a state at step {step} for {self.folder}, "
+                f"Checkpoints of a folder must follow each other. Got a state at step {step} for {self.folder}, "
                 f"which has step {latest}; restore from it, or choose another folder."
             )
         arrays = {name: _to_host(leaf) for name, leaf in _named(state).items()}
@@ -84,8 +84,8 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             raise ValueError(
-                f"Restoring needs a complete checkpoint{'' if step is None else f' of step {step}'}. "
-                f"{self.folder} has {f'those of steps {steps}' if steps else 'none'}."
+                f"Restoring must have a complete checkpoint{'' if step is None else f' of step {step}'}. "
+                f"Got {self.folder}, which has {f'those of steps {steps}' if steps else 'none'}."
             )
         chosen = steps[-1] if step is None else step
         leaves = _named(state)
@@ -107,7 +107,7 @@ class Checkpoints:
         where = self.folder / str(step)
         if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
             raise ValueError(
-                f"A checkpoint is restored by the version of jflow.train that can read it: format {_FORMAT}. "
+                f"A checkpoint must be restored by the version of jflow.train that can read it: format {_FORMAT}. "
                 f"Got {where}, which has another; choose another folder."
             )
         saved, wanted = manifest["arrays"], _describe(target)
@@ -118,13 +118,13 @@ class Checkpoints:
             ]
             more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
             raise ValueError(
-                "A checkpoint is restored into a state of the same shapes: build it with the network, the "
-                "optimiser and the ema of the run that wrote it. "
+                "A checkpoint must be restored into a state of the same shapes: build it with the network, the "
+                "optimiser, the ema and the mask of the run that wrote it. "
                 f"Got {where}, which differs in {'; '.join(lines[:4])}{more}."
             )
         if key is not None and manifest["key"] not in (None, _key_record(key)):
             raise ValueError(
-                f"A run is continued with the key it was begun with. {where} was written with another key; "
+                f"A run must go on with the key it was begun with. Got {where}, which was written with another key; "
                 "pass that one, or choose another folder."
             )
 
@@ -136,11 +136,11 @@ def open_checkpoints(folder: str | Path, keep: int) -> Iterator[Checkpoints]:
     foreign = sorted(entry.name for entry in folder.iterdir() if not _ENTRY.fullmatch(entry.name))
     if foreign:
         raise ValueError(
-            f"Checkpoints have a folder of their own. Got {folder}, which holds {', '.join(foreign[:3])}; "
+            f"Checkpoints must have a folder of their own. Got {folder}, which holds {', '.join(foreign[:3])}; "
             "choose an empty or a new one."
         )
     if keep < 1:
-        raise ValueError(f"keep is the number of checkpoints to keep, at least 1. Got {keep}.")
+        raise ValueError(f"keep must be the number of checkpoints to keep, at least 1. Got {keep}.")
     with _manager(folder, max_to_keep=keep, cleanup_tmp_directories=True) as manager:
         yield Checkpoints(folder, manager)
 
@@ -153,7 +153,9 @@ def writable(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"A run needs a folder it can write into. Got {folder}: {error}. Choose another.") from error
+        raise ValueError(
+            f"A run must have a folder that it can write into. Got {folder}: {error}. Choose another."
+        ) from error
     return folder
 
 
@@ -161,7 +163,7 @@ def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"Restoring needs a folder of checkpoints, as save or fit wrote it. Got {folder}: no such folder."
+            f"Restoring must have a folder of checkpoints, as save or fit wrote it. Got {folder}: no such folder."
         )
     return folder
 
@@ -171,7 +173,7 @@ def _manager(folder: Path, **options: Any) -> Iterator[Any]:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
-        raise ImportError("Checkpoints are written by orbax: pip install 'jflow[train]'.") from error
+        raise ImportError("Checkpoints must be written by orbax. Got no orbax: pip install 'jflow[train]'.") from error
 
     manager = ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(**options))
     try:
@@ -187,7 +189,7 @@ def _readable(where: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(
-            f"A checkpoint is read as jflow.train wrote it. Got {where}, which is damaged or not one of its "
+            f"A checkpoint must be as jflow.train wrote it. Got {where}, which is damaged or not one of its "
             f"own ({type(error).__name__}: {str(error)[:200]}); restore an earlier step, or choose another "
             "folder."
         ) from error

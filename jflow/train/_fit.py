@@ -48,14 +48,19 @@ def fit(
     the same arguments, it goes on from the last checkpoint in `run_dir` and ends bit for bit where it would
     have.
 
-    - `batches`: the batch of step `i`, for `i` in `range(steps)`; see `step`.
-    - `run_dir`: folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
-    - `save_every`, `keep`: steps between checkpoints, and how many of the newest stay. The last step has
-      one.
-    - `log_every`: steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of
-      steps taken and the loss that of the last one. Losses reach the host only then.
-    - `mesh`: data parallel, as in `step`.
-    - `progress`: shows a progress bar.
+    Args:
+        state: What `init` made, or an earlier call returned.
+        loss: As in `step`.
+        batches: The batch of step `i`, for `i` in `range(steps)`; see `step`.
+        steps: The step at which training ends.
+        key: One typed key of the run, of any implementation.
+        run_dir: A folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
+        save_every: Steps between checkpoints. The last step has one.
+        log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of steps
+            taken and the loss that of the last one. Losses reach the host only then.
+        keep: How many of the newest checkpoints stay.
+        mesh: Data parallel, as in `step`.
+        progress: Whether a progress bar is shown.
 
     Ctrl-C ends the current step, writes a checkpoint and raises `KeyboardInterrupt`; a second one does not
     wait. The state given is donated. Raises `ValueError` where a loss or gradient is not finite (nothing is
@@ -69,7 +74,7 @@ def fit(
         "keep": keep,
     }.items():
         if value < 1:
-            raise ValueError(f"{name} is a number of at least 1. Got {value}.")
+            raise ValueError(f"{name} must be a number of at least 1. Got {value}.")
     with contextlib.ExitStack() as stack:
         checkpoints, metrics = None, None
         if run_dir is not None:
@@ -148,7 +153,7 @@ class _Recorder:
         what = f"Step {i} (counted from 0) gave a loss of {info.loss} and a gradient of norm {info.grad_norm}."
         bad = _not_finite(self._batches(i))
         if bad:
-            return f"{what} Its batch is not finite in {', '.join(bad)}: mend the data."
+            return f"{what} Its batch is not finite in {', '.join(bad)}: correct the data."
         return (
             f"{what} Its batch is finite: try a smaller learning rate, "
             "optax.chain(optax.clip_by_global_norm(1.0), ...), or a law of training times that keeps away from "
@@ -158,7 +163,7 @@ class _Recorder:
     def _fail(self, why: str) -> None:
         saved = None if self._checkpoints is None else self._checkpoints.latest()
         kept = "" if saved is None else f" The checkpoint of step {saved} is kept."
-        raise ValueError(f"Training needs finite numbers. {why}{kept}")
+        raise ValueError(f"Losses, gradients and parameters must be finite. {why}{kept}")
 
 
 def _not_finite(batch: PyTree) -> list[str]:

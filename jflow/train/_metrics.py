@@ -49,5 +49,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise TypeError("no step")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"A run adds to the metrics.jsonl that it wrote. Got {path}, which is another file; choose another folder."
+            "A run must add to the metrics.jsonl that it wrote. "
+            f"Got {path}, which is another file; choose another folder."
         ) from error

@@ -102,8 +102,8 @@ class State(eqx.Module):
         """
         if self.average is None:
             raise ValueError(
-                "state.ema is the running average of the parameters. Got a state made with ema=None; "
-                "use state.field, or jflow.train.init(..., ema=0.999)."
+                "state.ema must have a running average. Got a state made with ema=None: use state.field, or "
+                "jflow.train.init(..., ema=0.999)."
             )
         params = [a.astype(p.dtype) for a, p in zip(self.average, self.params, strict=True)]
         return self.layout.field(params, self.frozen)
@@ -115,35 +115,43 @@ class State(eqx.Module):
 
 
 def init(
-    field: PyTree, optimizer: optax.GradientTransformation | optax.MultiSteps, *, ema: float | None = 0.999
+    field: PyTree,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+    *,
+    ema: float | None = 0.999,
+    trained: PyTree | None = None,
 ) -> State:
     """The state at step 0, with copies of all arrays: donation never takes the caller's.
 
-    - `field`: a jflow field, or any pytree that the loss takes; the leaves that `trainable` names are
-      trained.
-    - `optimizer`: any optax transformation, clipping by `optax.chain` and accumulation by `optax.MultiSteps`
-      included. It is static: two calls share one compiled step if they are given the same optimiser object.
-    - `ema`: decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the
-      optimiser through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
+    Args:
+        field: A jflow field, or any pytree that the loss takes.
+        optimizer: Any optax transformation, clipping by `optax.chain` and accumulation by `optax.MultiSteps` included.
+            It is static: two calls share one compiled step if they are given the same optimiser object.
+        ema: The decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the optimiser
+            through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
+        trained: Which leaves of the field are trained: a pytree of booleans with the structure of the field, as
+            `jflow.trainable(field)`, which is the default, gives it.
 
-    A step changes parameters and nothing else. `TypeError` for what is no optimiser; `ValueError` where nothing is
-    trainable, for a decay outside [0, 1), and for a flax network that changes when it is called: a batch normalisation
-    that keeps statistics, a dropout that draws from a stream of its own.
+    A step changes parameters and nothing else. Raises `TypeError` for what is no optimiser and for a mask that is not
+    of booleans; `ValueError` where nothing is trained, for a mask of another structure or one that marks what is no
+    floating-point array, for a decay outside [0, 1), and for a flax network that changes when it is called: a batch
+    normalisation that keeps statistics, a dropout that draws from a stream of its own.
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
     """
     if ema is not None and not 0 <= ema < 1:
-        raise ValueError(f"ema is a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
+        raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"An optimiser is an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
+        raise TypeError(f"An optimiser must be an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
     _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
     skeleton = _Skeleton.of(field)
-    arrays, trained = skeleton.pick(field), skeleton.pick(trainable(field))
+    flags = trainable(field) if trained is None else _mask(field, trained)
+    arrays, trained = skeleton.pick(field), skeleton.pick(flags)
     if not any(trained):
         raise ValueError(
-            "Training moves the floating-point arrays of a field's networks. Got a field without any; where "
-            "the network is a plain function, bind its parameters by jax.tree_util.Partial(function, params)."
+            "A field must have floating-point arrays that are trained. Got none: where the network is a plain "
+            "function, bind its parameters by jax.tree_util.Partial(function, params)."
         )
     params = _copies(leaf for leaf, flag in zip(arrays, trained, strict=True) if flag)
     opt_state = jtu.tree_map(_as_array, optimizer.init(_trained_tree(skeleton, trained, params)))
@@ -159,6 +167,25 @@ def init(
     )
 
 
+def _mask(field, trained):
+    """The mask of the leaves, checked; raises where it does not fit the field."""
+    leaves, structure = jtu.tree_flatten_with_path(field)
+    flags, given = jtu.tree_flatten(trained)
+    if structure != given:
+        what = "as many in another structure" if len(flags) == len(leaves) else f"{len(flags)}"
+        raise ValueError(
+            "trained must have the structure of the field, a boolean a leaf, as jflow.trainable(field). Got a "
+            f"{type(trained).__name__} for a field of {len(leaves)} leaves, with {what}."
+        )
+    for (path, leaf), flag in zip(leaves, flags, strict=True):
+        where = jtu.keystr(path)
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"trained must hold True or False. Got {flag!r} at {where}.")
+        if flag and not eqx.is_inexact_array(leaf):
+            raise ValueError(f"Only floating-point arrays must be marked as trained. Got {leaf!r} at {where}.")
+    return jtu.tree_unflatten(structure, [bool(flag) for flag in flags])
+
+
 def _check_still(field):
     """Raises `ValueError` where a call changes a flax module, told by its attributes: no wing but `nn` knows flax."""
 
@@ -168,9 +195,10 @@ def _check_still(field):
             node, "use_running_average", None
         ) is False:
             raise ValueError(
-                "A step changes parameters alone, so statistics and random streams inside a network would stand still. "
-                f"Got a {type(node).__name__} that has them: call net.eval(), normalise by GroupNorm or LayerNorm, or "
-                "make a dropout without rngs and hand it nnx.Rngs(key) at each call, the key through args."
+                "A network must be without statistics and random streams, which would stand still: a step changes "
+                f"parameters alone. Got a {type(node).__name__} that has them: call net.eval(), normalise by GroupNorm "
+                "or LayerNorm, or make a dropout without rngs and hand it nnx.Rngs(key) at each call: "
+                "Field(net, path, predicts, draws=True) gives the network a key."
             )
         return False
 

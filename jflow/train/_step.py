@@ -43,11 +43,13 @@ def step(
     retrace (a `lambda` written inside a loop is a new loss every time, and does). The state given is
     donated: use the one returned.
 
-    - `loss`: `loss(field, key, example)`, a scalar; `example` is the batch without its leading axis. A loss
-      may hold arrays, as an equinox module or a `jax.tree_util.Partial`.
-    - `key`: the key of this step, split into one for each example.
-    - `batch`: a pytree of arrays that share their leading axis.
-    - `mesh`: devices along an axis `"data"`: the batch is split over it, the state repeated on every device.
+    Args:
+        state: What `init` made, or the last step returned.
+        loss: `loss(field, key, example)`, a scalar; `example` is the batch without its leading axis. A loss may hold
+            arrays, as an equinox module or a `jax.tree_util.Partial`.
+        key: The key of this step, of any implementation, split into one for each example.
+        batch: A pytree of arrays that share their leading axis.
+        mesh: Devices along an axis `"data"`: the batch is split over it, the state repeated on every device.
 
     Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
     loss that is not a scalar.
@@ -139,7 +141,7 @@ def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
 def _scalar(value: Any) -> Array:
     if jnp.shape(value) != ():
         raise ValueError(
-            f"A loss is the scalar of one example. Got an array of shape {jnp.shape(value)}; take the mean "
+            f"A loss must be the scalar of one example. Got an array of shape {jnp.shape(value)}; take the mean "
             "over the event, and leave the batch to jflow.train.step, which vmaps the loss."
         )
     value = jnp.asarray(value)
@@ -165,7 +167,7 @@ def _batch_size(batch: PyTree) -> int:
     sizes = {shape[0] if shape else 0 for shape in shapes}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            f"The arrays of a batch share a leading axis of at least one example. Got shapes {shapes}; a "
+            f"The arrays of a batch must share a leading axis of at least one example. Got shapes {shapes}; a "
             "single example wants x[None], and what is the same for all examples belongs into the loss."
         )
     return sizes.pop()
@@ -174,7 +176,7 @@ def _batch_size(batch: PyTree) -> int:
 def _check_key(key: Any) -> None:
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise ValueError(
-            "A step takes one typed key, as jax.random.key(seed) or jax.random.fold_in(key, i) make it. "
+            "A step must have one typed key, as jax.random.key(seed) or jax.random.fold_in(key, i) make it. "
             f"Got {type(key).__name__} of shape {np.shape(key)}."
         )
 
@@ -184,7 +186,7 @@ def _automatic(mesh: Mesh) -> Mesh:
     """The mesh with shardings left to the compiler, whatever its axis types."""
     if "data" not in mesh.axis_names:
         raise ValueError(
-            f"Training splits the batch over the mesh's axis 'data'. Got axes {mesh.axis_names}; "
+            f"A mesh must have an axis 'data', over which the batch is split. Got axes {mesh.axis_names}; "
             "make one as jax.make_mesh((jax.device_count(),), ('data',))."
         )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
@@ -195,7 +197,7 @@ def _place(mesh, size, state, arrays, key, batch):
     count = mesh.shape["data"]
     if size % count:
         raise ValueError(
-            f"A batch is split evenly over the mesh's axis 'data'. Got {size} examples for {count} devices; "
+            f"A batch must split evenly over the mesh's axis 'data'. Got {size} examples for {count} devices; "
             f"take a multiple of {count}."
         )
     repeated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
