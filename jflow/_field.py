@@ -266,7 +266,7 @@ class _Rematched(AbstractField):
 
         def asked(target: Any):  # data and noise are the same along both paths, so a row is too
             alike = isinstance(target, Row) or as_prediction(target).name in ("data", "noise")
-            return target if alike else prediction_row(self.path, target, t)
+            return target if alike else prediction_row(self.path, target, t)  # pyright: ignore[reportArgumentType]
 
         def answer(target, value):
             named = None if isinstance(target, Row) else as_prediction(target).name

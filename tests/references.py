@@ -41,6 +41,11 @@ def over_paths(fn, *args, names=tuple(PATHS)):
     return jax.jit(lambda *batch: {name: each(*batch) for name, each in mapped.items()})(*args)
 
 
+def weights_of(row):
+    """`(s, a, b)` of a row, with zeros for what is absent."""
+    return [0.0 if weight is None else weight for weight in row]
+
+
 def schedule(name, t):
     """`alpha, sigma, alpha', sigma'` of a path, written out a second time in numpy; interior times."""
     with np.errstate(divide="ignore", invalid="ignore"):

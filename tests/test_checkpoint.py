@@ -132,7 +132,7 @@ def test_a_run_that_is_not_finite_keeps_its_last_checkpoint(tmp_path):
     def bad(i):
         return batches(i) * (np.inf if i == 13 else 1.0)
 
-    with pytest.raises(ValueError, match=r"Step 13 .*mend the data. The checkpoint of step 10 is kept"):
+    with pytest.raises(ValueError, match=r"Step 13 .*correct the data. The checkpoint of step 10 is kept"):
         fit(tmp_path, batches=bad)
     assert steps_in(tmp_path / "checkpoints") == [5, 10]
     rate = lambda count: jnp.where(count == 7, jnp.nan, 1e-2)  # noqa: E731

@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it refuses, and how it says so."""
+"""The command line: what it writes, what it raises, and how it says so."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ class Labelled(AbstractRecipe):
     def batch(self, step):
         return {"x": np.zeros((4, 2, 2, 1), np.float32), "label": np.arange(4)}
 
-    def evaluate(self, field, sampler, num):
+    def evaluate(self, field, sampler, num, seed):
         return []
 
     def sheet(self, x, label):
@@ -88,8 +88,8 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(capsys, *argv):
-    """The one message of a command that is refused."""
+def message_of(capsys, *argv):
+    """The one message of a command that ends with an error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(arg) for arg in argv])
@@ -151,7 +151,7 @@ def test_overwrite_begins_anew_and_spares_other_files(copy, monkeypatch):
 
 def test_sample_writes_arrays(labelled, tmp_path):
     out = tmp_path / "draws.npz"
-    command = ["sample", str(labelled), "--num", "23", "--steps", "2", "--solver", "heun", "--seed", "0"]
+    command = ["sample", str(labelled), "--num", "23", "--steps", "2", "--sampler", "heun_flow", "--seed", "0"]
     main([*command, "--scale", "2", "--out", str(out)])
     with np.load(out) as draws:
         assert sorted(draws) == ["label", "x"]
@@ -162,6 +162,20 @@ def test_sample_writes_arrays(labelled, tmp_path):
     with np.load(out) as draws:
         assert set(draws["label"]) == {7}
         assert np.array_equal(draws["x"][7], x[7]) and not np.array_equal(draws["x"][6], x[6])
+
+
+def test_sample_takes_every_sampler_with_its_options(labelled, tmp_path):
+    """The default is ten steps of Heun's; `--eta` and `--shift` reach the sampler that takes them."""
+    given, drawn = {"default": [], "heun_flow": ["--sampler", "heun_flow", "--steps", "10"]}, {}
+    given |= {"ddim": ["--sampler", "ddim", "--steps", "3"]}
+    given |= {"noisy": [*given["ddim"], "--eta", "1"], "shifted": [*given["ddim"], "--shift", "3"]}
+    for name, options in given.items():
+        main(["sample", str(labelled), "--num", "4", *options, "--out", str(tmp_path / f"{name}.npz")])
+        with np.load(tmp_path / f"{name}.npz") as draws:
+            drawn[name] = draws["x"]
+    assert np.array_equal(drawn["default"], drawn["heun_flow"])
+    others = [drawn[name] for name in given if name != "heun_flow"]
+    assert not any(np.allclose(a, b, atol=1e-4) for i, a in enumerate(others) for b in others[:i])
 
 
 def test_sample_draws_a_contact_sheet(labelled, tmp_path):
@@ -180,10 +194,11 @@ def test_sample_without_classes_writes_no_labels(moons, tmp_path):
 
 def test_evaluate_writes_and_prints_the_report(moons, capsys):
     capsys.readouterr()
-    main(["evaluate", str(moons), "--num", "100", "--steps", "3"])
+    main(["evaluate", str(moons), "--num", "100", "--steps", "3", "--seed", "2"])
     table = capsys.readouterr().out
     report = json.loads((moons / "report.json").read_text())
-    assert report["num"] == 100 and report["sampler"] == {"steps": 3, "solver": "heun", "seed": 0}
+    assert report["num"] == 100 and report["seed"] == 2
+    assert jf.from_json(report["sampler"]) == jf.samplers.heun_flow(3)
     for bar in report["bars"]:
         assert set(bar) == {"bar", "figure", "target", "pass"}
         assert bar["bar"] in table and bar["target"] in table
@@ -220,14 +235,14 @@ def test_help_shows_every_option_with_its_default(command, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["train", "nothing"], "one of moons, digits, mnist. Got 'nothing'"),
+        (["train", "nothing"], "must be one of moons, digits, mnist. Got 'nothing'"),
         (["train", "moons", "--steps", "many"], "--steps"),
-        (["train", "moons", "--steps", "0"], "steps is at least 1. Got 0"),
-        (["train", "moons", "--batch-size", "0"], "batch_size is at least 1. Got 0"),
-        (["train", "moons", "--seed", "-1"], "seed is at least 0. Got -1"),
+        (["train", "moons", "--steps", "0"], "steps must be at least 1. Got 0"),
+        (["train", "moons", "--batch-size", "0"], "batch_size must be at least 1. Got 0"),
+        (["train", "moons", "--seed", "-1"], "seed must be at least 0. Got -1"),
         (["train", "moons", "--width", "0"], "Got 0"),
         (["train", "moons", "--ema", "2"], "decay in [0, 1)"),
-        (["train", "moons", "--learning-rate", "-1"], "learning_rate is positive. Got -1"),
+        (["train", "moons", "--learning-rate", "-1"], "learning_rate must be positive. Got -1"),
         (["train", "digits", "--drop", "1.5"], "in [0, 1]. Got 1.5"),
         (["train", "digits", "--channels", "8", "8", "8", "8", "8"], "Got 8 x 8"),
         (["train", "mnist", "--net", "vae"], "'unet', 'dit'"),
@@ -235,53 +250,58 @@ def test_help_shows_every_option_with_its_default(command, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_training_is_refused_before_anything_is_written(argv, says, tmp_path, monkeypatch, capsys):
+def test_bad_training_raises_before_anything_is_written(argv, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert says in refused(capsys, *argv)
+    assert says in message_of(capsys, *argv)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--steps", "0"], "steps is at least 1. Got 0"),
-        (["--num", "0"], "num is at least 1. Got 0"),
-        (["--solver", "magic"], "invalid choice 'magic' for argument '--solver'"),
-        (["--label", "10"], "A label is one of 0 to 9. Got 10"),
-        (["--label", "-1"], "A label is one of 0 to 9. Got -1"),
-        (["--scale", "nan"], "A guidance scale is a finite number. Got nan"),
+        (["--steps", "0"], "steps must be at least 1. Got 0"),
+        (["--num", "0"], "num must be at least 1. Got 0"),
+        (["--seed", "-1"], "seed must be at least 0. Got -1"),
+        (["--sampler", "dimd"], "Got 'dimd': did you mean ddim"),
+        (["--sampler", "ddim", "--eta", "2"], "eta"),
+        (["--eta", "1"], "heun_flow must have options among grid, shift. Got eta"),
+        (["--shift", "0"], "must be a positive number. Got 0"),
+        (["--sampler", "heun_edm"], "Got t = 0"),
+        (["--label", "10"], "A label must be one of 0 to 9. Got 10"),
+        (["--label", "-1"], "A label must be one of 0 to 9. Got -1"),
+        (["--scale", "nan"], "A guidance scale must be a finite number. Got nan"),
         (["--out", "draws.txt"], "an .npz or a .png file. Got draws.txt"),
-        (["--out", "/dev/null/draws.npz"], "needs a folder that can be written"),
+        (["--out", "/dev/null/draws.npz"], "must have a folder that can be written"),
         (["--out", "."], ".npz or a .png"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_draws_are_refused(argv, says, labelled, tmp_path, monkeypatch, capsys):
+def test_bad_draws_raise(argv, says, labelled, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert says in refused(capsys, "sample", labelled, *argv)
+    assert says in message_of(capsys, "sample", labelled, *argv)
     assert not list(tmp_path.iterdir())
 
 
 def test_labels_and_scales_need_classes(moons, tmp_path, capsys):
     for option in (["--label", "1"], ["--scale", "2"]):
-        assert "recipes with classes" in refused(capsys, "sample", moons, *option, "--out", tmp_path / "draws.npz")
+        assert "a recipe with classes" in message_of(capsys, "sample", moons, *option, "--out", tmp_path / "draws.npz")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_draws_is_not_overwritten_unasked(moons, tmp_path, capsys):
     out = tmp_path / "draws.npz"
     out.write_text("mine")
-    assert "which exists; pass --overwrite" in refused(capsys, "sample", moons, "--out", out)
+    assert "which exists: pass --overwrite" in message_of(capsys, "sample", moons, "--out", out)
     assert out.read_text() == "mine"
 
 
 def test_a_run_is_not_overwritten_unasked(copy, capsys):
     before = files(copy)
-    message = refused(capsys, *MOONS, "--learning-rate", "0.1", "--out", copy)
+    message = message_of(capsys, *MOONS, "--learning-rate", "0.1", "--out", copy)
     assert "learning_rate was 0.002, is 0.1" in message and "--overwrite" in message
     assert files(copy) == before
     (copy / "config.json").write_text((copy / "config.json").read_text().replace("moons", "digits"))
-    assert "holds one of digits, not moons" in refused(capsys, *MOONS, "--out", copy)
+    assert "holds one of digits, not moons" in message_of(capsys, *MOONS, "--out", copy)
 
 
 def test_foreign_folders_are_left_alone(tmp_path, capsys):
@@ -289,46 +309,48 @@ def test_foreign_folders_are_left_alone(tmp_path, capsys):
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("mine")
     for option in ([], ["--overwrite"]):
-        assert "which has no config.json" in refused(capsys, *MOONS, "--out", foreign, *option)
+        assert "which has no config.json" in message_of(capsys, *MOONS, "--out", foreign, *option)
     for command in ("sample", "evaluate"):
-        assert "which has no config.json" in refused(capsys, command, foreign)
+        assert "which has no config.json" in message_of(capsys, command, foreign)
     (foreign / "config.json").write_text('{"recipe": 3}')
-    assert "whose config.json is something else" in refused(capsys, *MOONS, "--out", foreign, "--overwrite")
+    assert "whose config.json is something else" in message_of(capsys, *MOONS, "--out", foreign, "--overwrite")
     assert sorted(path.name for path in foreign.iterdir()) == ["config.json", "thesis.tex"]
-    assert "which is no folder" in refused(capsys, "sample", tmp_path / "missing")
-    assert "which is a file" in refused(capsys, *MOONS, "--out", foreign / "thesis.tex")
-    assert "needs a folder that can be written" in refused(capsys, *MOONS, "--out", foreign / "thesis.tex" / "run")
+    assert "which is no folder" in message_of(capsys, "sample", tmp_path / "missing")
+    assert "which is a file" in message_of(capsys, *MOONS, "--out", foreign / "thesis.tex")
+    assert "must have a folder that can be written" in message_of(
+        capsys, *MOONS, "--out", foreign / "thesis.tex" / "run"
+    )
 
 
 def test_damaged_runs_are_told_apart(copy, tmp_path, capsys):
     out = ["--out", tmp_path / "draws.npz"]
     config = (copy / "config.json").read_text()
     (copy / "config.json").write_text(config.replace('"width": 8', '"width": 9'))
-    assert "same shapes" in refused(capsys, "sample", copy, *out)
+    assert "same shapes" in message_of(capsys, "sample", copy, *out)
     (copy / "config.json").write_text(config.replace('"width"', '"height"'))
-    assert "version of jflow" in refused(capsys, "sample", copy, *out)
+    assert "version of jflow" in message_of(capsys, "sample", copy, *out)
     (copy / "config.json").write_text(config.replace('"moons"', '"suns"'))
-    assert "holds a run of suns" in refused(capsys, "sample", copy, *out)
+    assert "holds a run of suns" in message_of(capsys, "sample", copy, *out)
     (copy / "config.json").write_text(config[:20])
-    assert "whose config.json is something else" in refused(capsys, "sample", copy, *out)
+    assert "whose config.json is something else" in message_of(capsys, "sample", copy, *out)
     (copy / "config.json").write_text(config)
     for path in (copy / "checkpoints").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:-500])
-    assert "damaged" in refused(capsys, "sample", copy, *out)
-    assert "damaged" in refused(capsys, *MOONS, "--out", copy)
+    assert "damaged" in message_of(capsys, "sample", copy, *out)
+    assert "damaged" in message_of(capsys, *MOONS, "--out", copy)
     shutil.rmtree(copy / "checkpoints")
-    assert "after its first checkpoint" in refused(capsys, "evaluate", copy)
+    assert "must have a checkpoint to be drawn from" in message_of(capsys, "evaluate", copy)
     assert not (tmp_path / "draws.npz").exists()
 
 
-def test_a_truncated_data_file_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_truncated_data_file_raises(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JFLOW_DATA_DIR", str(tmp_path))
     (tmp_path / "mnist").mkdir()
     for part in ("images-idx3", "labels-idx1"):
         (tmp_path / "mnist" / f"t10k-{part}-ubyte").write_bytes(b"\x00\x00\x08\x03short")
     mnist._data.cache_clear()
-    message = refused(capsys, "train", "mnist", "--out", tmp_path / "run")
+    message = message_of(capsys, "train", "mnist", "--out", tmp_path / "run")
     assert "truncated or altered" in message and not (tmp_path / "run").exists()
 
 
@@ -343,7 +365,7 @@ def test_draws_that_diverge_are_reported_not_written(moons, tmp_path, monkeypatc
         return _run.Run(run.folder, run.recipe, field, run.step)
 
     monkeypatch.setattr("jflow.cli.load", broken)
-    assert "5 of 5 diverged" in refused(capsys, "sample", moons, "--num", "5", "--out", tmp_path / "draws.npz")
+    assert "5 of 5 diverged" in message_of(capsys, "sample", moons, "--num", "5", "--out", tmp_path / "draws.npz")
     assert not list(tmp_path.iterdir())
 
 

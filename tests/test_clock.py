@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import CLOCKS, PATHS, over_paths, unchecked
+from references import CLOCKS, PATHS, over_paths, unchecked, weights_of
 
 import jflow as jf
 
 NAMES = ("CondOT", "LinearVP", "VE", "root")
 TIMES = np.linspace(0.05, 0.95, 19)
-ETAS = np.array([0.0, 0.3, 1.0, 2.0])
+ETAS = np.sqrt([0.0, 0.3, 1.0, 2.0])
 
 
 def over_clocks(fn, times, etas=ETAS):
@@ -44,7 +44,7 @@ def test_the_right_hand_side_is_the_derivative_of_the_rescaled_state(x64):
             x = path.alpha(s) * z + path.sigma(s) * x0
             return x if factor is None else factor * x
 
-        s, a, b = clock.rhs(path, t, eta)
+        s, a, b = weights_of(clock.rhs(path, t, eta))
         return (a * z + b * x0) / s, jax.grad(state)(t) / jax.grad(lambda s: clock.time(path, s, eta))(t)
 
     for name, clocks in over_clocks(pair, TIMES, etas=np.zeros(1)).items():
@@ -61,7 +61,7 @@ def test_the_marginals_do_not_depend_on_eta(x64):
             return (1.0 if factor is None else factor**2) * (0.25 * path.alpha(s) ** 2 + path.sigma(s) ** 2)
 
         marginal = 0.25 * path.alpha(t) ** 2 + path.sigma(t) ** 2
-        s, a, b = clock.rhs(path, t, eta)
+        s, a, b = weights_of(clock.rhs(path, t, eta))
         factor = clock.scale(path, t, eta)
         slope = (a * 0.25 * path.alpha(t) + b * path.sigma(t)) / (s * marginal)
         slope = slope if factor is None else slope / factor
@@ -122,8 +122,10 @@ def test_the_noise_in_the_paths_own_time_is_finite_at_the_data():
         np.testing.assert_allclose(jf.PathClock().diffusion(path, 1.0, 1.0) ** 2, square, rtol=1e-6)
 
 
-def test_theta_at_eta_one_is_the_signal_to_noise_ratio(x64):
+def test_theta_is_a_power_of_the_signal_to_noise_ratio(x64):
     path, t = PATHS["CondOT"], 0.3
+    assert CLOCKS["theta"].time(path, t, 2.0) == pytest.approx((0.3 / 0.7) ** 5)  # eta is the amplitude: 1 + eta^2
+    assert CLOCKS["theta"].noise_time(path, t, 2.0) == pytest.approx((0.3 / 0.7) ** 8)
     assert CLOCKS["theta"].time(path, t, 1.0) == pytest.approx((0.3 / 0.7) ** 2)
     assert CLOCKS["theta"].scale(path, t, 1.0) == pytest.approx(0.3 / 0.7**2)
     assert CLOCKS["theta"].noise_time(path, t, 1.0) == pytest.approx((0.3 / 0.7) ** 2)  # the same clock: unit noise
@@ -132,7 +134,7 @@ def test_theta_at_eta_one_is_the_signal_to_noise_ratio(x64):
 
 def test_the_angle_clock_takes_minus_v_along_variance_preserving_paths(x64):
     for path in (jf.Cosine(), jf.LinearVP(), jf.VP()):
-        s, a, b = CLOCKS["angle"].rhs(path, 0.4, 0.0)
+        s, a, b = weights_of(CLOCKS["angle"].rhs(path, 0.4, 0.0))
         np.testing.assert_allclose([a / s, b / s], [path.sigma(0.4), -path.alpha(0.4)], rtol=1e-9)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from references import Counter, refuses, unchecked, within
+from references import Counter, refuses, unchecked, weights_of, within
 
 import jflow as jf
 
@@ -107,7 +107,7 @@ def test_I7_guidance_commutes_with_conversions(predicts):
         names = ("velocity", "data", "noise", "score")
         got = [getattr(guided, name)(t, x, args) for name in names]
         rows = jf.SigmaClock().rhs(path, t, 0.0), jf.RatioClock().rhs(path, t, 0.0)
-        from_data = [(row.a or 0) * got[1] + (row.b or 0) * got[2] for row in rows]
+        from_data = [a * got[1] + b * got[2] for _, a, b in map(weights_of, rows)]
         expected = [jf.convert(path, t, x, own, predicts, name) for name in names]
         return got, expected, guided.predict(rows, t, x, args), from_data
 

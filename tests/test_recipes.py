@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -17,7 +18,7 @@ import pytest
 from flax import nnx
 
 import jflow as jf
-from jflow.recipes import RECIPES, Bar, Digits, Mnist, Moons, Sampler, _images, load, mnist, train, whole_file
+from jflow.recipes import RECIPES, Bar, Digits, Mnist, Moons, _images, load, mnist, train, whole_file
 
 TINY = {"batch_size": 4, "steps": 2}
 
@@ -81,13 +82,20 @@ def test_a_step_takes_the_batch_and_keeps_the_state(recipe, scans):
 def test_draw_i_depends_on_the_seed_and_i_alone():
     recipe = Moons(**TINY, width=8, depth=1)
     field = recipe.init().field
-    sampler = Sampler(steps=3, seed=5)
-    x = recipe.draw(field, sampler, 600)
-    assert np.allclose(recipe.draw(field, sampler, 7), x[:7], atol=1e-5)
-    assert not np.allclose(recipe.draw(field, sampler, 7, stream=1), x[:7], atol=1e-2)
-    assert not np.allclose(recipe.draw(field, Sampler(steps=3, seed=6), 7), x[:7], atol=1e-2)
-    paths = recipe.draw(field, sampler, 7, frames=True)
+    sampler = recipe.sampler(steps=3)
+    x = recipe.draw(field, sampler, 600, seed=5)
+    assert np.allclose(recipe.draw(field, sampler, 7, seed=5), x[:7], atol=1e-5)
+    assert not np.allclose(recipe.draw(field, sampler, 7, seed=5, stream=1), x[:7], atol=1e-2)
+    assert not np.allclose(recipe.draw(field, sampler, 7, seed=6), x[:7], atol=1e-2)
+    paths = recipe.draw(field, sampler, 7, seed=5, frames=True)
     assert paths.shape == (7, 4, 2) and np.allclose(paths[:, -1], x[:7], atol=1e-5)
+
+
+def test_the_default_sampler_is_ten_steps_of_heun():
+    """The sampler that the bars of the recipes are about."""
+    for recipe in (Moons(**TINY), Digits(**TINY), Mnist(**TINY)):
+        assert recipe.sampler() == jf.FixedSteps(jf.UniformGrid(10), dfx.Heun(), end="stop")
+        assert recipe.sampler("ddim", 4, eta=0.5, shift=None) == jf.samplers.ddim(4, eta=0.5)
 
 
 def test_upright_undoes_shear_and_shift():
@@ -137,7 +145,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_mnist_from_training_to_report(net, scans, tmp_path, monkeypatch):
     monkeypatch.setattr(_images, "_ROWS", 1)
     run = train(Mnist(net=net, **TINY), tmp_path / "run")
-    report = run.report(Sampler(steps=2), 20)
+    report = run.report(run.recipe.sampler(steps=2), 20)
     assert len(report["bars"]) == 6 and all(np.isfinite(bar["figure"]) for bar in report["bars"])
     assert (tmp_path / "run" / "samples.png").exists() and (tmp_path / "run" / "animation.gif").exists()
 
@@ -183,6 +191,6 @@ def test_a_network_in_bfloat16_draws_what_it_draws_in_float32(demo):
     nnx.update(half, nnx.state(field.net))
     rough = jf.Field(half, field.path, field.predicts)
     for scale in (1.0, 2.0):
-        whole, rounded = (recipe.draw(f, Sampler(), 200, scale=scale) for f in (field, rough))
+        whole, rounded = (recipe.draw(f, recipe.sampler(), 200, scale=scale) for f in (field, rough))
         assert rounded.dtype == np.float32 and not np.array_equal(whole, rounded)
         assert np.linalg.norm(rounded - whole) < 0.03 * np.linalg.norm(whole)

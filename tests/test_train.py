@@ -116,7 +116,7 @@ def test_only_the_networks_leaves_move_under_weight_decay():
     field = jf.Guided(jf.Preconditioned(net, path, sigma_data=jnp.array(0.5)), null=jnp.array([0.25, 0.75]))
 
     def guided_loss(field, key, example):
-        return jf.matching_loss(field, key, example["x"], jnp.zeros(2), law=jf.LogNormalSigma(-1.2, 1.2))
+        return jf.matching_loss(field, key, example["x"], jnp.zeros(2), law=jf.laws.LogNormalSigma(-1.2, 1.2))
 
     state, _ = jf.train.fit(
         jf.train.init(field, OPTIMIZER), guided_loss, batches, steps=100, key=jr.key(0), progress=False
@@ -127,6 +127,49 @@ def test_only_the_networks_leaves_move_under_weight_decay():
         for flag, old, new in zip(flags, jtu.tree_leaves(field), jtu.tree_leaves(result), strict=True):
             if eqx.is_array(old):
                 assert np.array_equal(old, new) != flag
+
+
+def test_a_mask_says_which_leaves_are_trained():
+    """In place of `trainable`: a layer that stays, and a path that its own class declares frozen and that moves."""
+    field = jf.Preconditioned(Net(), jf.VE(sigma_min=jnp.array(0.01), sigma_max=jnp.array(30.0)), sigma_data=0.5)
+    default = jf.trainable(field)
+    assert same(jf.train.init(field, OPTIMIZER, trained=default), jf.train.init(field, OPTIMIZER))
+    mask = eqx.tree_at(lambda f: (f.net.mlp.layers[0].weight, f.path.sigma_max), default, (False, True))
+
+    def noisy(field, key, example):
+        return jf.matching_loss(field, key, example["x"], law=jf.laws.LogNormalSigma(-1.2, 1.2)) + field.path.sigma_max
+
+    state = jf.train.init(field, OPTIMIZER, trained=mask)
+    for i in range(3):
+        state, _ = jf.train.step(state, noisy, jr.key(i), batches(i))
+    for result in (state.field, state.ema):
+        moved = [not np.array_equal(a, b) for a, b in zip(arrays(field), arrays(result), strict=True)]
+        assert moved == [f for f, leaf in zip(jtu.tree_leaves(mask), jtu.tree_leaves(field)) if eqx.is_array(leaf)]
+
+
+def test_a_mask_that_does_not_fit_raises():
+    field = make_field()
+    mask = jf.trainable(field)
+    refuses(
+        lambda: jf.train.init(field, OPTIMIZER, trained=mask.net), "must have the structure of the field.*Got a Net"
+    )
+    refuses(lambda: jf.train.init(field, OPTIMIZER, trained=True), "must have the structure of the field.* with 1")
+    ones = jtu.tree_map(lambda _: 1, mask)
+    refuses(lambda: jf.train.init(field, OPTIMIZER, trained=ones), r"True or False. Got 1 at \.net", TypeError)
+    none = jtu.tree_map(lambda _: False, mask)
+    refuses(lambda: jf.train.init(field, OPTIMIZER, trained=none), "arrays that are trained. Got none")
+    counted = (jnp.arange(2), linear())
+    flags = (True, jf.trainable(linear()))
+    refuses(lambda: jf.train.init(counted, OPTIMIZER, trained=flags), r"Only floating-point arrays.* at \[0\]")
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_training_takes_keys_of_every_implementation(impl):
+    """Only sampling raises for those whose draws depend on the batch."""
+    settings = {"steps": 3, "key": jr.key(0, impl=impl), "progress": False}
+    runs = [jf.train.fit(jf.train.init(make_field(), OPTIMIZER), loss, batches, **settings)[1] for _ in range(2)]
+    assert np.array_equal(*runs) and np.all(np.isfinite(runs[0])) and len(set(runs[0].tolist())) == 3
+    refuses(lambda: jf.sample(make_field(), jr.key(0, impl=impl), (2,)), "rbg")
 
 
 def test_donation_takes_the_states_arrays_and_never_the_callers():
@@ -238,7 +281,7 @@ def test_fit_stops_where_numbers_are_not_finite():
         return {"x": batches(i)["x"] * (np.nan if i == 5 else 1.0)}
 
     settings = {"steps": 20, "key": jr.key(0), "progress": False}
-    with pytest.raises(ValueError, match=r"Step 5 .*batch\['x'\]: mend the data"):
+    with pytest.raises(ValueError, match=r"Step 5 .*batch\['x'\]: correct the data"):
         jf.train.fit(jf.train.init(make_field(), OPTIMIZER), loss, bad, **settings)
     with pytest.raises(ValueError, match="smaller learning rate"):
         jf.train.fit(jf.train.init(make_field(), optax.sgd(1e30)), loss, batches, **settings)
@@ -283,7 +326,7 @@ def test_a_flax_network_trains():
     assert state.ema.velocity(0.5, jnp.ones(2)).shape == (2,)
 
 
-def test_a_network_that_changes_when_it_is_called_is_refused():
+def test_a_network_that_changes_when_it_is_called_raises():
     from flax import nnx
 
     def build(*layers):

@@ -15,7 +15,7 @@ from .._event import cast_like, combine, scale, shape_of
 from .._field import AbstractField
 from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
-from .._prediction import Row
+from .._prediction import Row, heads
 from .._source import has_score, noise_map
 
 
@@ -192,7 +192,7 @@ class FieldEquation(AbstractEquation):
         )
         if len(values) == 1:
             return values[0]
-        return combine((1, values[0]), (jnp.asarray(self.coefficient(t)) ** 2 / 2, values[1]))  # pyright: ignore
+        return combine((1, values[0]), (self._amplitude(t, x) ** 2 / 2, values[1]))
 
     def cost(self, t, args):
         return self.field.evaluations(args, t)
@@ -208,18 +208,30 @@ class FieldEquation(AbstractEquation):
             return self.clock.rhs(path, t, eta)  # pyright: ignore[reportArgumentType]
         if not (isinstance(path, AbstractAffinePath) and has_score(path.source)) or self._gives_score():
             return "velocity", "score"
-        g = jnp.asarray(self.coefficient(t), jnp.result_type(t))
+        g = self._amplitude(t).astype(jnp.result_type(t))
         s, a, b = path.velocity_row(t)
         factor = path.sigma(t) if path.finite_sigma_dot else 1.0  # a row of infinite sigma' has that factor already
         return Row(factor * s, factor * a, factor * b - g**2 / 2)
 
+    def _amplitude(self, t, x=None):
+        """`g(t)`; raises `ValueError` where it is not a number, or an array of the shape of the state `x`."""
+        g = self.coefficient(t)  # pyright: ignore[reportOptionalCall]
+        if not eqx.is_array_like(g) or (x is not None and jnp.ndim(g) and {jnp.shape(g)} != {leaf.shape for leaf in jtu.tree_leaves(x)}):
+            raise ValueError(
+                "diffusion= of a sampler must be a function g(t) of one number, or of an array of the state's shape. Got "
+                f"{f'shape {jnp.shape(g)}' if eqx.is_array_like(g) else type(g).__name__}: a matrix, or a function of "
+                "the state, is for jflow.solve(drift, x0, sampler, diffusion=)."
+            )
+        return jnp.asarray(g)
+
     def _gives_score(self):
         """Whether the score is a head of its own, not that of the path."""
-        return isinstance(self.field.predicts, tuple) and "score" in self.field.predicts
+        predicts = self.field.predicts
+        return isinstance(predicts, tuple) and "score" in [head.name for head in heads(predicts)]
 
     def diffusion(self, t, x, args, eta):
         if self.coefficient is not None:
-            return jnp.asarray(self.coefficient(t))
+            return self._amplitude(t, x)
         return self.clock.diffusion(self.field.path, t, eta)  # pyright: ignore[reportArgumentType]
 
 

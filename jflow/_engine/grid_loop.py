@@ -46,7 +46,7 @@ def run_grid(
         at, t1, normals = slices
         x, state = stepper.step(at, x, state, normals, args)
         alive = alive & all_finite(x)
-        return (x, state, count + alive, alive), save(t1, x)
+        return (x, state, count + alive.astype(count.dtype), alive), save(t1, x)
 
     # One step is recomputed in the backward pass: its memory is one state a step, not every stage's intermediates.
     body = jax.checkpoint(body, prevent_cse=False)
@@ -59,7 +59,7 @@ def run_grid(
     if stepper.end == "denoise":
         x = stepper.finish(x, args)
         alive = alive & all_finite(x)
-        count = count + alive
+        count = count + alive.astype(count.dtype)
         last = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], save(stepper.times[-1], x))
         saved = last if saved is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), saved, last)
     ts, xs = _saved(stepper.times, saved, every, with_start, lambda: fn(stepper.times[0], x0, args))

@@ -43,6 +43,7 @@ class ClassifierGuided(AbstractGuide):
 
     field: AbstractField
     scale: str = eqx.field(static=True)
+    log_prob: Callable[..., Any] = frozen()
 
     reads_condition: ClassVar[bool] = True
 
@@ -114,5 +115,3 @@ class ClassifierGuided(AbstractGuide):
         if a is None:
             return -sigma * b / s  # nothing of the data, so nothing is divided by alpha, which is 0 at the noise
         return sigma * (a * sigma - (0.0 if b is None else b) * alpha) / (alpha * s)
-
-    log_prob: Callable[..., Any] = frozen()

@@ -55,6 +55,10 @@ class Guided(AbstractGuide):
     field: AbstractField
     scale: str = eqx.field(static=True)
     negative: str = eqx.field(static=True)
+    null: PyTree = frozen()
+    weak: AbstractField | None = frozen()
+    rule: AbstractGuidanceRule | None = frozen()
+    interval: tuple[Array, Array] | None = frozen()
 
     def __init__(
         self,
@@ -247,7 +251,3 @@ def _stack(condition, other):
         return jnp.stack([c, n.astype(c.dtype)])
 
     return jtu.tree_map(leaf, condition, other)
-    null: PyTree = frozen()
-    weak: AbstractField | None = frozen()
-    rule: AbstractGuidanceRule | None = frozen()
-    interval: tuple[Array, Array] | None = frozen()

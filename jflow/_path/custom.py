@@ -36,6 +36,9 @@ class CustomPath(AbstractAffinePath):
 
     _flags: tuple[bool, bool, bool] = eqx.field(static=True)
     _steep: tuple[bool, bool] = eqx.field(static=True)  # whether alpha'(0) and sigma'(0) are infinite
+    alpha_fn: Callable[[Array], Array] = frozen()
+    sigma_fn: Callable[[Array], Array] = frozen()
+    source: AbstractSource = frozen()
 
     def __init__(
         self,
@@ -144,6 +147,3 @@ def _check_signs(grid, **functions):
                 f"alpha and sigma of a path must not be negative. Got {name}({grid[least]:g}) = {values[least]:.4g}"
                 f"{fix if rounded else ''}."
             )
-    alpha_fn: Callable[[Array], Array] = frozen()
-    sigma_fn: Callable[[Array], Array] = frozen()
-    source: AbstractSource = frozen()

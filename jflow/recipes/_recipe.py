@@ -135,7 +135,7 @@ class AbstractRecipe(abc.ABC):
         if self.num_classes is None:
             if label is not None or scale != 1:
                 raise ValueError(
-                    "A label or a scale must go with a recipe with classes. Got one without: leave out --label, --scale."
+                    "A label or a scale must go with a recipe with classes. Got one without: leave both out."
                 )
             return field, None, None
         label = np.arange(n) % self.num_classes if label is None else np.asarray(label)

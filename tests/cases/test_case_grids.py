@@ -1,0 +1,100 @@
+"""Grids of fixed steps at their limits: times that coincide, that lie past the end, and types that are too narrow."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import jflow as jf
+
+MEAN, STD = jnp.asarray([1.0, -0.5]), 0.5
+FIELD = jf.distributions.Gaussian(MEAN, std=STD).field(jf.CondOT())
+NEAR = np.sort(np.append(np.linspace(0, 1, 21), 0.5 + 1e-9))  # two times that are one in float32
+
+
+def drawn(times, n=500, *, dtype=None, field=FIELD, **parts):
+    """Mean, standard deviation and status of `n` samples, the sampler made inside `jax.jit`; `None` where it raises."""
+
+    def one(key):
+        return jf.sample(field, key, (2,), jf.FixedSteps(times, **parts), dtype=dtype)
+
+    try:
+        out = jax.jit(jax.vmap(one))(jr.split(jr.key(0), n))
+    except ValueError:
+        return None
+    x = np.asarray(out.x.astype(jnp.float32))
+    return x.mean(0), x.std(0), np.asarray(out.status)
+
+
+@pytest.mark.parametrize("order, n", [(3, 20), (4, 20), (4, 100)])
+def test_multistep_with_noise(order, n):
+    """A multistep solver with noise gives the data's spread, or raises, in the clock that a sampler takes by itself."""
+    out = drawn(jf.UniformGrid(n), solver=jf.Adams(order), eta=1.0)
+    if out is not None:
+        _, std, status = out
+        assert (status == 0).all()
+        np.testing.assert_allclose(std, STD, rtol=0.2)
+
+
+def test_grid_in_the_type_it_runs_in():
+    """A grid is checked in the type in which it runs: times that coincide there raise, or give the right samples."""
+    out = drawn(NEAR, solver=jf.Adams(3))
+    if out is not None:
+        _, std, status = out
+        assert (status == 0).all()
+        np.testing.assert_allclose(std, STD, atol=0.1)
+
+
+@pytest.mark.parametrize("parts", [{}, {"eta": 1.0}, {"solver": jf.DPMpp(2)}], ids=["Euler", "eta", "DPMpp"])
+def test_thousand_steps_in_half_precision(parts):
+    """A grid of more times than half precision tells apart gives the right samples with `dtype=bfloat16`."""
+    _, std, status = drawn(jf.UniformGrid(1000), dtype=jnp.bfloat16, **parts)
+    assert (status == 0).all()
+    np.testing.assert_allclose(std, STD, atol=0.1)
+
+
+@pytest.mark.parametrize("eta", [None, 1.0])
+def test_network_in_half_precision(eta):
+    """Rounding does not add up over steps: a network in bfloat16 gives mean and spread at 1,000 steps."""
+    exact = jf.distributions.Gaussian([3.0, -1.0], std=0.5).field(jf.CondOT())
+
+    def net(t, x, args):
+        assert x.dtype == jnp.bfloat16
+        return exact.velocity(t.astype(jnp.float32), x.astype(jnp.float32)).astype(x.dtype)
+
+    field = jf.Field(net, jf.CondOT(), predicts="velocity")
+    mean, std, status = drawn(jf.UniformGrid(1000), dtype=jnp.bfloat16, field=field, eta=eta)
+    assert (status == 0).all()
+    # half precision rounds a value by one part in 256
+    np.testing.assert_allclose(mean, [3.0, -1.0], atol=0.1)
+    np.testing.assert_allclose(std, 0.5, atol=0.1)
+
+
+def test_time_rounded_past_one():
+    """A last time that rounding carries past 1 is taken as 1, or raises with a message that shows the time itself."""
+    field = jf.Field(lambda t, x, args: -x, jf.CondOT(), predicts="velocity")
+    times = jnp.cumsum(jnp.concatenate([jnp.zeros(1), jnp.full(10, 0.1)]))
+    assert times[-1] > 1
+    try:
+        sol = jf.sample(field, jr.key(0), (2,), times)
+    except ValueError as error:
+        assert "1.0000001" in str(error)
+    else:
+        assert sol.status == 0
+
+
+LAST_TWICE = {
+    "array": np.asarray([0, 0.5, 1, 1], np.float32),
+    "karras": jf.KarrasGrid(18, 1e-8, 80.0),  # sigma_min is the data in float32
+}
+
+
+@pytest.mark.parametrize("parts", [{"eta": 1.0}, {"solver": jf.DPMpp(2)}, {"solver": jf.UniPC()}], ids=["eta", "DPMpp", "UniPC"])
+@pytest.mark.parametrize("times", LAST_TWICE.values(), ids=LAST_TWICE)
+def test_last_point_twice(times, parts):
+    """A grid that comes to t = 1 twice gives finite samples, or raises."""
+    out = drawn(times, 4, **parts)
+    if out is not None:
+        mean, _, status = out
+        assert (status == 0).all() and np.isfinite(mean).all()

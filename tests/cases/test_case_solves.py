@@ -1,0 +1,152 @@
+"""Solves, densities and promotion of types at their limits."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jflow as jf
+
+
+def network():
+    return jf.Field(jf.nn.MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
+
+
+@pytest.mark.parametrize("mean, std", [(3e5, 5e4), (9e5, 1.5e5), (101325.0, 1000.0)])
+def test_first_step_of_large_data(mean, std):
+    """An adaptive solve of data in large units sees the fast start: the flow of a Gaussian is `mean + std z`."""
+    field = jf.distributions.Gaussian([mean], std=std).field(jf.CondOT())
+    z = jr.normal(jr.key(0), (100, 1))
+    sol = jax.jit(jax.vmap(lambda x0: jf.decode(field, x0, jf.AdaptiveSteps())))(z)
+    spread = float(jnp.std(sol.x) / std / jnp.std(z))
+    assert abs(spread - 1) < 0.05 or (sol.status != 0).all()
+
+
+@pytest.mark.parametrize("t0, t1", [(0.0, np.nan), (np.nan, 1.0)])
+def test_time_that_is_nan(t0, t1):
+    """A solve to or from a time that is NaN raises where the time is known, and has another status than 0 where not."""
+    drift = lambda t, x, args: -x  # noqa: E731
+    with pytest.raises(ValueError, match="must be a finite number"):
+        jf.solve(drift, 1.0, jf.AdaptiveSteps(t0=t0, t1=t1))
+    with pytest.raises(ValueError, match="must be a finite number"):
+        jf.ODEFlow(drift, t0, t1)(1.0)
+    traced = jax.jit(lambda t0, t1: jf.solve(drift, 1.0, jf.AdaptiveSteps(t0=t0, t1=t1)).status)
+    assert traced(t0, t1) != 0
+
+
+def test_density_that_overflows():
+    """A log-density that is not finite for a finite point has another status than 0."""
+    field = jf.Field(lambda t, x, args: -x, jf.CondOT(), "velocity")
+    sol = jf.log_prob(field, jnp.asarray([1e25, 0.0]), jf.UniformGrid(8))
+    assert sol.status != 0 or jnp.isfinite(sol.log_prob)
+
+
+def test_one_probe_under_debug_nans():
+    """A right program makes no NaN on purpose: `jax_debug_nans` does not stop a likelihood by one probe."""
+    with jax.debug_nans(True):
+        sol = jf.log_prob(network(), jnp.ones(2), key=jr.key(0), divergence=jf.Hutchinson(1))
+    assert jnp.isfinite(sol.log_prob) and sol.status == 0
+
+
+def test_memory_of_plain_calls(caplog):
+    """A call of `log_prob` like the one before compiles nothing and keeps no memory."""
+    field = network()
+
+    def call():
+        jf.log_prob(field, jnp.ones(2)).log_prob.block_until_ready()
+
+    def megabytes():
+        gc.collect()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096 / 2**20
+
+    call()
+    call()
+    before = megabytes()
+    with jax.log_compiles():
+        for _ in range(6):
+            call()
+    assert not caplog.records
+    assert (megabytes() - before) / 6 < 1
+
+
+DATA_MEAN, DATA_STD, WIDE, STOP = 1.0, 0.5, 2.0, 0.99
+
+
+def velocity(t, x, args):
+    """That of data `N(1, 0.5^2)` from a source `N(0, 2^2)` along the linear path."""
+    variance = t**2 * DATA_STD**2 + (1 - t) ** 2 * WIDE**2
+    return DATA_MEAN + (t * DATA_STD**2 - (1 - t) * WIDE**2) / variance * (x - t * DATA_MEAN)
+
+
+class Wide(jf.AbstractSource):
+    """A source of which nothing is known but its draws."""
+
+    coupled = False
+
+    def sample(self, key, like, args=None):
+        return WIDE * jr.normal(key, like.shape, like.dtype)
+
+
+SOURCES = {"coloured": jf.Normal(jf.Coloured(np.array([[WIDE**2]]))), "unknown": Wide(), "given": jf.GIVEN}
+NOISES = {"ode": {}, "eta": {"eta": 1.0}, "diffusion": {"diffusion": lambda t: 1.0}}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("source", SOURCES)
+def test_noise_of_another_source(source, noise):
+    """From a source that is not `N(0, I)` noise gives the marginals of the ODE, or raises where no score is known."""
+    field = jf.Field(velocity, jf.CondOT(source=SOURCES[source]), "velocity")
+    sampler = jf.FixedSteps(jnp.linspace(0.01, STOP, 101), end="stop", **NOISES[noise])
+    start = jf.distributions.Gaussian(jnp.zeros(1), std=WIDE) if source == "given" else None
+    draw = jax.jit(jax.vmap(lambda key: jf.sample(field, key, (1,), sampler, start=start)))
+    if source != "coloured" and noise != "ode":
+        with pytest.raises(ValueError, match="must have a Gaussian source"):
+            draw(jr.split(jr.key(0), 10_000))
+        return
+    sol = draw(jr.split(jr.key(0), 10_000))
+    want = np.hypot(STOP * DATA_STD, (1 - STOP) * WIDE)
+    assert (sol.status == 0).all() and abs(float(sol.x.std()) / want - 1) < 0.05
+
+
+def test_path_of_stable_diffusion():
+    """The schedule of Stable Diffusion 1 and 2, whose noise end keeps alpha/sigma = 0.068, is a path."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # "scaled_linear"
+    bars = np.cumprod(1 - betas)[::-1].copy()  # from noise to data
+    log_snr = jnp.asarray(np.log(bars / (1 - bars)), jnp.float32)
+
+    def at(t):
+        return jnp.interp(t, jnp.linspace(0.0, 1.0, 1000), log_snr)
+
+    path = jf.CustomPath(
+        lambda t: jnp.sqrt(jax.nn.sigmoid(at(t))), lambda t: jnp.sqrt(jax.nn.sigmoid(-at(t)))
+    )
+    assert abs(float(path.sigma(0.0) / path.alpha(0.0)) - 14.61) < 0.02  # k-diffusion's sigma_max of these networks
+
+
+def _loss(field, key, x):
+    return jf.matching_loss(field, key, x)
+
+
+STRICT = {
+    "solve": lambda: jf.solve(lambda t, x, args: -x, jnp.ones(2), jf.UniformGrid(4)).x,
+    "sample": lambda: jf.sample(network(), jr.key(0), (2,), jf.UniformGrid(4)).x,
+    "eta": lambda: jf.sample(network(), jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(4), eta=1.0)).x,
+    "step": lambda: jf.train.step(
+        jf.train.init(network(), optax.sgd(1e-3)), _loss, jr.key(0), jnp.ones((4, 2))
+    )[1].loss,
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_promotion(name):
+    """Fixed grids and training steps hold with `jax_numpy_dtype_promotion="strict"`, and give the same values."""
+    usual = STRICT[name]()
+    with jax.numpy_dtype_promotion("strict"):
+        strict = STRICT[name]()
+    np.testing.assert_allclose(strict, usual, rtol=1e-5)
