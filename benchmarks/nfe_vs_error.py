@@ -26,17 +26,17 @@ SAMPLES = {1: 512, 2: 512, 16: 512, 256: 64}
 PATH = jf.CondOT()  # on which `sigma/(alpha + sigma) = 1 - t`
 
 UNIFORM = {
-    "uniform": jf.uniform_times,
-    "eased": lambda n: jf.eased_times(n, PATH),
-    "eased (1, 1.3)": lambda n: jf.eased_times(n, PATH, 1.0, 1.3),
+    "uniform": lambda n: jf.UniformGrid(n).times(),
+    "eased": lambda n: jf.EasedGrid(n).times(PATH),
+    "eased (1, 1.3)": lambda n: jf.EasedGrid(n, 1.0, 1.3).times(PATH),
 }
 NOISE = {
     f"{name} {low:g}-{high:g}": lambda n, make=make, low=low, high=high: make(n, low, high)
     for low, high in ((0.002, 80.0), (0.01, 50.0), (0.03, 15.0))
     for name, make in {
-        "Karras": lambda n, low, high: jf.karras_times(n, PATH, low, high),
+        "Karras": lambda n, low, high: jf.KarrasGrid(n, low, high).times(PATH),
         "log-SNR": lambda n, low, high: jnp.append(
-            jf.log_snr_times(max(n - 1, 1), PATH, -2 * np.log(high), -2 * np.log(low))[-n:], 1.0
+            jf.LogSNRGrid(max(n - 1, 1), -2 * np.log(high), -2 * np.log(low)).times(PATH)[-n:], 1.0
         ),
     }.items()
 }
@@ -59,7 +59,10 @@ class Sampler(NamedTuple):
 
 
 RATIO, SIGMA, ANGLE = jf.RatioClock(), jf.SigmaClock(), jf.AngleClock()
-ANGLES = {"angle": lambda n: jax.vmap(lambda a: ANGLE.path_time(PATH, a))(jnp.pi / 2 * jf.uniform_times(n)), **UNIFORM}
+ANGLES = {
+    "angle": lambda n: jax.vmap(lambda a: ANGLE.path_time(PATH, a))(jnp.pi / 2 * jf.UniformGrid(n).times()),
+    **UNIFORM,
+}
 EVERY = {**ANGLES, **NOISE}
 SAMPLERS = {
     "Adams PC 3": Sampler(jf.Adams(3, corrector=True), RATIO),
@@ -112,7 +115,8 @@ def ends(field, x0, grids, args, solver, clock, end):
     """Ends of one sampler from `sigma x0`, for a stack of grids of one length."""
 
     def one(times, x, args):
-        sol = jf.decode(field, (1 - times[0]) * x, args=args, times=times, solver=solver, clock=clock, end=end)
+        sampler = jf.FixedSteps(times, solver, clock=clock, end=end)
+        sol = jf.decode(field, (1 - times[0]) * x, sampler, args=args)
         return sol.x, sol.nfe
 
     over_starts = jax.vmap(one, (None, 0, None if args is None else jax.tree.map(lambda _: 0, args)))
@@ -164,7 +168,7 @@ def network_rows(folder: Path):
     field, label = jf.Guided(run.field, run.recipe.num_classes), jnp.arange(n) % run.recipe.num_classes
     x0 = jr.normal(jr.key(1), (n, *run.recipe.shape))
     for scale, cost in ((None, 1), (jnp.full(n, 2.0), 2)):
-        args, fine = (label, scale), jf.uniform_times(60)[None]
+        args, fine = jf.Args(label, scale=scale), jf.UniformGrid(60).times()[None]
         reference = np.asarray(ends(field, x0, fine, args, dfx.Dopri5(), RATIO, "stop")[0][0], float)
         for name in ("Heun", *MULTISTEP):
             sampler = SAMPLERS[name]

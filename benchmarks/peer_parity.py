@@ -16,7 +16,8 @@ from _mixtures import MIXTURES
 import jflow as jf
 
 SIGMA, RATIO = jf.SigmaClock(), jf.RatioClock()
-# rule: solver, clock (None: the solver brings it), end, how many of the calls of a step come before the next grid point
+# rule: solver, clock (None: the solver brings it), end ("euler": a last step of Euler's), how many of the calls of a
+# step come before the next grid point
 RULES = {
     "k-diffusion euler": (dfx.Euler(), SIGMA, "stop", 1),
     "k-diffusion heun": (dfx.Heun(), SIGMA, "denoise", 2),
@@ -31,18 +32,24 @@ RULES = {
     "azula xEAB-2": (jf.DPMpp(2), None, "stop", 1),
     "diffusers FlowMatch Euler": (dfx.Euler(), RATIO, "stop", 1),
     "diffusers UniPC (order 2, bh2)": (jf.UniPC(2), None, "denoise", 1),
-    "diffusers DEIS (order 2)": (jf.DEIS(2), SIGMA, dfx.Euler(), 1),  # its last step is one of order 1
+    "diffusers DEIS (order 2)": (jf.DEIS(2), SIGMA, "euler", 1),  # its last step is one of order 1
 }
 
 
-def difference(rule, levels, starts, ends):
+def difference(name, levels, starts, ends):
     """The largest distance between the library's ends and jflow's, both divided by `alpha + sigma`."""
-    solver, clock, end, calls = RULES[rule]
+    solver, clock, end, calls = RULES[name]
     alphas, sigmas = np.asarray(levels[:-1:calls] + levels[-1:]).T
     times = jnp.asarray(alphas / (alphas + sigmas))  # on CondOT
     field = MIXTURES[2].world().field(jf.CondOT())
-    run = jax.jit(jax.vmap(lambda x: jf.decode(field, x, times=times, solver=solver, clock=clock, end=end).x))
-    x = run((1 - times[0]) * jnp.asarray(starts))
+    if end == "euler":
+        parts = [(times[:-1], solver, "stop"), (times[-2:], dfx.Euler(), "stop")]
+    else:
+        parts = [(times, solver, end)]
+    x = (1 - times[0]) * jnp.asarray(starts)
+    for grid, rule, last in parts:
+        sampler = jf.FixedSteps(grid, rule, clock=clock, end=last)
+        x = jax.jit(jax.vmap(lambda x, sampler=sampler: jf.decode(field, x, sampler).x))(x)
     return float(jnp.abs(x - jnp.asarray(ends) / (alphas[-1] + sigmas[-1])).max())
 
 

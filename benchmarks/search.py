@@ -30,9 +30,9 @@ SOLVERS = {
 
 
 @eqx.filter_jit
-def decoded(field, x, args, times, options):
-    """Many states at `times[0]`, carried to data."""
-    return jax.vmap(lambda x, a: jf.decode(field, x, args=a, times=times, **options).x)(x, args)
+def decoded(field, x, args, sampler):
+    """Many states at the sampler's first time, carried to data."""
+    return jax.vmap(lambda x, a: jf.decode(field, x, sampler, args=a).x)(x, args)
 
 
 def errors(x, target):
@@ -52,8 +52,8 @@ def mixtures():
         for calls, options in SOLVERS.items():
             peer = min((row for row in rows if row[3:5] == [d, calls]), key=lambda row: row[6])
             name, theirs = " ".join(peer[:2]) + f", {peer[2]}", np.array(peer[6:8])
-            times = jf.optimize_times(field, jr.key(0), calls, (d,), num=384, dtype=jnp.float64, **options)
-            ours = errors(decoded(field, x0, None, times, options), target)
+            times = jf.search.optimize_times(field, jr.key(0), calls, (d,), num=384, dtype=jnp.float64, **options)
+            ours = errors(decoded(field, x0, None, jf.FixedSteps(times, **options)), target)
             figures = " | ".join(f"{value:.2e}" for value in (*theirs, *ours))
             ratios = " | ".join(f"{ratio:.3f}" for ratio in ours / theirs)
             print(f"| {d} | {calls} | {name} | {figures} | {ratios} |", flush=True)
@@ -67,24 +67,22 @@ def digits(folder):
     field, shape, num = jf.Guided(run.field, run.recipe.num_classes), run.recipe.shape, 384
     key_x, key_label = jr.split(jr.key(1))
     x0, held_out = jr.normal(key_x, (500, *shape)), jr.randint(key_label, (500,), 0, 10)
-    search = {"args": (jnp.arange(num) % 10, None), "args_in_axes": (0, None), "num": num}
-    judged = held_out, None
-    fine = {"solver": jf.Adams(4, corrector=True), "clock": jf.RatioClock()}
-    target = decoded(field, x0, judged, jf.uniform_times(200), fine)
+    search = {"args": jnp.arange(num) % 10, "args_in_axes": 0, "num": num}
+    fine = jf.FixedSteps(jf.UniformGrid(200), jf.Adams(4, corrector=True), clock=jf.RatioClock())
+    target = decoded(field, x0, held_out, fine)
     print("| calls | sampler | median | rms | best fixed / it: of medians | of rms |\n|---|---|---|---|---|---|")
     for calls in (6, 10):
-        fixed = jf.best_sampler(field, jr.key(0), calls, shape, fit=0, **search)
-        rest = {k: v for k, v in fixed.options.items() if k != "times"}
-        times = jf.optimize_times(field, jr.key(2), len(fixed.options["times"]) - 1, shape, **search, **rest)
-        best = jf.best_sampler(field, jr.key(0), calls, shape, fit=1, **search)
+        fixed = jf.search.best_sampler(field, jr.key(0), calls, shape, fit=0, **search)
+        rest = {name: getattr(fixed.sampler, name) for name in ("solver", "clock", "end")}
+        times = jf.search.optimize_times(field, jr.key(2), fixed.sampler.n, shape, **search, **rest)
+        best = jf.search.best_sampler(field, jr.key(0), calls, shape, fit=1, **search)
         reference = None
-        for name, options in (
-            (f"best fixed: {fixed.name}", fixed.options),
-            ("its grid by optimize_times", {**rest, "times": times}),
-            (f"best_sampler: {best.name}", best.options),
+        for name, sampler in (
+            (f"best fixed: {fixed.name}", fixed.sampler),
+            ("its grid by optimize_times", jf.FixedSteps(times, **rest)),
+            (f"best_sampler: {best.name}", best.sampler),
         ):
-            rest = {k: v for k, v in options.items() if k != "times"}
-            found = errors(decoded(field, x0, judged, options["times"], rest), target)
+            found = errors(decoded(field, x0, held_out, sampler), target)
             reference = found if reference is None else reference
             cells = [f"{value:.2e}" for value in found] + [f"{ratio:.2f}" for ratio in reference / found]
             print(f"| {calls} | {name} | {' | '.join(cells)} |", flush=True)

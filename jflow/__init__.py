@@ -109,6 +109,7 @@ from ._weight import edm_weight as edm_weight
 from ._weight import likelihood_weight as likelihood_weight
 from ._weight import min_snr_weight as min_snr_weight
 from ._weight import sigmoid_weight as sigmoid_weight
+from ._weight import soft_min_snr_weight as soft_min_snr_weight
 
 __version__ = "0.2.0.dev0"
 
@@ -122,4 +123,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted([*globals(), *_WINGS])
+    return sorted({*globals(), *_WINGS})

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from ._engine import adaptive_equation, continuous, lowered, takes_lanes
 from ._event import event_like, widened
-from ._field import AbstractField
+from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, prepare
 from ._mesh import check_split, count_devices, shard_batch
 from ._recommended import recommended
-from ._sample import _checked, _sample, _Shape, _typed, draw_start, ends
+from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
 from ._sampler import as_sampler
 from ._types import Noun, PRNGKey, Solution
 from ._validate import check_count, check_key, stream
@@ -62,9 +62,16 @@ def batched(
     held = eqx.filter_closure_convert(fn, *example) if jtu.all_leaves([fn]) else fn
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
-    call = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
+    program, given = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
     return _drive(
-        lambda index, part: call(index, part), mapped, n, size, np.arange(size), "batched", "example", progress
+        lambda index, part: program(*given, (index, part)).unpack(),
+        mapped,
+        n,
+        size,
+        np.arange(size),
+        "batched",
+        "example",
+        progress,
     )
 
 
@@ -136,6 +143,7 @@ def generate(
     check_key(key, "generate")
     _check_outside((field, key, args, sampler), "generate")
     check_count(n=n)
+    check_field(field)
     like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
     one = _first(args, args_in_axes)
     sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)
@@ -146,11 +154,12 @@ def generate(
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None
     size = size * min(QUEUE, -(-n // size)) if pooled else size
-    call = prepare(_draw_chunk, (field, key, numbers(sampler), shared, saveat), _Shape(like), mesh, lanes, dtype)
+    operands = field, key, numbers(sampler), shared, saveat
+    program, given = prepare(_draw_chunk, operands, _Shape(like), mesh, lanes, dtype)
     order = np.arange(size).reshape(-1, devices).T.reshape(-1)  # the devices share the last samples too
 
     def chunk(index, part):
-        return call(jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)
+        return program(*given, (jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)).unpack()
 
     return _drive(chunk, split, n, size, order, "generate", "sample", progress)
 
@@ -167,7 +176,9 @@ def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh
 
         def one(i, part):
             key_i = jr.fold_in(key, i)
-            return _sample(field, key_i, sampler, condition(part), None, None, None, saveat, shape, False, dtype)
+            return _carry(
+                field, None, key_i, sampler, condition(part), None, None, None, saveat, None, shape, False, dtype
+            )
 
         if lanes is None:
             return jax.vmap(one)(jnp.minimum(index, n - 1), part)
@@ -190,7 +201,7 @@ def _pool(field, key, sampler, shape, lanes, dtype, n, index, part, condition):
         return draw_start(field, key_start, shape.like, sampler, args(slot), None)
 
     count = jnp.sum(index < n, dtype=jnp.int32)
-    return _typed(continuous(equation, start, args, len(index), count, t0, t1, lanes=lanes, sampler=sampler), dtype)
+    return typed(continuous(equation, start, args, len(index), count, t0, t1, lanes=lanes, sampler=sampler), dtype)
 
 
 def _drive(chunk, mapped, n, size, order, name, unit, progress):

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 SHORT = {"jflow": "jf", "diffrax": "dfx"}
@@ -11,17 +12,25 @@ SHORT = {"jflow": "jf", "diffrax": "dfx"}
 
 
 def constructor_arguments(obj: Any) -> dict[str, Any]:
-    """The arguments of an object's constructor, by the attributes of the same names; those with an attribute alone."""
-    names = inspect.signature(type(obj)).parameters
-    held = set(dir(obj))
-    return {name: getattr(obj, name) for name in names if name in held}
+    """The arguments of an object's constructor, by the attributes of the same names; those with an attribute alone.
+
+    The attribute of a `**kwargs` holds arguments by name, as in `diffrax.BacksolveAdjoint`.
+    """
+    held, found = set(dir(obj)), {}
+    for name, parameter in inspect.signature(type(obj)).parameters.items():
+        if name in held:
+            value = getattr(obj, name)
+            found |= value if parameter.kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return found
 
 
 def as_code(value: Any) -> str:
     """A value as code: `eval(as_code(value))` is the value again, with jf, dfx, jnp imported."""
-    if isinstance(value, (jax.Array, np.ndarray)):
+    if isinstance(value, jax.core.Tracer):
+        return f"<{value.dtype}{list(value.shape)}, traced>"
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         known = np.asarray(value)
-        return repr(known.item()) if known.ndim == 0 else f"jnp.array({known.tolist()!r}, {known.dtype.name!r})"
+        return f"jnp.array({known.tolist()!r}, {known.dtype.name!r})"
     if isinstance(value, (list, tuple)):
         inner = ", ".join(map(as_code, value))
         return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
@@ -34,14 +43,26 @@ def as_code(value: Any) -> str:
 def _parts(value: Any) -> list[str]:
     """The arguments that are not the default, the first ones by position."""
     parts, by_position = [], True
-    given = arguments(value)
-    for name, parameter in inspect.signature(type(value)).parameters.items():
-        if name not in given or _same(given[name], parameter.default):
+    given, parameters = arguments(value), inspect.signature(type(value)).parameters
+    for name in dict.fromkeys((*parameters, *given)):
+        parameter = parameters.get(name)
+        if name not in given or (parameter is not None and _same(given[name], parameter.default)):
             by_position = False
             continue
-        by_position = by_position and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        parts.append(as_code(given[name]) if by_position else f"{name}={as_code(given[name])}")
+        by_position = by_position and parameter is not None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        text = _argument(value, name, given)
+        parts.append(text if by_position else f"{name}={text}")
     return parts
+
+
+def _argument(value: Any, name: str, given: dict[str, Any]) -> str:
+    """An argument as code: a single number stands for its array, where the constructor makes that array of it."""
+    item = given[name]
+    if isinstance(item, (jax.Array, np.ndarray)) and item.ndim == 0 and not isinstance(item, jax.core.Tracer):
+        number = np.asarray(item).item()
+        if isinstance(arguments(type(value)(**{**given, name: number}))[name], jax.Array):
+            return repr(number)
+    return as_code(item)
 
 
 def arguments(value: Any) -> dict[str, Any]:
@@ -60,6 +81,8 @@ class Written:
 def _same(value: Any, default: Any) -> bool:
     """Whether an argument is its default."""
     if default is inspect.Parameter.empty:
+        return False
+    if isinstance(value, jax.core.Tracer):
         return False
     if isinstance(value, (jax.Array, np.ndarray)):
         return isinstance(default, (int, float)) and value.ndim == 0 and value.item() == default

@@ -82,20 +82,28 @@ def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTr
             )
         return a if a.dtype in (jnp.float32, jnp.float64) else a.astype(jnp.float32)
 
-    return jtu.tree_map(leaf, x)
+    state = jtu.tree_map(leaf, x)
+    if not size(state):
+        raise ValueError(f"{what} must have at least one component. Got {x!r}: pass an array of the event's shape.")
+    return state
 
 
 def event_like(shape: Any, *, letters: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and types of the state of an event's shape: a tuple of integers, or a pytree of `ShapeDtypeStruct`."""
     if isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape):
         return jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
-    if any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jtu.tree_leaves(shape)):
+    leaves = jtu.tree_leaves(shape)
+    if not leaves or any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         raise ValueError(
             "shape must be the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
             f"jax.ShapeDtypeStruct. Got {shape!r}."
         )
 
     def wide(leaf):
+        if not (letters or jnp.issubdtype(leaf.dtype, jnp.inexact)):
+            raise ValueError(
+                f"An event must be of a floating-point type, but along a path of letters. Got {leaf.dtype}."
+            )
         narrow = jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != jnp.float64
         return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if narrow else leaf.dtype)
 

@@ -137,24 +137,25 @@ class Field(AbstractField):
         if not callable(self.net):
             raise TypeError(f"A field's network must be callable, net(t, x, args). Got {type(self.net).__name__}.")
 
-    def _values(self, t, x, args, **key):
-        """The outputs of the heads."""
-        own, value = heads(self.predicts), self.net(scalar_time(t), x, bare(args), **key)
-        values = value if isinstance(self.predicts, tuple) else (value,)
+    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        t = scalar_time(t)
+        values = self._outputs(self.net(t, x, bare(args)), x)
+        return given(self.path, t, x, values, heads(self.predicts), targets, args)
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+        extra = {"key": key} if self.draws else {}
+        values = self._outputs(self.net(scalar_time(t), x, bare(args), **extra), x)
+        return values if isinstance(self.predicts, tuple) else values[0]
+
+    def _outputs(self, value, x):
+        """The outputs of the heads, checked."""
+        own, values = heads(self.predicts), value if isinstance(self.predicts, tuple) else (value,)
         if not isinstance(values, (tuple, list)) or len(values) != len(own):
             raise ValueError(
                 f"A network of {len(own)} heads must return a tuple of {len(own)} outputs. Got "
                 f"{len(values) if isinstance(values, (tuple, list)) else type(values).__name__}."
             )
         return tuple(head.output(v, x) for head, v in zip(own, values, strict=True))
-
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        t = scalar_time(t)
-        return given(self.path, t, x, self._values(t, x, args), heads(self.predicts), targets, args)
-
-    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
-        values = self._values(t, x, args, **({"key": key} if self.draws else {}))
-        return values if isinstance(self.predicts, tuple) else values[0]
 
 
 class Preconditioned(AbstractField):
@@ -249,8 +250,8 @@ class _Rematched(AbstractField):
             raise ValueError(
                 f"The signal-to-noise ratios of both paths must overlap: a field along {type(own).__name__}, taken to "
                 f"{type(self.path).__name__}, is known from t = {start:.6g} to t = {stop:.6g} (log-SNR from "
-                f"{float(low):.4g} to {float(high):.4g}). Got t = {float(jnp.asarray(t)):.6g}: start and stop there, or let the "
-                "last step be the data prediction, end='denoise'."
+                f"{float(low):.4g} to {float(high):.4g}). Got t = {float(jnp.asarray(t)):.6g}: start and stop there, "
+                "or let the last step be the data prediction, end='denoise'."
             )
         return jnp.where(inside, own.log_snr_inverse(log_snr), jnp.nan)
 

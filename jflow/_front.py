@@ -21,34 +21,38 @@ from ._types import Noun
 
 def run(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> Any:
     """`core(*operands, *static)`, compiled once for operands of one structure, shapes and types."""
-    return prepare(core, operands, *static)()
+    program, given = prepare(core, operands, *static)
+    return program(*given, ()).unpack()
 
 
-def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> Callable[..., Any]:
-    """`core(*operands, *more, *static)` as a function of `more`, pytrees of arrays.
+def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> tuple[Callable[..., Any], Any]:
+    """A program and its first arguments: `program(*given, more).unpack()` is `core(*operands, *more, *static)`, for a
+    tuple `more` of pytrees of arrays.
 
     A plain function that a noun holds itself may read globals, and a program that was kept would answer with old
-    numbers: such operands get a `jax.jit` of their own, on flat leaves, which is forgotten with the function returned.
+    numbers: such operands get a `jax.jit` of their own, on flat leaves, which is forgotten with the program returned.
     (With a fresh `equinox.filter_jit`, or with none, each call would keep about 2 MB.)
     """
     leaves, treedef = jtu.tree_flatten(operands)
     arrays = [_canonical(leaf) for leaf in leaves if _is_array(leaf)]
     rest = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
     if _holds_function(operands, treedef, rest):
-        fresh = jax.jit(lambda arrays, more: _packed(core, treedef, rest, static, arrays, more), inline=True)
-        return lambda *more: fresh(arrays, more).unpack()
-    return lambda *more: _kept(core, treedef, rest, static, arrays, more).unpack()
+        fresh = jax.jit(
+            lambda arrays, more: _Packed.of(core(*_filled(treedef, rest, arrays), *more, *static)), inline=True
+        )
+        return fresh, (arrays,)
+    return _kept, (core, treedef, rest, static, arrays)
 
 
 @ft.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
 def _kept(core, treedef, rest, static, arrays, more):
-    return _packed(core, treedef, rest, static, arrays, more)
+    return _Packed.of(core(*_filled(treedef, rest, arrays), *more, *static))
 
 
-def _packed(core, treedef, rest, static, arrays, more):
+def _filled(treedef, rest, arrays):
+    """The operands, from their arrays and the rest."""
     arrays = iter(arrays)
-    leaves = [next(arrays) if leaf is None else leaf[1] for leaf in rest]
-    return _Packed.of(core(*jtu.tree_unflatten(treedef, leaves), *more, *static))
+    return jtu.tree_unflatten(treedef, [next(arrays) if leaf is None else leaf[1] for leaf in rest])
 
 
 @jtu.register_pytree_node_class
@@ -89,8 +93,10 @@ _HOLDS: dict[Any, bool] = {}
 
 
 def _holds_function(operands: Any, treedef: Any, rest: Any) -> bool:
-    """Whether a noun among the operands holds a plain function; decided once for operands of one structure."""
-    key = treedef, rest
+    """Whether a noun among the operands holds a plain function; decided once for operands of one structure, which keeps
+    no function alive.
+    """
+    key = treedef, tuple(leaf and (leaf[0], leaf[1] is _OWN) for leaf in rest)
     if (known := _HOLDS.get(key)) is None:
         if len(_HOLDS) > 1024:
             _HOLDS.clear()

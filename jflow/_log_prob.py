@@ -9,14 +9,14 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._divergence import AbstractDivergence
-from ._engine import adaptive_equation, backward, lowered, run_adaptive, run_grid, with_density, with_divergence
-from ._event import as_state, state_dtype, widened
+from ._engine import lowered, with_density
+from ._event import as_state, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
-from ._sample import check_density, check_ode, ends
+from ._sample import check_density, check_ode, transport
 from ._sampler import AdaptiveSteps, as_sampler
 from ._types import Number, PRNGKey, Solution
-from ._validate import stream
+from ._validate import check_count, stream
 
 
 def log_prob(
@@ -76,22 +76,10 @@ def log_prob(
 
 
 def _log_prob(field, x, key, sampler, args, start, divergence, saveat, dtype):
-    field, key = lowered(field, dtype), None if key is None else stream(key, "log_prob")
-    if isinstance(sampler, AdaptiveSteps):
-        density, state = with_divergence(adaptive_equation(field, sampler), x, divergence, key)
-        t0, t1 = ends(sampler)
-        out = run_adaptive(density, state, args, sampler, t0=t1, t1=t0, saveat=saveat)
-        return with_density(density, out, t0, t1, start, None, args)
-    made: list[Any] = []
-
-    def wrap(equation):
-        made.extend(with_divergence(equation, x, divergence, key))
-        return made[0]
-
-    steps = backward(field, sampler, "log_prob", state_dtype(x), wrap)
-    density, state = made
-    out = run_grid(steps, state, args, saveat=saveat, visible=density.visible)
-    return with_density(density, out, steps.times[-1], steps.times[0], start, None, args)
+    key = None if key is None else stream(key, "log_prob")
+    field = lowered(field, dtype)
+    density, out, *times = transport(field, x, sampler, args, "log_prob", False, divergence, key, saveat)
+    return with_density(density, out, *times, start, None, args)
 
 
 def bits_per_dim(
@@ -114,6 +102,7 @@ def bits_per_dim(
     assert jf.bits_per_dim(0.0, 784) == 7.0  # a density of one on [-1, 1]: log2(256 / 2)
     ```
     """
+    check_count(bins=bins, dimension=dimension)
     return -jnp.asarray(log_prob) / (dimension * math.log(2)) + math.log2(bins / (high - low))
 
 
@@ -136,5 +125,6 @@ def dequantize(
     assert -1 <= x[0] < -1 + 2 / 256 and 1 - 2 / 256 <= x[1] <= 1
     ```
     """
+    check_count(bins=bins)
     levels = jnp.asarray(levels, jnp.float32)
     return low + (levels + jr.uniform(stream(key, "dequantize"), levels.shape)) * ((high - low) / bins)

@@ -23,7 +23,8 @@ class Row(NamedTuple):
 
     ```python
     velocity = jf.Row(1.0, 1.0, -1.0)  # of CondOT: data - noise
-    (value,) = jf.distributions.Gaussian(jnp.zeros(2), std=1.0).field(jf.CondOT()).predict((velocity,), 0.5, jnp.ones(2))
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=1.0).field(jf.CondOT())
+    (value,) = field.predict((velocity,), 0.5, jnp.ones(2))
     assert jnp.allclose(value, 0.0, atol=1e-6)
     ```
     """

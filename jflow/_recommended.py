@@ -14,10 +14,10 @@ from ._validate import check_count
 def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sampler:
     """The default sampler of a field at a number of network evaluations: that of `sample`, `decode` and `generate`.
 
-    A field or its path may have one of its own. Along affine paths it is an Adams predictor-corrector in the ratio
-    clock with one call a step, whose order grows with the number of steps, on the grid that is eased at both ends: the
-    rule
-    of docs/which_sampler.md for images and other sharp fields. A guided field takes `nfe // evaluations` steps.
+    A field or its path may have one of its own, as flow maps and exact worlds have. Along affine paths it is an Adams
+    method in the ratio clock with one evaluation a step, on a grid that is eased towards the data. Its order grows with
+    the number of steps, and is lower under guidance, which makes a field sharp: the rules of docs/which_sampler.md for
+    networks. A guided field takes `nfe // evaluations` steps.
 
     Args:
         field: The field.
@@ -42,13 +42,15 @@ def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sample
     if not isinstance(field.path, AbstractAffinePath):
         return AdaptiveSteps()
     cost = field.evaluations(args, 0.5)
-    steps = nfe // int(cost) if isinstance(cost, int) else nfe // 2
-    if steps < 1:
+    cost = cost if isinstance(cost, int) else 2  # guidance on an interval of times
+    if nfe < cost:
         raise ValueError(f"nfe must be enough for one step, which costs {cost} evaluations here. Got nfe = {nfe}.")
-    return _adams(steps, field)
+    n = nfe // cost
+    if cost > 1:
+        return _adams(n, Adams(2) if n < 12 else Adams(3, corrector=True), 1.5)
+    order = next(order for order, least in ((5, 24), (4, 16), (3, 8), (2, 0)) if n >= least)
+    return _adams(n, Adams(order, corrector=True), 1.3 if order == 2 else 1.5)
 
 
-def _adams(n: int, field: AbstractField) -> FixedSteps:
-    order = 2 if n < 8 else 3 if n < 16 else 4
-    end = "denoise" if not field.path.ends_at_data else "stop"
-    return FixedSteps(EasedGrid(n), Adams(order, corrector=True), clock=RatioClock(), end=end)
+def _adams(n: int, solver: Adams, last: float) -> FixedSteps:
+    return FixedSteps(EasedGrid(n, 1.0, last), solver, clock=RatioClock(), end="stop")

@@ -11,13 +11,13 @@ from ._brownian import Recorded
 from ._divergence import AbstractDivergence
 from ._engine import (
     SolverRule,
+    Stepper,
     adaptive_equation,
-    backward,
     check_source,
-    forward_ode,
     lowered,
     meet,
     meet_ode,
+    ode_stepper,
     run_adaptive,
     run_grid,
     stepper,
@@ -31,7 +31,7 @@ from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._types import PRNGKey, Solution
-from ._validate import check_key, stream
+from ._validate import check_key, check_kind, stream
 
 
 def sample(
@@ -83,14 +83,8 @@ def sample(
     check_field(field)
     like = widened(event_like(shape, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian)
-    operands = field, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat
-    return run(_sample, operands, _Shape(like), log_prob, dtype)
-
-
-def _sample(field, key, sampler, args, start, brownian, divergence, saveat, shape, log_prob, dtype):
-    key_start, key_noise = jr.split(stream(key, "sample"))
-    x0 = draw_start(field, key_start, shape.like, sampler, args, start)
-    return _carried(field, x0, key_noise, sampler, args, start, brownian, divergence, saveat, None, log_prob, dtype)
+    operands = field, None, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat, None
+    return run(_carry, operands, _Shape(like), log_prob, dtype)
 
 
 class _Shape:
@@ -168,54 +162,58 @@ def decode(
     sampler = _checked(field, sampler, args, log_prob, brownian)
     if event is not None and isinstance(sampler, FixedSteps):
         raise ValueError("event= must go with adaptive steps. Got a fixed grid: take jflow.AdaptiveSteps(...).")
-    operands = field, x, key, numbers(sampler), as_arrays(args), brownian, divergence, saveat, event
-    return run(_decode, operands, log_prob, dtype)
+    operands = field, x, key, numbers(sampler), as_arrays(args), None, brownian, divergence, saveat, event
+    return run(_carry, operands, None, log_prob, dtype)
 
 
-def _decode(field, x, key, sampler, args, brownian, divergence, saveat, event, log_prob, dtype):
-    key = None if key is None else stream(key, "decode")
-    return _carried(field, x, key, sampler, args, None, brownian, divergence, saveat, event, log_prob, dtype)
-
-
-def _carried(field, x0, key, sampler, args, start, brownian, divergence, saveat, event, log_prob, dtype):
-    """The state carried to data, with its density where that is asked for."""
-    field, wide = lowered(field, dtype), state_dtype(x0)
+def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, event, shape, log_prob, dtype):
+    """The core of `sample`, `decode` and `generate`: a state `x`, or a draw of the `shape`, carried to data."""
+    if shape is None:
+        key = None if key is None else stream(key, "decode")
+    else:
+        key_start, key = jr.split(stream(key, "sample"))
+        x = draw_start(field, key_start, shape.like, sampler, args, start)
+    field = lowered(field, dtype)
     if log_prob:
-        solution = _with_log_prob(field, x0, key, sampler, args, start, divergence, saveat, event)
+        density, out, *times = transport(field, x, sampler, args, "log_prob=True", True, divergence, key, saveat, event)
+        out = with_density(density, out, *times, start, x, args)
     elif isinstance(sampler, AdaptiveSteps):
-        equation = adaptive_equation(field, sampler)
-        t0, t1 = ends(sampler)
-        solution = run_adaptive(
-            equation, x0, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event
-        )
+        equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
+        out = run_adaptive(equation, x, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
     else:
         recorded = brownian if isinstance(brownian, Recorded) else None
-        path = None if recorded is not None else brownian
-        steps = stepper(field, sampler, dtype=wide, brownian=path)
-        solution = run_grid(steps, x0, args, key=key, recorded=recorded, saveat=saveat)
-    return _typed(solution, dtype)
+        steps = stepper(field, sampler, dtype=state_dtype(x), brownian=None if recorded is not None else brownian)
+        out = run_grid(steps, x, args, key=key, recorded=recorded, saveat=saveat)
+    return typed(out, dtype)
 
 
-def _with_log_prob(field, x0, key, sampler, args, start, divergence, saveat, event):
-    """The sample of an ODE with its density; the probes take the key that noise would have taken."""
-    what = "log_prob=True"
+def transport(
+    field: AbstractField,
+    x: PyTree,
+    sampler: Sampler,
+    args: Any,
+    what: str,
+    forward: bool,
+    divergence: Any = None,
+    key: PRNGKey | None = None,
+    saveat: dfx.SaveAt | None = None,
+    event: dfx.Event | None = None,
+) -> tuple[Any, Solution, Any, Any]:
+    """The state carried along the ODE, with the divergence accumulated beside it unless that is `False`: the equation,
+    the solution, the first and the last time of the sampler.
+    """
+    dense = divergence is not False
     if isinstance(sampler, AdaptiveSteps):
-        equation = adaptive_equation(field, sampler)
-        density, state = with_divergence(equation, x0, divergence, key)
-        t0, t1 = ends(sampler)
-        out = run_adaptive(density, state, args, sampler, t0=t0, t1=t1, saveat=saveat, event=event)
-    else:
-        made: list[Any] = []
-
-        def wrap(equation):
-            made.extend(with_divergence(equation, x0, divergence, key))
-            return made[0]
-
-        steps = forward_ode(field, sampler, what, state_dtype(x0), wrap)
-        density, state = made
-        out = run_grid(steps, state, args, saveat=saveat, visible=density.visible)
-        t0, t1 = steps.times[0], steps.times[-1]
-    return with_density(density, out, t0, t1, start, x0, args)
+        equation, times = adaptive_equation(field, sampler), ends(sampler)
+        equation, state = with_divergence(equation, x, divergence, key) if dense else (equation, x)
+        t0, t1 = times if forward else times[::-1]
+        return equation, run_adaptive(equation, state, args, sampler, t0=t0, t1=t1, saveat=saveat, event=event), *times
+    steps = ode_stepper(field, sampler, what, state_dtype(x), forward=forward)
+    equation: Any = steps.rule.equation(field)  # pyright: ignore[reportAttributeAccessIssue]
+    equation, state = with_divergence(equation, x, divergence, key) if dense else (equation, x)
+    steps = Stepper(steps.rule, equation, steps.times, steps.rows, steps.n, steps.end)
+    out = run_grid(steps, state, args, saveat=saveat, visible=equation.visible)
+    return equation, out, *(steps.times[0], steps.times[-1])[:: 1 if forward else -1]
 
 
 def encode(
@@ -257,12 +255,8 @@ def encode(
 
 
 def _encode(field, x, sampler, args, saveat, dtype):
-    field = lowered(field, dtype)
-    if isinstance(sampler, AdaptiveSteps):
-        t0, t1 = ends(sampler)
-        equation = adaptive_equation(field, sampler)
-        return _typed(run_adaptive(equation, x, args, sampler, t0=t1, t1=t0, saveat=saveat), dtype)
-    return _typed(run_grid(backward(field, sampler, "encode", state_dtype(x)), x, args, saveat=saveat), dtype)
+    _, out, *_ = transport(lowered(field, dtype), x, sampler, args, "encode", False, False, saveat=saveat)
+    return typed(out, dtype)
 
 
 def ends(sampler: AdaptiveSteps) -> tuple[Any, Any]:
@@ -273,6 +267,7 @@ def ends(sampler: AdaptiveSteps) -> tuple[Any, Any]:
 def _checked(field, sampler, args, log_prob, brownian):
     """The sampler, its checks with the field made before tracing."""
     sampler = recommended(field, args=args) if sampler is None else as_sampler(sampler)
+    check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
     if log_prob:
         check_density(field)
         check_ode(field, sampler, "log_prob=True", forward=True)
@@ -312,7 +307,7 @@ def check_density(field: AbstractField) -> None:
         )
 
 
-def _typed(solution: Solution, dtype: Any) -> Solution:
+def typed(solution: Solution, dtype: Any) -> Solution:
     """The solution with its state in the type asked for."""
     if dtype is None:
         return solution

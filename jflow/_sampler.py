@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,6 +20,9 @@ from ._validate import check_count, concrete
 
 End = Literal["denoise", "stop"]
 """How a grid ends: by the data prediction in the place of its last step, or like its other steps."""
+
+
+TIMES = "times must be a grid rule, as jflow.UniformGrid(32),"
 
 
 class _Quiet:
@@ -85,20 +89,16 @@ class FixedSteps(Noun):
                 solvers an array with a value a step, or a noise rule as `Ancestral(0.5)`.
             diffusion: In place of `eta` the lecture's diffusion coefficient `g(t)`, in the path's own time: the drift
                 is `velocity + g^2/2 score`.
-            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others.
-            By
+            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others. By
                 default `"stop"`, but `"denoise"` where the last right-hand side is not defined: for a field that
                 predicts the data and for a clock that is infinite where sigma = 0, on a grid that ends there or repeats
                 its last point.
 
         Raises `ValueError` or `TypeError` for parts that do not go together.
         """
-        if not isinstance(times, AbstractGridRule):
-            times = times if isinstance(times, jax.Array) else np.asarray(times, np.result_type(float, jnp.float32))
-            if not isinstance(times, jax.Array):
-                times = jnp.asarray(times, float)
+        times = times if isinstance(times, (AbstractGridRule, jax.Array)) else _as_array(times, TIMES)
         self.times, self.solver, self.clock, self.eta, self.diffusion, self.end = (
-            times, solver, clock, eta, diffusion, end,
+            times, solver, clock, _swept(eta), diffusion, end,
         )  # fmt: skip
         self._facts = _facts(times)
 
@@ -193,15 +193,18 @@ class AdaptiveSteps(Noun):
                 raise ValueError("rtol and atol must stand without controller=, for which they are short. Got both.")
             controller = dfx.PIDController(1e-5 if rtol is None else rtol, 1e-5 if atol is None else atol)
         self.solver, self.controller, self.t0, self.t1 = solver, controller, t0, t1
-        self.clock, self.eta, self.diffusion = clock, eta, diffusion
+        self.clock, self.eta, self.diffusion = clock, _swept(eta), diffusion
         self.dt0, self.max_steps, self.adjoint = dt0, max_steps, adjoint
+        for name, t in (("t0", t0), ("t1", t1)):
+            if (known := concrete(t)) is not None and not (known.ndim == 0 and np.isfinite(known)):
+                raise ValueError(f"{name} must be a finite number. Got {t!r}.")
         start = np.asarray(0.0) if t0 is None else concrete(t0)
         stop = np.asarray(1.0) if t1 is None else concrete(t1)
         first, last = None if start is None else bool(start == 0), None if stop is None else bool(stop == 1)
         if start is None or stop is None:
             self._facts = Facts(first, last, False)
         else:
-            within, note = 0 <= min(start, stop) and max(start, stop) <= 1, _Quiet(f"t0 = {start}, t1 = {stop}")
+            within, note = min(start, stop) >= 0 and max(start, stop) <= 1, _Quiet(f"t0 = {start}, t1 = {stop}")
             self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), note)
 
     def __check_init__(self):
@@ -209,9 +212,8 @@ class AdaptiveSteps(Noun):
             raise TypeError(f"solver must be a diffrax solver, as diffrax.Tsit5(). Got {self.solver!r}.")
         if self.controller is not None and not isinstance(self.controller, dfx.AbstractStepSizeController):
             raise TypeError(f"controller must be a diffrax controller, as PIDController. Got {self.controller!r}.")
-        for name, t in (("t0", self.t0), ("t1", self.t1)):
-            if (known := concrete(t)) is not None and not (known.ndim == 0 and np.isfinite(known)):
-                raise ValueError(f"{name} must be a finite number. Got {t!r}.")
+        if (dt0 := concrete(self.dt0)) is not None and not (dt0 > 0 or (dt0 < 0 and not self._facts.increases)):
+            raise ValueError(f"dt0 must be positive, the length of the first step. Got {self.dt0!r}.")
         if self.max_steps is not None:
             check_count(max_steps=self.max_steps)
         _check_noise(self)
@@ -242,6 +244,27 @@ def as_sampler(sampler: Any) -> Sampler:
     )
 
 
+def _as_array(values: Any, what: str) -> Any:
+    """Numbers as an array, whose values are known inside `jax.jit` too."""
+    try:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(values)):
+            return jnp.asarray(values, float)
+        known = np.asarray(values, np.result_type(float, jnp.float32))
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} or an array of numbers. Got {values!r}.") from None
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(known, float)
+
+
+def _swept(value: Any) -> Any:
+    """A number that people sweep, as a float where it is an integer: a new value is then no new program. A list is an
+    array.
+    """
+    if isinstance(value, (list, tuple)):
+        return _as_array(value, "eta must be a number, a noise rule,")
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _check_noise(sampler: Any) -> None:
     """Raises where clock, eta and diffusion do not go together."""
     clock, eta = sampler.clock, sampler.eta
@@ -258,8 +281,10 @@ def _check_noise(sampler: Any) -> None:
     if eta is None or isinstance(eta, AbstractNoiseRule):
         return
     if callable(eta):
-        raise ValueError("eta must be a number, an array with a value a step, or a noise rule. Got a function.")
+        raise TypeError("eta must be a number, an array with a value a step, or a noise rule. Got a function.")
     known = concrete(eta)
+    if known is not None and known.dtype.kind not in "biuf":
+        raise TypeError(f"eta must be a number, an array with a value a step, or a noise rule. Got {eta!r}.")
     if known is not None and (known.ndim > 1 or not np.isfinite(known).all() or (known < 0).any()):
         raise ValueError(f"eta must be at least 0 (0 the ODE, 1 the reverse SDE), a value a step or one. Got {eta}.")
 
@@ -294,5 +319,5 @@ def _facts(times: Any) -> Facts:
         )
     return Facts(
         bool(grid[0] == 0), bool(grid[-1] == 1), repeats, increases, decreases,
-        bool(grid.min() >= 0 and grid.max() <= 1), _Quiet(f"t = {grid[0]:g} to {grid[-1]:g}"),
+        bool(grid.min() >= 0 and grid.max() <= 1), _Quiet(f"t = {grid[0]:.8g} to {grid[-1]:.8g}"),
     )  # fmt: skip

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _clock, _grid, _noise_rule, _path, _prediction, _sampler, _solver, _source
+from . import _clock, _grid, _noise_rule, _path, _sampler, _solver, _source
 from ._code import SHORT, arguments
 from ._flow_map import Jump
+from ._prediction import Logits, Velocity
 from ._types import Noun
 
-_MODULES = (_clock, _grid, _noise_rule, _path, _prediction, _sampler, _solver, _source)
+_MODULES = (_clock, _grid, _noise_rule, _path, _sampler, _solver, _source)
 _DIFFRAX = [
     "Euler",
     "Heun",
@@ -49,7 +50,6 @@ _DIFFRAX = [
     "RecursiveCheckpointAdjoint",
     "DirectAdjoint",
     "BacksolveAdjoint",
-    "ImplicitAdjoint",
     "ForwardMode",
 ]
 
@@ -65,7 +65,7 @@ TABLE: dict[str, type] = {
         for name, kind in vars(module).items()
         if _is_final(name, kind)
     },
-    "jf.Jump": Jump,
+    **{f"{SHORT['jflow']}.{kind.__name__}": kind for kind in (Jump, Logits, Velocity)},
     **{f"{SHORT['diffrax']}.{name}": vars(dfx)[name] for name in _DIFFRAX if name in vars(dfx)},
 }
 """What may be written and read: nothing else is ever made from a file."""
@@ -118,15 +118,27 @@ def _encoded(value: Any, where: str) -> Any:
             "leave it out."
         )
     defaults = {key: p.default for key, p in inspect.signature(type(value)).parameters.items()}
-    given = {key: item for key, item in arguments(value).items() if item is not defaults[key]}
+    given = {
+        key: item for key, item in arguments(value).items() if item is not defaults.get(key, inspect.Parameter.empty)
+    }
     return {"class": name, **{key: _encoded(item, f"{where}.{key}") for key, item in given.items()}}
+
+
+def _array(data: dict[str, Any]) -> Any:
+    try:
+        kind = np.dtype(data["dtype"])
+        if kind.kind not in "biuf":
+            raise TypeError(f"{kind.name} is not a type of numbers")
+        return jnp.asarray(np.asarray(data["array"], kind), jax.dtypes.canonicalize_dtype(kind))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"An array must be numbers and their dtype. Got {str(data)[:60]}: {error}.") from None
 
 
 def _decoded(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if "array" in data:
-        return jnp.asarray(data["array"], data["dtype"])
+        return _array(data)
     for kind in (list, tuple):
         if set(data) == {kind.__name__}:
             return kind(map(_decoded, data[kind.__name__]))

@@ -16,7 +16,7 @@ from ._sample import ends
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._solver import AbstractFieldSolver
 from ._types import Noun, PRNGKey, Solution, Time
-from ._validate import stream
+from ._validate import check_kind, stream
 
 
 def solve(
@@ -68,6 +68,7 @@ def solve(
     equation = DriftEquation(drift, diffusion)
     x0 = as_state(x0)
     x0 = x0 if dtype is None else as_state(rounded(x0, dtype))
+    check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
     if brownian is not None and diffusion is None:
         raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give diffusion=.")
     if isinstance(sampler, FixedSteps):

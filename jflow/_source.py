@@ -183,7 +183,7 @@ class ZeroCentre(AbstractNoiseMap):
     def apply(self, x: PyTree, args: Any = None) -> Event:
         def leaf(a):
             here = self._present(a, args)
-            return here * (a - jnp.sum(here * a, axis=0) / jnp.sum(here))
+            return here * (a - jnp.sum(here * a, axis=0, keepdims=True) / jnp.sum(here))
 
         return jtu.tree_map(leaf, x)
 

@@ -53,6 +53,12 @@ def check_count(least: int = 1, **counts: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}. Got {value!r}.")
 
 
+def check_kind(value: Any, kind: Any, rule: str) -> None:
+    """Raises `TypeError` with the rule for a value that is of no such kind; `None` is a default's."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{rule} Got {value!r}.")
+
+
 def check_key(key: Any, why: str, *, batched: bool = True) -> None:
     """Raises `ValueError` where `key` is not one typed key; with `batched`, of a kind that vmaps lane by lane."""
     if key is None:

@@ -24,7 +24,10 @@ LAZY = (
     *("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search"),
 )  # the wings, imported when they are asked for
 WINGS = ("laws", *LAZY, "recipes")
-VERBS = ("sample", "decode", "encode", "log_prob", "solve", "generate", "batched", "matching_loss", "stepper", "recommended")
+VERBS = (
+    *("sample", "decode", "encode", "log_prob", "solve", "generate", "batched", "matching_loss"),
+    *("stepper", "recommended"),
+)
 
 
 def names(module: types.ModuleType) -> list[str]:
@@ -188,9 +191,9 @@ def literal_attributes(tree: ast.AST) -> Iterator[int]:
 def caught_attributes(tree: ast.AST) -> Iterator[int]:
     """`except AttributeError`, alone or among others."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ExceptHandler) and node.type is not None:
-            if any(last_name(part) == "AttributeError" for part in ast.walk(node.type)):
-                yield node.lineno
+        caught = ast.walk(node.type) if isinstance(node, ast.ExceptHandler) and node.type else ()
+        if any(last_name(part) == "AttributeError" for part in caught):
+            yield node.lineno
 
 
 def protocols(tree: ast.AST) -> Iterator[int]:

@@ -102,8 +102,8 @@ def test_a_solver_is_itself_and_keeps_its_order_in_every_clock(name, x64):
     @jax.jit
     @partial(jax.vmap, in_axes=(0, None))
     def run(x, times):
-        options: dict[str, Any] = {"times": times, "solver": solver, "end": "stop"}
-        return {key: jf.decode(field, x[key], clock=clock, **options).x for key, clock in clocks.items()}
+        samplers = {key: jf.FixedSteps(times, solver, clock=clock, end="stop") for key, clock in clocks.items()}
+        return {key: jf.decode(field, x[key], sampler).x for key, sampler in samplers.items()}
 
     exact = solve_ivp(velocity, ENDS, STARTS, "DOP853", rtol=1e-13, atol=1e-14).y[:, -1]
     fine = np.linspace(*ENDS, 2 * n + 1)
@@ -111,7 +111,8 @@ def test_a_solver_is_itself_and_keeps_its_order_in_every_clock(name, x64):
     coarse = run(start, jnp.asarray(fine[::2]))
     halves = run(run(start, jnp.asarray(fine[: n + 1])), jnp.asarray(fine[n:]))
     for key in clocks:
-        truth = runge_kutta(getattr(solver, "tableau", None), key, fine[::2], STARTS)
+        tableau = solver.tableau if isinstance(solver, dfx.AbstractERK) else None
+        truth = runge_kutta(tableau, key, fine[::2], STARTS)
         np.testing.assert_allclose(coarse[key][:, 0], truth, rtol=1e-12, atol=1e-12, err_msg=key)
         if solver.order(None) < 5 or key == "ratio":
             errors = [np.abs(x[key][:, 0] - exact).max() for x in (coarse, halves)]
@@ -137,15 +138,16 @@ def spread_error(n, clock, solver, kinds=1):
     """`N(0, 0.25)`, `alpha = 1`, sigma from 20 to 0.05, equal steps in log-SNR, `eta = 1`: the map is linear in start
     and normals, `kinds` of them a step, and its columns add up to the variance.
     """
-    path, times = jf.VE(0.05, 20.0), jf.uniform_times(n)
+    path, times = jf.VE(0.05, 20.0), jf.UniformGrid(n).times()
     field = gaussian(path, mean=0.0, predicts="data")
+    sampler = jf.FixedSteps(times, solver, clock=clock, eta=1.0, end="stop")
     taus = jax.vmap(lambda t: clock.noise_time(path, t, 1.0))(times)
 
     @jax.jit
     @jax.vmap
     def run(x0, z):
         noise = jf.Recorded(z[:, 0]) if kinds == 1 else Areas(taus[0], taus[-1], taus, z)
-        return jf.decode(field, x0, times=times, eta=1.0, clock=clock, solver=solver, end="stop", brownian=noise).x
+        return jf.decode(field, x0, sampler, brownian=noise).x
 
     rows = 1 + kinds * n
     starts = jnp.eye(rows, 1) * jnp.sqrt(0.25 + 20.0**2)
@@ -188,8 +190,8 @@ def test_stochastic_runge_kutta_has_the_simulated_spread(name, x64):
 def test_stochastic_runge_kutta_starts_where_there_is_no_signal(solver):
     """From t = 0, where the scale of the theta clock is zero, to the marginal at t = 0.95."""
     n, path, world = 4000, jf.CondOT(), jf.distributions.GaussianMixture([[-2.0], [1.0]], stds=[0.5, 0.8])
-    field, times = world.field(path), jnp.linspace(0.0, 0.95, 33)
-    run = jax.jit(jax.vmap(lambda key: jf.sample(field, key, (1,), times=times, solver=solver, eta=1.0, end="stop").x))
+    field, sampler = world.field(path), jf.FixedSteps(jf.UniformGrid(32, t1=0.95), solver, eta=1.0)
+    run = jax.jit(jax.vmap(lambda key: jf.sample(field, key, (1,), sampler).x))
     x = run(jr.split(jr.key(0), n))
     variance = 0.95**2 * (1.5**2 + (0.5**2 + 0.8**2) / 2) + 0.05**2
     assert abs(x.mean() + 0.95 / 2) < 4 * np.sqrt(variance / n)
@@ -210,24 +212,23 @@ CALLS = {name: (solver, calls) for name, (solver, _, calls) in SOLVERS.items()} 
 
 @pytest.mark.parametrize("name", tiers(CALLS, ["Heun", "singlestep 2"]))
 def test_calls_are_reported_counted_and_advertised(name):
-    """For every end policy, and for a guided field, whose calls count twice."""
+    """For both ends, and for a guided field, whose calls count twice."""
     solver, calls = CALLS[name]
     net = Counter(lambda t, x, args: args - x)
     field = jf.Field(net, jf.CondOT(), "velocity")
     guided = jf.Guided(field, null=0.0)
-    x, times = jnp.ones(2), jnp.linspace(0.1, 0.9, 6)
+    x, grid = jnp.ones(2), jf.UniformGrid(5, 0.1, 0.9)
+    stop, denoise = (jf.FixedSteps(grid, solver, end=end) for end in ("stop", "denoise"))
 
     @jax.jit
     def run(x):
-        plain = [jf.decode(field, x, args=1.0, times=times, solver=solver, end=end) for end in ("stop", "denoise")]
-        weighted = [jf.decode(guided, x, args=(1.0, w), times=times, solver=solver) for w in (2.0, None)]
-        foreign = [] if name == "Adams" else [jf.decode(field, x, args=1.0, times=times, solver=solver, end=dfx.Heun())]
-        return [out.nfe for out in plain + weighted + foreign]
+        plain = [jf.decode(field, x, sampler, args=1.0) for sampler in (stop, denoise)]
+        weighted = [jf.decode(guided, x, stop, args=args) for args in (jf.Args(1.0, scale=2.0), 1.0)]
+        return [out.nfe for out in plain + weighted]
 
     whole = 5 * calls
-    expected = [whole, 4 * calls + 1, 2 * whole, whole, 4 * calls + 2]
     got = [int(nfe) for nfe in run(x)]
-    assert got == expected[: len(got)]
+    assert got == [whole, 4 * calls + 1, 2 * whole, whole]
     assert net.take() == sum(got)
 
 
@@ -238,24 +239,20 @@ def test_calls_are_reported_counted_and_advertised(name):
 def test_every_clock_and_kind_of_solver_is_finite_for_a_network_in_bfloat16(n):
     """From t = 0, or close to it, to t = 1, in float32."""
     field = jf.Field(lambda t, x, args: (jnp.sin(3 * x) - x * t).astype(jnp.bfloat16), jf.CondOT(), "velocity")
-    late = {"sigma"}
+    whole, tail = jf.UniformGrid(n), jf.UniformGrid(n, t0=1e-3)
+    samplers = {
+        f"{solver} {clock}": jf.FixedSteps(tail if clock == "sigma" else whole, SOLVERS[solver][0], clock=CLOCKS[clock])
+        for solver in ("Euler", "Heun", "Tsit5")
+        for clock in CLOCKS
+    }
+    samplers |= {name: jf.FixedSteps(whole, solver) for name, (solver, _) in OURS.items()}
+    samplers |= {f"eta {eta}": jf.FixedSteps(whole, eta=eta) for eta in (0.0, 0.5, 1.0)}
+    samplers["SDE singlestep"] = jf.FixedSteps(whole, OURS["singlestep 2"][0], eta=1.0)
+    samplers["churn"] = jf.FixedSteps(tail, jf.EDMChurn(20.0))
 
     @jax.jit
     def run(key):
-        whole, tail = jf.uniform_times(n), jnp.linspace(1e-3, 1.0, n + 1)
-        runs: dict[str, dict[str, Any]] = {
-            f"{solver} {clock}": {"solver": SOLVERS[solver][0], "clock": CLOCKS[clock], "late": clock in late}
-            for solver in ("Euler", "Heun", "Tsit5")
-            for clock in CLOCKS
-        }
-        runs |= {name: {"solver": solver} for name, (solver, _) in OURS.items()}
-        runs |= {f"eta {eta}": {"eta": eta} for eta in (0.0, 0.5, 1.0)}
-        runs["SDE singlestep"] = {"eta": 1.0, "solver": OURS["singlestep 2"][0]}
-        runs["churn"] = {"solver": jf.EDMChurn(20.0), "late": True}
-        return {
-            name: jf.sample(field, key, (3,), times=tail if options.pop("late", False) else whole, **options)
-            for name, options in runs.items()
-        }
+        return {name: jf.sample(field, key, (3,), sampler) for name, sampler in samplers.items()}
 
     for name, out in run(jax.random.key(0)).items():
         assert out.status == 0 and out.x.dtype == jnp.float32 and jnp.isfinite(out.x).all(), name

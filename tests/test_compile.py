@@ -18,13 +18,13 @@ from references import Counter
 
 import jflow as jf
 
-TIMES = jf.uniform_times(50)
+TIMES = jnp.linspace(0, 1, 51)
 PROGRAMS = {
     "ODE, Euler": {},
     "ODE, Heun": {"solver": dfx.Heun()},
     "ODE, ratio clock": {"clock": jf.RatioClock(), "solver": dfx.Tsit5()},
-    "SDE": {"eta": 1.0},
-    "SDE, SRA1": {"eta": 1.0, "solver": dfx.SRA1()},
+    "SDE": {"eta": 1.0, "end": "denoise"},
+    "SDE, SRA1": {"eta": 1.0, "solver": dfx.SRA1(), "end": "denoise"},
 }
 
 
@@ -43,7 +43,7 @@ def network(size=2):
 
 def compiled(options, size=2, times=TIMES, batch=None):
     def draw(field, key, times):
-        return jf.sample(field, key, (size,), times=times, **options)
+        return jf.sample(field, key, (size,), jf.FixedSteps(times, **options))
 
     run = draw if batch is None else jax.vmap(draw, (None, 0, None))
     key = jr.key(0) if batch is None else jr.split(jr.key(0), batch)
@@ -62,9 +62,9 @@ def test_a_fixed_grid_is_a_loop_of_known_length_without_callbacks(name):
 
 def test_memory_does_not_grow_with_the_number_of_steps():
     size = 2000
-    for options in ({}, {"eta": 1.0}):
+    for options in ({}, {"eta": 1.0, "end": "denoise"}):
         few, many = (
-            compiled(options, size, jf.uniform_times(n)).memory_analysis().temp_size_in_bytes for n in (20, 1000)
+            compiled(options, size, jnp.linspace(0, 1, n + 1)).memory_analysis().temp_size_in_bytes for n in (20, 1000)
         )
         assert many - few < 1000 * 4 * 40  # tables of a few numbers a step, no states: these are 8 MB
 
@@ -75,22 +75,40 @@ def test_K2_new_values_do_not_retrace(wrap):
 
     def draw(field, key, times, args, eta):
         traces.append(1)
-        return jf.sample(field, key, (2,), times=times, args=args, eta=eta).x
+        return jf.sample(field, key, (2,), jf.FixedSteps(times, eta=eta, end="denoise"), args=args).x
 
     run, guided = wrap(draw), jf.Guided(network(), jnp.zeros(3))
-    first = run(guided, jr.key(0), TIMES, (jnp.ones(3), jnp.asarray(2.0)), jnp.asarray(1.0))
+    first = run(guided, jr.key(0), TIMES, jf.Args(jnp.ones(3), scale=jnp.asarray(2.0)), jnp.asarray(1.0))
     weights, rest = eqx.partition(guided, eqx.is_inexact_array)
     other = eqx.combine(jax.tree.map(lambda w: 2 * w, weights), rest)
-    second = run(other, jr.key(1), TIMES**2, (jnp.zeros(3), jnp.asarray(7.0)), jnp.asarray(0.3))
+    second = run(other, jr.key(1), TIMES**2, jf.Args(jnp.zeros(3), scale=jnp.asarray(7.0)), jnp.asarray(0.3))
     assert len(traces) == 1
     assert first.shape == second.shape == (2,) and (first != second).all()
 
 
+def test_a_sampler_is_an_argument_of_a_jitted_function():
+    """Its kind of end is static, its numbers are not."""
+    traces = []
+
+    @jax.jit
+    def draw(field, sampler):
+        traces.append(1)
+        return jf.sample(field, jr.key(0), (2,), sampler).x
+
+    field = network()
+    for sampler in (jf.FixedSteps(TIMES, eta=1.0), jf.FixedSteps(TIMES**2, eta=0.5)):
+        got = draw(field, sampler)
+        np.testing.assert_allclose(got, jf.sample(field, jr.key(0), (2,), sampler).x, rtol=1e-4, atol=1e-5)
+    assert len(traces) == 1
+    draw(field, jf.FixedSteps(0.9 * TIMES, eta=1.0))
+    assert len(traces) == 2
+
+
 def test_K2_jit_equals_eager():
     field = network()
-    for options in ({}, {"eta": 0.5}):
-        eager = jf.sample(field, jr.key(0), (2,), times=TIMES, **options).x
-        jitted = jax.jit(lambda f, o=options: jf.sample(f, jr.key(0), (2,), times=TIMES, **o).x)(field)
+    for sampler in (jf.FixedSteps(TIMES), jf.FixedSteps(TIMES, eta=0.5)):
+        eager = jf.sample(field, jr.key(0), (2,), sampler).x
+        jitted = jax.jit(lambda f, s=sampler: jf.sample(f, jr.key(0), (2,), s).x)(field)
         np.testing.assert_allclose(jitted, eager, rtol=1e-5, atol=1e-6)
 
 
@@ -98,7 +116,7 @@ def test_a_network_is_traced_once_a_stage_whatever_the_number_of_steps():
     def traces(n):
         net = Counter(lambda t, x, args: x)
         field = jf.Field(net, jf.CondOT(), "velocity")
-        jax.eval_shape(lambda key: jf.sample(field, key, (2,), times=jf.uniform_times(n)).x, jr.key(0))
+        jax.eval_shape(lambda key: jf.sample(field, key, (2,), jf.UniformGrid(n)).x, jr.key(0))
         return net.traces
 
     assert [traces(n) for n in (1, 3, 64)] == [1, 1, 1]
@@ -118,11 +136,12 @@ SCRIPT = textwrap.dedent("""
     import diffrax as dfx, jflow as jf
     from flax import nnx
     field = jf.Field(jf.nn.MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)), jf.CondOT(), "velocity")
-    times = jf.uniform_times(30)
+    times = jf.UniformGrid(30)
     for options in ({{}}, {{"solver": dfx.Heun()}}, {{"eta": 1.0}}):
-        run = jax.jit(lambda f, k: jf.sample(f, k, (2,), times=times, **options).x)
+        run = jax.jit(lambda f, k: jf.sample(f, k, (2,), jf.FixedSteps(times, **options)).x)
         run(field, jr.key(0)).block_until_ready()
-    jf.generate(field, jr.key(0), 5, (2,), times=times, batch_size=3)
+    jf.sample(field, jr.key(0), (2,)).x.block_until_ready()
+    jf.generate(field, jr.key(0), 5, (2,), times, batch_size=3)
     print(counts["cache_hits"], counts["cache_misses"])
 """)
 

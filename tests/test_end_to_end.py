@@ -14,6 +14,8 @@ import jflow as jf
 
 pytestmark = pytest.mark.slow
 
+HEUN = jf.FixedSteps(jf.UniformGrid(50), dfx.Heun())
+
 
 def matching(field, key, x):
     return jf.matching_loss(field, key, x)
@@ -40,8 +42,8 @@ def validation(field, draw, n=100_000):
     return losses.mean() * xs[0].size
 
 
-def drawn(field, n, shape, **options):
-    return jf.generate(field, jr.key(5), n, shape, batch_size=n, progress=False, **options).x
+def drawn(field, n, shape, sampler):
+    return jf.generate(field, jr.key(5), n, shape, sampler, batch_size=n, progress=False).x
 
 
 def test_N1_a_small_network_learns_a_gaussian():
@@ -49,7 +51,7 @@ def test_N1_a_small_network_learns_a_gaussian():
     world = jf.distributions.Gaussian(jnp.asarray([1.0]), std=0.5)
     field = trained(1, world.sample, steps=1500)
     np.testing.assert_allclose(validation(field, world.sample), np.pi / 4, rtol=0.05)
-    x = drawn(field, 10_000, (1,), times=jf.uniform_times(50), solver=dfx.Heun())
+    x = drawn(field, 10_000, (1,), HEUN)
     assert abs(x.mean() - 1) < 0.05 and abs(x.std() - 0.5) < 0.05
 
 
@@ -66,7 +68,7 @@ def test_N2_every_mode_gets_its_share(five_modes):
     """Least loss 18.21 (from the exact field, 0.07 of Monte Carlo error); 20 percent of the samples a mode."""
     world, means, field = five_modes
     assert validation(field, world.sample) < 1.1 * 18.21
-    x = drawn(field, 5000, (2,), times=jf.uniform_times(50), solver=dfx.Heun())
+    x = drawn(field, 5000, (2,), HEUN)
     nearest = np.argmin(np.linalg.norm(x[:, None] - means[None], axis=-1), axis=1)
     shares = np.bincount(nearest, minlength=5) / 5000
     assert (abs(shares - 0.2) < 0.04).all(), shares
@@ -74,8 +76,8 @@ def test_N2_every_mode_gets_its_share(five_modes):
 
 def test_N4_ode_and_sde_of_one_network_agree(five_modes):
     _, _, field = five_modes
-    ode = drawn(field, 5000, (2,), times=jf.uniform_times(200))
-    sde = drawn(field, 5000, (2,), times=jf.uniform_times(200), eta=1.0)
+    ode = drawn(field, 5000, (2,), jf.UniformGrid(200))
+    sde = drawn(field, 5000, (2,), jf.FixedSteps(jf.UniformGrid(200), eta=1.0))
     np.testing.assert_allclose(sde.mean(0), ode.mean(0), atol=0.6)
     np.testing.assert_allclose(np.cov(sde.T), np.cov(ode.T), atol=5.0)
 
@@ -84,7 +86,7 @@ def test_N3_most_samples_fall_into_the_squares():
     """The exact field puts all of them there, a uniform draw half."""
     world = jf.distributions.checkerboard()
     field = trained(2, world.sample, steps=5000, batch=512, width=128)
-    x = drawn(field, 5000, (2,), times=jf.uniform_times(50), solver=dfx.Heun())
+    x = drawn(field, 5000, (2,), HEUN)
     cells = np.floor((x + 5) / 2.5).astype(int)
     inside = ((cells >= 0) & (cells < 4)).all(1) & (cells.sum(1) % 2 == 0)
     assert inside.mean() > 0.8, inside.mean()

@@ -13,7 +13,7 @@ from flax import linen, nnx
 from references import PATHS, gaussian, over_paths, refuses, unchecked
 
 import jflow as jf
-from jflow._field import AbstractField, trainable
+from jflow import AbstractField, trainable
 
 KEY = jr.key(0)
 
@@ -79,7 +79,7 @@ def test_a_network_of_any_framework_is_a_field_in_one_line(name):
     first, weights = step(weights)
     second, _ = step(weights)
     assert second < first
-    solution = jf.sample(eqx.combine(weights, rest), KEY, (2,), times=jf.uniform_times(4))
+    solution = jf.sample(eqx.combine(weights, rest), KEY, (2,), jf.UniformGrid(4))
     assert solution.x.shape == (2,) and solution.nfe == 4 and np.isfinite(solution.x).all()
 
 
@@ -115,8 +115,9 @@ def test_preconditioning_on_ve_is_edm():
 def test_preconditioning_gives_inputs_and_targets_of_unit_variance():
     """The loss of a network that says zero, weighted by `1/c_out^2`, is the variance of its target."""
     spread, n = 0.5, 20_000
-    keys = jr.split(KEY, n)
+    keys = jr.split(KEY, 3)
     x1, x0 = spread * jr.normal(keys[0], (n, 1)), jr.normal(keys[1], (n, 1))
+    draws = jr.split(keys[2], n)
 
     def moments(path, t):
         def weight(log_snr):
@@ -127,7 +128,7 @@ def test_preconditioning_gives_inputs_and_targets_of_unit_variance():
 
         seen = jf.Preconditioned(lambda t, x, args: x, path, spread)
         field = jf.Preconditioned(silent, path, spread)
-        target = jax.vmap(lambda z, e: jf.matching_loss(field, KEY, z, x0=e, t=t, weight=weight))(x1, x0)
+        target = jax.vmap(lambda k, z: jf.matching_loss(field, k, z, t=t, weight=weight))(draws, x1)
         x = jax.vmap(lambda e, z: path.interpolate(t, e, z))(x0, x1)
         both = jax.vmap(lambda y: seen.data(t, y))(x)
         skip = jax.vmap(lambda y: field.data(t, y))(x)
@@ -145,7 +146,7 @@ def test_the_network_time_is_finite_at_both_ends_and_may_be_overridden():
         seen = []
         field = jf.Preconditioned(lambda t, x, args: seen.append(t) or x, path, 1.0)  # noqa: B023
         for t in (0.0, 1.0):
-            field(t, jnp.ones(2))
+            field.data(t, jnp.ones(2))
         assert np.isfinite(seen).all() and seen[0] > seen[1], name
         if path.ends_at_data:
             np.testing.assert_allclose(seen[1], 0, atol=1e-7)
@@ -153,8 +154,38 @@ def test_the_network_time_is_finite_at_both_ends_and_may_be_overridden():
             np.testing.assert_allclose(seen, np.log([80, 0.002]) / 4, rtol=1e-5)
     seen = []
     own = jf.Preconditioned(lambda t, x, args: seen.append(t) or x, jf.CondOT(), 1.0, c_noise=lambda t: 1000 * t)
-    own(0.5, jnp.ones(2))
+    own.data(0.5, jnp.ones(2))
     assert seen[0] == 500
+
+
+# ------------------------------------------------------------------------------------------------ heads and keys
+
+
+def test_a_network_of_several_heads_gives_each_and_the_others_from_the_first():
+    path, x = jf.CondOT(), jnp.array([0.4, -1.0])
+    field = jf.Field(lambda t, x, args: (2 * x, -x), path, ("velocity", "score"))
+    velocity, score, data = field.predict(("velocity", "score", "data"), 0.25, x)
+    np.testing.assert_allclose([velocity, score], [2 * x, -x])
+    np.testing.assert_allclose(data, x + 0.75 * 2 * x, rtol=1e-6)
+    assert isinstance(field.conditional(0.25, x), tuple) and field.sources == ("velocity", "score")
+    one = jf.Field(lambda t, x, args: x, path, ("velocity", "score"))
+    refuses(
+        lambda: one.velocity(0.5, x), "must return a tuple of 2 outputs"
+    )
+
+
+def test_a_network_that_draws_gets_the_key_of_training_alone():
+    seen = []
+
+    def net(t, x, args, key=None):
+        seen.append(key)
+        return x
+
+    field = jf.Field(net, jf.CondOT(), "velocity", draws=True)
+    jf.matching_loss(field, KEY, jnp.ones(2))
+    assert seen[-1] is not None
+    field.velocity(0.5, jnp.ones(2))
+    assert seen[-1] is None
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -181,6 +212,36 @@ def test_only_networks_are_trained():
     assert sum(jax.tree.leaves(trainable(frozen))) == 2
     again = jf.change_path(field, jf.VP())
     assert sum(jax.tree.leaves(trainable(again))) == 2
+
+
+class Encoded(jf.AbstractField):
+    """A field of two networks along a path that is learned, which shifts its log-SNR."""
+
+    encoder: eqx.nn.Linear
+    net: EquinoxNet
+    path: jf.AbstractPath
+    predicts = "velocity"
+
+    def predict(self, targets, t, x, args=None):
+        velocity = self.net(t, self.encoder(x), args)
+        return jf.given(self.path, t, x, (velocity,), ("velocity",), targets, args)
+
+
+class Learned(jf.AbstractAffinePath):
+    power: jax.Array
+    source: jf.AbstractSource = jf.frozen(default=jf.Normal())
+
+    def alpha(self, t):
+        return t**self.power
+
+    def sigma(self, t):
+        return 1 - t
+
+
+def test_what_a_user_does_not_declare_frozen_is_trained():
+    field = Encoded(eqx.nn.Linear(2, 2, key=KEY), EQUINOX, Learned(jnp.asarray(1.5)))
+    assert all(jax.tree.leaves(trainable(field))) and len(jax.tree.leaves(trainable(field))) == 5
+    assert jf.sample(field, KEY, (2,), jf.UniformGrid(4)).nfe == 4
 
 
 def test_a_hundred_steps_of_adamw_change_networks_only():
@@ -227,7 +288,7 @@ def test_change_path_is_exact(target, x64):
     def both(t):
         names = ("velocity", "data", "noise", "score")
         rows = (jf.RatioClock().rhs(path, t, 0.0),)
-        return [([getattr(f, name)(t, x) for name in names], f.mixed(rows, t, x), f.data(t, x)) for f in (moved, truth)]
+        return [([getattr(f, n)(t, x) for n in names], f.predict(rows, t, x), f.data(t, x)) for f in (moved, truth)]
 
     for value, expected in zip(*map(jax.tree.leaves, both(jnp.linspace(0.05, 0.95, 10))), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-7, atol=1e-8)
@@ -236,39 +297,41 @@ def test_change_path_is_exact(target, x64):
 
 def test_a_guide_on_another_path_is_trained_with_bare_conditions():
     """The loss of a data prediction `x c`: `E(x_t c - x1)^2` at the scaled state of the other path."""
-    field = jf.Field(lambda t, x, c: c * x, jf.CondOT(), "data")
-    moved, x1, t = jf.change_path(jf.Guided(field, 0.0), jf.Cosine()), jnp.array([1.0, 2.0]), 0.5
+    paired = jf.Normal(coupled=True)
+    field = jf.Field(lambda t, x, c: c * x, jf.CondOT(source=paired), "data")
+    moved, x1, t = jf.change_path(jf.Guided(field, 0.0), jf.Cosine(source=paired)), jnp.array([1.0, 2.0]), 0.5
     loss = jf.matching_loss(moved, jr.key(0), x1, 0.5, x0=jnp.zeros(2), t=t)
     state = jf.Cosine().alpha(t) * x1 * np.hypot(0.5, 0.5)  # t = 1/2 has equal parts on both paths
     np.testing.assert_allclose(loss, np.mean((0.5 * state - x1) ** 2), rtol=1e-5)
 
 
-def test_change_path_is_refused_where_the_ratios_do_not_overlap():
+def test_change_path_raises_where_the_ratios_do_not_overlap():
     """VE from sigma 80 to 0.002 is known on CondOT from t = 1/81 to 1/1.002: else an error, or NaN under a trace."""
     field, x, overlap = jf.change_path(gaussian(jf.VE(0.002, 80.0)), jf.CondOT()), jnp.ones(2), "0.0123457 to t = 0.998"
     nested = jf.Guided(jf.change_path(field, jf.Cosine()), null=0.0)
     inside = jnp.linspace(1 / 81, 1 / 1.002, 5)
-    for call in (
-        lambda: field.velocity(0.0, x),
-        lambda: field.score(0.9999, x),
-        lambda: jf.decode(field, x, times=jf.uniform_times(4)),
-        lambda: jf.decode(field, x, times=jf.uniform_times(1)),
-        lambda: jf.decode(field, x, times=inside.at[-1].set(1.0), solver=dfx.Heun(), end="stop"),
-        lambda: jf.decode(field, x, t0=0.0, t1=0.9),
-        lambda: jf.encode(field, x, times=inside.at[-1].set(1.0)),
-        lambda: jf.log_prob(field, x, times=inside.at[-1].set(1.0)),
-    ):
+    late = inside.at[-1].set(1.0)
+    for call in (lambda: field.velocity(0.0, x), lambda: field.score(0.9999, x)):
         refuses(call, overlap)
-    refuses(lambda: jf.decode(nested, x, times=jf.uniform_times(4), args=(0.0, 2.0)), overlap)
+    for call in (
+        lambda: jf.decode(field, x, jf.UniformGrid(4)),
+        lambda: jf.decode(field, x, jf.UniformGrid(1)),
+        lambda: jf.decode(field, x, jf.FixedSteps(late, dfx.Heun(), end="stop")),
+        lambda: jf.decode(field, x, jf.AdaptiveSteps(t1=0.9)),
+        lambda: jf.encode(field, x, late),
+        lambda: jf.log_prob(field, x, late),
+        lambda: jf.decode(nested, x, jf.UniformGrid(4), args=jf.Args(0.0, scale=2.0)),
+    ):
+        refuses(call, "VE has no such signal-to-noise ratio as (CondOT|Cosine) has there")
 
     @jax.jit
     def run(times):
-        return jf.decode(field, x, times=times), jf.decode(field, x, times=times, end="stop")
+        return [jf.decode(field, x, jf.FixedSteps(times, end=end)) for end in ("denoise", "stop")]
 
-    for out in (*run(inside), run(inside.at[-1].set(1.0))[0]):
+    for out in (*run(inside), run(late)[0]):
         assert out.status == 0 and jnp.isfinite(out.x).all()
-    early, late = run(inside.at[0].set(0.0))[0], run(inside.at[0].set(0.001))[1]
-    assert early.status == late.status == 1 and jnp.isnan(early.x).all() and jnp.isnan(late.x).all()
+    early, later = run(inside.at[0].set(0.0))[0], run(inside.at[0].set(0.001))[1]
+    assert early.status == later.status == 1 and jnp.isnan(early.x).all() and jnp.isnan(later.x).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -292,7 +355,7 @@ def test_change_path_is_finite_at_both_ends(dtype):
 def test_change_path_samples_the_same_points(x64):
     """The flow of a field does not depend on the path: equal noise goes to equal data."""
     x0, moved = jnp.array([0.3, -0.8]), jf.change_path(gaussian(jf.CondOT()), jf.Cosine())
-    run = eqx.filter_jit(lambda f: jf.decode(f, x0, times=jf.uniform_times(40), solver=dfx.Dopri5()).x)
+    run = eqx.filter_jit(lambda f: jf.decode(f, x0, jf.FixedSteps(jf.UniformGrid(40), dfx.Dopri5())).x)
     np.testing.assert_allclose(run(moved), run(gaussian(jf.Cosine(), predicts="data")), rtol=1e-10)
     np.testing.assert_allclose(run(moved), 1 + 0.5 * x0, rtol=5e-3)  # the last step is a data prediction
 
@@ -314,7 +377,7 @@ def test_K1_one_example_and_a_vmapped_batch_agree(shape):
     batch, alone = both()
     np.testing.assert_allclose(batch, alone, rtol=1e-6, atol=1e-6)
     assert batch[0].shape == (3, *shape)
-    for method in (field, field.velocity, field.data, field.noise, field.score):
+    for method in (field.velocity, field.data, field.noise, field.score):
         with pytest.raises((ValueError, TypeError)):
             method(t, x, None)
         with unchecked(), pytest.raises(ValueError, match=r"jax\.vmap"):
@@ -325,7 +388,7 @@ def test_K4_types_are_kept():
     low = jf.Field(lambda t, x, args: x.astype(jnp.bfloat16), jf.CondOT(), "data")
     edm = jf.Preconditioned(lambda t, x, args: x.astype(jnp.bfloat16), jf.VE(), 0.5)
     for field in (low, edm, jf.Guided(low, 0.0)):
-        args = (1.0, 2.0) if isinstance(field, jf.Guided) else None
+        args = jf.Args(1.0, scale=2.0) if isinstance(field, jf.Guided) else None
         for x64 in (False, True):
             with jax.enable_x64(x64):
                 t = jnp.asarray(0.5, jnp.float32)
@@ -345,15 +408,15 @@ def test_K6_fields_can_be_mapped_scanned_and_jitted():
     np.testing.assert_allclose(mapped, jax.pmap(lambda t, x: field.velocity(t, x))(ts, xs), rtol=1e-6)
 
 
-def test_an_integer_state_is_one_of_float32():
-    x = jnp.array([1, 2])
-    for field in (
-        jf.Field(lambda t, x, args: x / 4, jf.CondOT(), "velocity"),
-        jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT()),
-    ):
-        for name in ("velocity", "data", "noise", "score"):
-            value = getattr(field, name)(0.25, x)
-            np.testing.assert_allclose(value, getattr(field, name)(0.25, x.astype(jnp.float32)), rtol=1e-6)
+def test_an_integer_state_raises_where_it_would_be_truncated():
+    field, x = jf.Field(lambda t, x, args: x / 4, jf.CondOT(), "velocity"), jnp.array([1, 2])
+    exact = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    refuses(lambda: jf.decode(field, x, jf.UniformGrid(2)), "Got int32: scale pixels to")
+    refuses(lambda: jf.matching_loss(field, KEY, x), "must be of a floating-point type. Got int32")
+    refuses(lambda: exact.velocity(0.25, x), "must be of a floating-point type. Got int32")
+    for name in ("velocity", "data", "noise", "score"):  # a network's answer is of float32
+        value = getattr(field, name)(0.25, x)
+        np.testing.assert_allclose(value, getattr(field, name)(0.25, x.astype(jnp.float32)), rtol=1e-6)
 
 
 def test_a_state_may_be_a_pytree():
@@ -364,23 +427,23 @@ def test_a_state_may_be_a_pytree():
     np.testing.assert_allclose(out["label"], 2.0)
 
 
-def test_bad_input_is_refused_with_a_reason():
+def test_bad_input_raises_with_a_reason():
     def net(t, x, args):
         return x
 
     cases = [
-        (lambda: jf.Field(net, "CondOT", "data"), TypeError, "path is a jflow path"),
-        (lambda: jf.Preconditioned(net, None, 0.5), TypeError, "path is a jflow path"),
+        (lambda: jf.Field(net, "CondOT", "data"), TypeError, "path must be a jflow path"),
+        (lambda: jf.Preconditioned(net, None, 0.5), TypeError, "path must be a jflow path"),
         (lambda: jf.Field(net, jf.CondOT(), "eps"), ValueError, "one of 'velocity'"),
-        (lambda: jf.Preconditioned(net, jf.VE(), 0.0), ValueError, "sigma_data is a positive number"),
+        (lambda: jf.Preconditioned(net, jf.VE(), 0.0), ValueError, "sigma_data must be a positive number"),
         (lambda: jf.Preconditioned(net, jf.VE(), jnp.ones(2)), ValueError, "single number"),
-        (lambda: jf.change_path(FIELDS["equinox"], "VP"), TypeError, "path is a jflow path"),
+        (lambda: jf.change_path(FIELDS["equinox"], "VP"), TypeError, "path must be a jflow path"),
         (
-            lambda: jf.Field(lambda t, x, a: x[None], jf.CondOT(), "data")(0.5, jnp.ones(2)),
+            lambda: jf.Field(lambda t, x, a: x[None], jf.CondOT(), "data").data(0.5, jnp.ones(2)),
             ValueError,
             r"shape of the state. Got \(1, 2\) for a state of shape \(2,\)",
         ),
-        (lambda: jf.Field(lambda t, x, a: (x, x), jf.CondOT(), "data")(0.5, jnp.ones(2)), ValueError, "structure"),
+        (lambda: jf.Field(lambda t, x, a: (x, x), jf.CondOT(), "data").data(0.5, jnp.ones(2)), ValueError, "structure"),
     ]
     for call, kind, fragment in cases:
         refuses(call, fragment, kind)

@@ -1,5 +1,7 @@
 """Many samples: sample i is a function of the key and of i alone, by one compilation (closed form K5)."""
 
+from typing import ClassVar
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -12,7 +14,7 @@ from references import Counter, gaussian, refuses
 import jflow as jf
 
 KEY = jr.key(3)
-TIMES = jf.uniform_times(5)
+TIMES = jf.UniformGrid(5)
 
 
 class Shifted(eqx.Module):
@@ -33,15 +35,15 @@ def alone():
     """Samples drawn one by one, with and without noise."""
     field = gaussian(jf.CondOT())
 
-    def draw(options):
-        one = jax.jit(lambda i: jf.sample(field, jr.fold_in(KEY, i), (2,), times=TIMES, saveat=STEPS, **options))
+    def draw(sampler):
+        one = jax.jit(lambda i: jf.sample(field, jr.fold_in(KEY, i), (2,), sampler, saveat=STEPS))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *[one(i) for i in range(7)])
 
-    return {"ode": draw({}), "sde": draw({"eta": 1.0})}
+    return {kind: draw(sampler) for kind, sampler in SAMPLERS.items()}
 
 
 STEPS = dfx.SaveAt(t0=True, steps=True)
-OPTIONS = {"ode": {}, "sde": {"eta": 1.0}}
+SAMPLERS = {"ode": TIMES, "sde": jf.FixedSteps(TIMES, eta=1.0)}
 
 
 @pytest.mark.parametrize("batch_size", [3, "mesh", *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
@@ -49,7 +51,7 @@ def test_K5_sample_i_depends_on_the_key_and_on_i_alone(alone, batch_size):
     mesh, size = (jax.make_mesh((8,), ("data",)), 8) if batch_size == "mesh" else (None, batch_size)
     for kind in ("sde",) if batch_size in (1, 8) else ("ode", "sde"):
         out = jf.generate(
-            gaussian(jf.CondOT()), KEY, 7, (2,), batch_size=size, mesh=mesh, times=TIMES, saveat=STEPS, **OPTIONS[kind]
+            gaussian(jf.CondOT()), KEY, 7, (2,), SAMPLERS[kind], batch_size=size, mesh=mesh, saveat=STEPS
         )
         assert isinstance(out.x, np.ndarray) and out.x.shape == (7, 2) and out.xs.shape == (7, 6, 2)
         np.testing.assert_array_equal(out.xs[:, 0], alone[kind].xs[:, 0])  # the noise is the same bit for bit
@@ -62,71 +64,86 @@ def test_K5_sample_i_depends_on_the_key_and_on_i_alone(alone, batch_size):
 
 
 def test_one_compilation_for_new_keys_parameters_scales_grids_and_numbers():
-    net = Counter(lambda t, x, args: x * args)
+    """The network is a pytree: with a plain function in the field each eager call would be compiled anew."""
+    net = Traced()
     field = jf.Guided(jf.Field(net, jf.CondOT(), "velocity"), null=0.0)
 
     def run(key, n, labels, scale, times, eta):
-        return jf.generate(
-            field, key, n, (2,), args=(labels, scale), args_in_axes=(0, None), batch_size=4, times=times, eta=eta
-        ).x
+        args, axes = jf.Args(labels, scale=scale), jf.Args(0, scale=None)
+        sampler = jf.FixedSteps(times, eta=eta)
+        return jf.generate(field, key, n, (2,), sampler, args=args, args_in_axes=axes, batch_size=4).x
 
-    first = run(KEY, 10, jnp.arange(10.0), 2.0, TIMES, 1.0)  # the last chunk is partial
-    traces = net.traces
+    grid = TIMES.times()
+    first = run(KEY, 10, jnp.arange(10.0), 2.0, grid, 1.0)  # the last chunk is partial
+    traces = Traced.traces
     assert traces > 0
-    run(jr.key(9), 10, np.ones(10), 3.0, TIMES**2, 0.5)
-    run(KEY, 23, np.ones(23, np.float32), jnp.asarray(1.5), np.asarray(TIMES), 2)
+    run(jr.key(9), 10, np.ones(10), 3.0, grid**2, 0.5)
+    run(KEY, 23, np.ones(23, np.float32), jnp.asarray(1.5), np.asarray(grid), 2)
     for number in (np.float64(0.5), np.float32(2.0), jnp.float32(0.5)):
-        run(KEY, 4, jnp.ones(4), number, TIMES.tolist(), number)
-    assert net.traces == traces
-    again = run(KEY, 10, jnp.arange(10.0), 2.0, TIMES, 1.0)
+        run(KEY, 4, jnp.ones(4), number, grid.tolist(), number)
+    assert Traced.traces == traces
+    again = run(KEY, 10, jnp.arange(10.0), 2.0, grid, 1.0)
     np.testing.assert_array_equal(first, again)
 
 
+class Traced(eqx.Module):
+    """A network that counts how often Python runs it."""
+
+    traces: ClassVar[int] = 0
+
+    def __call__(self, t, x, args):
+        type(self).traces += 1
+        return x * args
+
+
 def test_new_parameters_do_not_retrace():
-    counted = Counter(lambda t, x, label: -x)
+    counts = []
 
     class Net(eqx.Module):
         weight: jax.Array
 
         def __call__(self, t, x, label):
-            return self.weight * counted(t, x, label)
+            counts.append(1)
+            return -self.weight * x
 
     for weight in (1.0, 2.0):
         field = jf.Field(Net(jnp.asarray(weight)), jf.VE(0.01, 20.0 * weight), "velocity")
-        jf.generate(field, KEY, 4, (2,), times=TIMES, batch_size=2)
-        assert counted.traces == 1
+        jf.generate(field, KEY, 4, (2,), TIMES, batch_size=2)
+        assert len(counts) == 1
 
 
 def test_conditions_are_split_or_shared():
-    labels, times = np.arange(5.0), TIMES
-    field = conditional()
-    split = jf.generate(field, KEY, 5, (2,), args=labels, args_in_axes=0, batch_size=2, times=times)
+    labels, field = np.arange(5.0), conditional()
+    split = jf.generate(field, KEY, 5, (2,), TIMES, args=labels, args_in_axes=0, batch_size=2)
     for i in (0, 3, 4):
-        one = jf.sample(field, jr.fold_in(KEY, i), (2,), args=labels[i], times=times)
+        one = jf.sample(field, jr.fold_in(KEY, i), (2,), TIMES, args=labels[i])
         np.testing.assert_allclose(split.x[i], one.x, rtol=1e-5)
-    shared = jf.generate(field, KEY, 5, (2,), args=2.0, batch_size=2, times=times)
+    shared = jf.generate(field, KEY, 5, (2,), TIMES, args=2.0, batch_size=2)
     np.testing.assert_allclose(shared.x[2], split.x[2], rtol=1e-6)
 
 
 def test_guided_conditions_are_split_or_shared():
     guided = jf.Guided(conditional(), 0.0)
     labels, scales = jnp.arange(5.0), np.linspace(0, 4, 5)
-    both = jf.generate(guided, KEY, 5, (2,), args=(labels, scales), args_in_axes=0, batch_size=5, times=TIMES)
-    one = jf.generate(guided, KEY, 5, (2,), args=(labels, 2.0), args_in_axes=(0, None), batch_size=5, times=TIMES)
-    none = jf.generate(guided, KEY, 5, (2,), args=(labels, None), args_in_axes=(0, None), batch_size=5, times=TIMES)
+
+    def run(scale, axes):
+        args = jf.Args(labels, scale=scale)
+        return jf.generate(guided, KEY, 5, (2,), TIMES, args=args, args_in_axes=axes, batch_size=5)
+
+    one_for_all = jf.Args(0, scale=None)
+    both, one, none = run(scales, 0), run(2.0, one_for_all), run(None, one_for_all)
     np.testing.assert_allclose(both.x[2], one.x[2], rtol=1e-6)
     np.testing.assert_array_equal(both.nfe, 10)
     np.testing.assert_array_equal(none.nfe, 5)
-    scale_one = jf.generate(guided, KEY, 5, (2,), args=(labels, 1.0), args_in_axes=(0, None), batch_size=5, times=TIMES)
-    np.testing.assert_allclose(none.x, scale_one.x, rtol=1e-5)
+    np.testing.assert_allclose(none.x, run(1.0, one_for_all).x, rtol=1e-5)
 
     def net(t, x, args):
         return x * args["a"] + args["b"]["c"].sum()
 
     tree = {"a": np.arange(5.0), "b": {"c": np.ones((5, 3))}}
     field = jf.Field(net, jf.CondOT(), "velocity")
-    out = jf.generate(field, KEY, 5, (2,), args=tree, args_in_axes=0, batch_size=2, times=TIMES)
-    same = jf.generate(field, KEY, 5, (2,), args=tree, args_in_axes={"a": 0, "b": 0}, batch_size=5, times=TIMES)
+    out = jf.generate(field, KEY, 5, (2,), TIMES, args=tree, args_in_axes=0, batch_size=2)
+    same = jf.generate(field, KEY, 5, (2,), TIMES, args=tree, args_in_axes={"a": 0, "b": 0}, batch_size=5)
     np.testing.assert_allclose(out.x, same.x, rtol=1e-6)
 
 
@@ -137,14 +154,14 @@ def test_labels_keep_their_type():
 
     field = jf.Field(net, jf.CondOT(), "velocity")
     for labels in (np.arange(4), jnp.arange(4)):
-        assert jf.generate(field, KEY, 4, (2,), args=labels, args_in_axes=0, times=TIMES).x.shape == (4, 2)
-    assert jf.generate(field, KEY, 2, (2,), args=3, times=TIMES).x.shape == (2, 2)
+        assert jf.generate(field, KEY, 4, (2,), TIMES, args=labels, args_in_axes=0).x.shape == (4, 2)
+    assert jf.generate(field, KEY, 2, (2,), TIMES, args=3).x.shape == (2, 2)
 
 
 def test_any_number_of_samples_on_a_mesh():
     field, mesh = gaussian(jf.CondOT()), jax.make_mesh((4, 2), ("data", "model"))
-    few = jf.generate(field, KEY, 3, (2,), mesh=mesh, times=TIMES)
-    many = jf.generate(field, KEY, 9, (2,), mesh=mesh, batch_size=4, times=TIMES)
+    few = jf.generate(field, KEY, 3, (2,), TIMES, mesh=mesh)
+    many = jf.generate(field, KEY, 9, (2,), TIMES, mesh=mesh, batch_size=4)
     assert few.x.shape == (3, 2) and many.x.shape == (9, 2)
     np.testing.assert_allclose(few.x, many.x[:3], rtol=1e-5)
 
@@ -152,68 +169,81 @@ def test_any_number_of_samples_on_a_mesh():
 def test_events_may_be_pytrees_and_lists_of_sizes():
     tree = {"a": jax.ShapeDtypeStruct((2,), jnp.float32), "b": jax.ShapeDtypeStruct((3, 1), jnp.float32)}
     zero = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
-    out = jf.generate(zero, KEY, 3, tree, times=TIMES, batch_size=2)
+    out = jf.generate(zero, KEY, 3, tree, TIMES, batch_size=2)
     assert jax.tree.map(np.shape, out.x) == {"a": (3, 2), "b": (3, 3, 1)}
-    assert jf.generate(zero, KEY, 2, [4, 4, 1], times=TIMES).x.shape == (2, 4, 4, 1)
+    assert jf.generate(zero, KEY, 2, [4, 4, 1], TIMES).x.shape == (2, 4, 4, 1)
 
 
 @pytest.mark.slow
 def test_adaptive_samples_do_not_depend_on_the_batch(x64):
-    field = gaussian(jf.Cosine())
-    options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": dfx.PIDController(1e-6, 1e-6), "dtype": jnp.float64}
-    out = jf.generate(field, KEY, 7, (2,), batch_size=3, **options)
+    field, shape = gaussian(jf.Cosine()), jax.ShapeDtypeStruct((2,), jnp.float64)
+    tight = jf.AdaptiveSteps(rtol=1e-6, atol=1e-6)
+    out = jf.generate(field, KEY, 7, shape, tight, batch_size=3)
     for i in (0, 6):
-        one = jf.sample(field, jr.fold_in(KEY, i), (2,), **options)
+        one = jf.sample(field, jr.fold_in(KEY, i), shape, tight)
         np.testing.assert_allclose(out.x[i], one.x, rtol=1e-8)
-        assert out.nfe[i] == one.nfe
+        assert out.nfe[i] == one.nfe and out.x.dtype == np.float64
 
 
-def test_what_sample_refuses_generate_refuses_before_tracing():
+def test_the_default_is_the_recommended_sampler():
+    field = gaussian(jf.CondOT())
+    for guide, args, steps in ((field, None, 32), (jf.Guided(field, 0.0), jf.Args(1.0, scale=2.0), 16)):
+        out = jf.generate(guide, KEY, 2, (2,), args=args)
+        same = jf.generate(guide, KEY, 2, (2,), jf.recommended(guide, args=args), args=args)
+        np.testing.assert_array_equal(out.x, same.x)
+        np.testing.assert_array_equal(out.nfe, 32)
+        assert jf.recommended(guide, args=args).n == steps
+
+
+def test_what_sample_raises_generate_raises_before_tracing():
     net = Counter(lambda t, x, args: x)
     noise = jf.Field(net, jf.CondOT(), "noise")
-    cases = [
-        ({"times": TIMES}, "Got t = 0, .*start a little later"),
-        ({"times": TIMES[::-1]}, "increase"),
-        ({"times": jnp.array([0.1, jnp.nan, 1.0])}, "finite"),
-        ({}, "either a grid"),
-        ({"times": TIMES + 0.1, "eta": -1.0}, "eta is a number of at least 0"),
-        ({"times": TIMES, "t0": 0.0}, "belongs to an adaptive solve"),
-        ({"t0": 0.0, "t1": 0.9}, "Got t = 0, .*start a little later"),
-        ({"times": TIMES, "log_prob": True}, "Got t = 0, .*start a little later"),
-    ]
-    for options, fragment in cases:
+    for sampler, fragment in [
+        (TIMES, "Got t = 0, .*start a little later"),
+        (TIMES.times()[::-1], "increase"),
+        (jf.UniformGrid(5, 0.1, 1000.0), r"lie in \[0, 1\]"),
+        (jf.AdaptiveSteps(t1=0.9), "Got t = 0, .*start a little later"),
+        (jf.FixedSteps(jf.UniformGrid(5, 0.1), dfx.SRA1()), "SRA1 must have an SDE"),
+        (jf.AdaptiveSteps(t0=0.1, t1=0.9, eta=1.0), "must have a Brownian path known at every time"),
+    ]:
         with pytest.raises(ValueError, match=fragment):
-            jf.generate(noise, KEY, 4, (2,), **options)
+            jf.generate(noise, KEY, 4, (2,), sampler)
     assert net.traces == 0
 
 
 def test_generate_owns_its_loop():
     field = gaussian(jf.CondOT())
     for fn in (
-        lambda k: jf.generate(field, k, 4, (2,), times=TIMES).x,
-        lambda _: jf.generate(field, KEY, 4, (2,), times=TIMES).x,
+        lambda k: jf.generate(field, k, 4, (2,), TIMES).x,
+        lambda _: jf.generate(field, KEY, 4, (2,), TIMES).x,
     ):
-        refuses(lambda fn=fn: jax.jit(fn)(KEY), "call it outside, or map there over keys")
+        refuses(lambda fn=fn: jax.jit(fn)(KEY), "generate must be called outside of transformations")
+    refuses(
+        lambda: jax.grad(lambda w: jf.generate(conditional(w), KEY, 4, (2,), TIMES, args=1.0).x.sum())(1.0),
+        "call it outside, or map there",
+    )
 
 
-def test_bad_input_is_refused_with_a_reason():
+def test_bad_input_raises_with_a_reason():
     field, mesh = gaussian(jf.CondOT()), jax.make_mesh((8,), ("data",))
     cases = [
-        ({"n": 0}, ValueError, "n is an integer of at least 1"),
-        ({"n": 2.5}, ValueError, "n is an integer of at least 1"),
-        ({"batch_size": 0}, ValueError, "batch_size is an integer of at least 1"),
+        ({"n": 0}, ValueError, "n must be an integer of at least 1"),
+        ({"n": 2.5}, ValueError, "n must be an integer of at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
         ({"key": jr.PRNGKey(0)}, ValueError, "typed key"),
         ({"key": jr.key(0, impl="rbg")}, ValueError, "rbg"),
         ({"key": jr.split(KEY)}, ValueError, "vmap over them"),
         ({"mesh": mesh, "batch_size": 12, "n": 100}, ValueError, "multiple of the devices"),
-        ({"mesh": 3}, TypeError, "mesh is a jax mesh"),
+        ({"mesh": 3}, TypeError, "mesh must be a jax mesh"),
         ({"args": np.arange(3.0), "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
         ({"args": 2.0, "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
-        ({"args": np.arange(4.0), "args_in_axes": 1}, ValueError, "holds 0"),
+        ({"args": np.arange(4.0), "args_in_axes": 1}, ValueError, "must hold 0"),
         ({"args": (np.arange(4.0), 1.0), "args_in_axes": (0,)}, ValueError, "args_in_axes"),
         ({"shape": 2}, ValueError, "shape of one event"),
+        ({"field": lambda t, x, args: x}, TypeError, "A field must be given"),
         ({"step": 3}, TypeError, "step"),
+        ({"log_prob": True}, TypeError, "log_prob"),
     ]
     for options, kind, fragment in cases:
-        call = {"field": field, "key": KEY, "n": 4, "shape": (2,), "times": TIMES, **options}
+        call = {"field": field, "key": KEY, "n": 4, "shape": (2,), "sampler": TIMES, **options}
         refuses(lambda call=call: jf.generate(**call), fragment, kind)

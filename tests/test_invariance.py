@@ -11,7 +11,7 @@ import jflow as jf
 
 N, ALONE = 4096, (0, 3, 4095)
 KEY = jr.key(11)
-TIMES = jf.uniform_times(16)
+TIMES = jf.UniformGrid(16)
 
 
 def world(dtype=jnp.float32):
@@ -19,23 +19,31 @@ def world(dtype=jnp.float32):
     return jf.distributions.GaussianMixture(means, stds=jnp.asarray([0.5, 0.8, 0.6], dtype))
 
 
-def batches(field, **options):
+def batches(field, sampler, dtype=jnp.float32):
     """The same draws in one batch, in chunks, over eight devices, and seven alone in a batch of their own."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    whole = jf.generate(field, KEY, N, (2,), batch_size=N, progress=False, **options).x
-    yield "chunks", whole, jf.generate(field, KEY, N, (2,), batch_size=1500, progress=False, **options).x
-    yield "mesh", whole, jf.generate(field, KEY, N, (2,), batch_size=N, mesh=mesh, progress=False, **options).x
-    yield "seven", whole[:7], jf.generate(field, KEY, 7, (2,), batch_size=7, progress=False, **options).x
-    one = jax.jit(lambda i: jf.sample(field, jr.fold_in(KEY, i), (2,), **options).x)
+    shape = jax.ShapeDtypeStruct((2,), dtype)
+
+    def draw(n, size, mesh=None):
+        return jf.generate(field, KEY, n, shape, sampler, batch_size=size, mesh=mesh, progress=False).x
+
+    whole = draw(N, N)
+    yield "chunks", whole, draw(N, 1500)
+    yield "mesh", whole, draw(N, N, mesh)
+    yield "seven", whole[:7], draw(7, 7)
+    one = jax.jit(lambda i: jf.sample(field, jr.fold_in(KEY, i), shape, sampler).x)
     yield "alone", whole[list(ALONE)], np.stack([one(jnp.uint32(i)) for i in ALONE])
 
 
 @pytest.mark.parametrize(
-    "options",
-    [pytest.param({"solver": dfx.Heun()}, marks=pytest.mark.slow, id="ode"), pytest.param({"eta": 1.0}, id="sde")],
+    "sampler",
+    [
+        pytest.param(jf.FixedSteps(TIMES, dfx.Heun()), marks=pytest.mark.slow, id="ode"),
+        pytest.param(jf.FixedSteps(TIMES, eta=1.0), id="sde"),
+    ],
 )
-def test_fixed_grids_agree_to_rounding(options):
-    for name, expected, got in batches(world().field(jf.CondOT()), times=TIMES, **options):
+def test_fixed_grids_agree_to_rounding(sampler):
+    for name, expected, got in batches(world().field(jf.CondOT()), sampler):
         np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
@@ -43,8 +51,8 @@ def test_noise_is_the_same_to_the_last_bit():
     """With no drift the state is the sum of its increments, in order."""
 
     def walk(i):
-        options = {"diffusion": lambda t, x, args: 1.0, "key": jr.fold_in(KEY, i), "times": TIMES}
-        return jf.solve(lambda t, x, args: jnp.zeros_like(x), jnp.zeros(2), **options).x
+        noise = {"diffusion": lambda t, x, args: 1.0, "key": jr.fold_in(KEY, i)}
+        return jf.solve(lambda t, x, args: jnp.zeros_like(x), jnp.zeros(2), TIMES, **noise).x
 
     many = jax.jit(jax.vmap(walk))
     whole = many(jnp.arange(N))
@@ -62,8 +70,8 @@ def test_noise_is_the_same_to_the_last_bit():
 def test_adaptive_steps_agree_in_float32():
     """A step may be accepted here and rejected there, which costs what the two solves are wrong by."""
     for tolerance in (1e-3, 1e-5):
-        control = dfx.PIDController(tolerance, tolerance)
-        for name, expected, got in batches(world().field(jf.CondOT()), t0=0.0, t1=1.0, stepsize_controller=control):
+        sampler = jf.AdaptiveSteps(rtol=tolerance, atol=tolerance)
+        for name, expected, got in batches(world().field(jf.CondOT()), sampler):
             difference = np.abs(got - expected)
             assert np.median(difference) <= 1e-5, (name, tolerance)
             assert difference.max() <= 100 * tolerance, (name, tolerance)
@@ -73,8 +81,8 @@ def test_steps_do_not_grow_by_rounding():
     """The first estimates of the error lie below rounding: starts a few ulps apart take the same steps all the same."""
     field = jf.distributions.GaussianMixture(jnp.zeros((1, 2)), stds=jnp.asarray([0.5])).field(jf.CondOT())
     starts = jnp.outer(1 + jnp.arange(64) * jnp.finfo(jnp.float32).eps, jnp.asarray([1.3, -0.7]))
-    control = dfx.PIDController(1e-4, 1e-4)
-    out = jax.jit(jax.vmap(lambda x: jf.decode(field, x, t0=0.0, t1=1.0, stepsize_controller=control)))(starts)
+    sampler = jf.AdaptiveSteps(rtol=1e-4, atol=1e-4)
+    out = jax.jit(jax.vmap(lambda x: jf.decode(field, x, sampler)))(starts)
     assert len(np.unique(out.nfe)) == 1
     assert np.ptp(out.x, axis=0).max() <= 2e-5  # 7e-4 where the estimates are taken as they are
 
@@ -82,9 +90,8 @@ def test_steps_do_not_grow_by_rounding():
 @pytest.mark.slow
 def test_adaptive_steps_agree_in_float64():
     with jax.enable_x64(True):
-        control = dfx.PIDController(1e-6, 1e-6)
-        options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": control, "dtype": jnp.float64}
-        for name, expected, got in batches(world(jnp.float64).field(jf.CondOT()), **options):
+        sampler = jf.AdaptiveSteps(rtol=1e-6, atol=1e-6)
+        for name, expected, got in batches(world(jnp.float64).field(jf.CondOT()), sampler, jnp.float64):
             assert expected.dtype == np.float64
             np.testing.assert_allclose(got, expected, atol=1e-8, err_msg=name)
 
@@ -99,12 +106,12 @@ def test_a_bad_sample_spoils_no_other_and_costs_few_steps():
     @jax.jit
     @jax.vmap
     def adaptive(x):
-        return jf.decode(field, x, t0=0.0, t1=1.0)
+        return jf.decode(field, x, jf.AdaptiveSteps())
 
     @jax.jit
     @jax.vmap
     def grid(x):
-        return jf.decode(field, x, times=TIMES)
+        return jf.decode(field, x, TIMES)
 
     for run in (adaptive, grid):
         clean, mixed = run(starts), run(bad)

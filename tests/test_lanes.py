@@ -1,5 +1,7 @@
 """Continuous batching: the samples, steps and statuses of one solve at a time, in fewer evaluations."""
 
+from typing import ClassVar
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -10,28 +12,31 @@ import pytest
 from references import Counter
 
 import jflow as jf
-from jflow._lanes import takes_lanes
+from jflow._engine.pool import takes_lanes
+from jflow._validate import stream
 
 KEY = jr.key(5)
 N, LANES = 70, 16  # not a multiple
-ENDS = {"t0": 0.0, "t1": 1.0}
-CONTROL = dfx.PIDController(1e-6, 1e-6)
+SHAPE = jax.ShapeDtypeStruct((2,), "float64")
+TIGHT = jf.AdaptiveSteps(rtol=1e-6, atol=1e-6)
 
 
-class Swing:
+class Swing(eqx.Module):
     """A velocity that swings: its rate, the condition, sets the number of steps."""
 
-    traces = 0
+    traces: ClassVar[int] = 0
 
     def __call__(self, t, x, rate):
-        self.traces += 1
+        type(self).traces += 1
         return jnp.cos(rate * t) * x
 
 
-class Base(eqx.Module):
+class Sixth(jf.AbstractSource):
     """Normals of which one in six is not a number."""
 
-    def sample(self, key):
+    coupled = False
+
+    def sample(self, key, like, args=None):
         x = jr.normal(key, (2,), jnp.float64)
         return jnp.where(x[0] > 1, jnp.nan, x)
 
@@ -42,11 +47,11 @@ def world():
     return jf.distributions.GaussianMixture(means, stds=jnp.asarray([0.05, 0.08, 0.06]))
 
 
-def alone(field, n=N, rates=None, **options):
+def alone(field, sampler, n=N, rates=None):
     """Every sample by `diffrax.diffeqsolve`, in the key of its own."""
 
     def one(i, rate):
-        return jf.sample(field, jr.fold_in(KEY, i), (2,), args=rate, **options)
+        return jf.sample(field, jr.fold_in(KEY, i), SHAPE, sampler, args=rate)
 
     return jax.jit(jax.vmap(one, (0, None if rates is None else 0)))(jnp.arange(n), rates)
 
@@ -62,43 +67,46 @@ def test_samples_steps_and_statuses_are_those_of_one_solve_at_a_time(x64):
     """With conditions, starts and right-hand sides that are not numbers, and samples out of steps."""
     rates = np.linspace(0, 40, N)
     rates[[3, 17, 18, 69]] = 300.0, np.nan, 300.0, 300.0
-    field = jf.Field(Swing(), jf.CondOT(), "velocity")
-    options = ENDS | {"base": Base(), "dtype": jnp.float64, "max_steps": 60, "stepsize_controller": CONTROL}
+    field = jf.Field(Swing(), jf.CondOT(source=Sixth()), "velocity")
+    sampler = jf.AdaptiveSteps(max_steps=60, rtol=1e-6, atol=1e-6)
 
-    def run(key=KEY, n=N, **more):
-        given = {"args": rates[:n], "args_in_axes": 0, "batch_size": LANES}
-        return jf.generate(field, key, n, (2,), **given, **(options | more))
+    def run(key=KEY, n=N, sampler=sampler):
+        return jf.generate(field, key, n, SHAPE, sampler, args=rates[:n], args_in_axes=0, batch_size=LANES)
 
-    got, expected = run(), alone(field, rates=jnp.asarray(rates), **options)
+    got, expected = run(), alone(field, sampler, rates=jnp.asarray(rates))
     agree(got, expected)
-    starts = jax.vmap(lambda i: Base().sample(jr.split(jr.fold_in(KEY, i))[0]))(jnp.arange(N))
+    keys = jax.vmap(lambda i: jr.split(stream(jr.fold_in(KEY, i), "sample"))[0])(jnp.arange(N))
+    starts = jax.vmap(lambda key: Sixth().sample(key, None))(keys)
     bad = np.isnan(starts).any(1) | np.isnan(rates)
     assert 5 < bad.sum() < N // 2
     np.testing.assert_array_equal(got.status, np.where(bad, 1, np.where(rates == 300, 2, 0)))
     np.testing.assert_array_equal(got.t == 0, bad)
     assert got.nfe[got.status == 0].max() > 2 * got.nfe[got.status == 0].min()
 
-    traces = field.net.traces
-    other = run(jr.key(9), 66, stepsize_controller=dfx.PIDController(1e-4, 1e-5), t1=0.9)
-    assert other.x.shape == (66, 2) and field.net.traces == traces
+    traces = []
+    for tolerance, stop in ((1e-4, 0.9), (1e-5, 0.8)):
+        other = jf.AdaptiveSteps(max_steps=60, rtol=tolerance, atol=1e-5, t1=stop)
+        assert run(jr.key(9), 66, other).x.shape == (66, 2)
+        traces.append(Swing.traces)
     agree(run(), got, 0)
+    assert set(traces) == {Swing.traces}
 
 
 @pytest.mark.slow
 def test_fewer_samples_than_lanes(x64):
-    field, options = world().field(jf.CondOT()), ENDS | {"dtype": jnp.float64}
-    agree(jf.generate(field, KEY, 3, (2,), batch_size=LANES, **options), alone(field, 3, **options))
+    field = world().field(jf.CondOT())
+    agree(jf.generate(field, KEY, 3, SHAPE, jf.AdaptiveSteps(), batch_size=LANES), alone(field, jf.AdaptiveSteps(), 3))
 
 
 CASES = {
-    "carried stage": (jf.CondOT(), {}),
-    "another clock, no carried stage": (jf.VP(), {"clock": jf.RatioClock(), "solver": dfx.Heun(), "dt0": 0.05}),
+    "carried stage": (jf.CondOT(), TIGHT),
+    "another clock, no carried stage": (
+        jf.VP(),
+        jf.AdaptiveSteps(dfx.Heun(), clock=jf.RatioClock(), dt0=0.05, rtol=1e-6, atol=1e-6),
+    ),
     "PI control between bounds": (
         jf.CondOT(),
-        {
-            "solver": dfx.Bosh3(),
-            "stepsize_controller": dfx.PIDController(1e-5, 1e-5, pcoeff=0.3, icoeff=0.4, dtmax=0.1),
-        },
+        jf.AdaptiveSteps(dfx.Bosh3(), dfx.PIDController(1e-5, 1e-5, pcoeff=0.3, icoeff=0.4, dtmax=0.1)),
     ),
 }
 
@@ -106,17 +114,15 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_clock_solver_and_control(case, x64):
-    path, options = CASES[case]
+    path, sampler = CASES[case]
     field = world().field(path)
-    options = ENDS | {"dtype": jnp.float64, "stepsize_controller": CONTROL} | options
-    agree(jf.generate(field, KEY, N, (2,), batch_size=LANES, **options), alone(field, **options))
+    agree(jf.generate(field, KEY, N, SHAPE, sampler, batch_size=LANES), alone(field, sampler))
 
 
 @pytest.mark.slow
 def test_each_device_has_a_queue_of_its_own(x64):
     field, mesh = world().field(jf.CondOT()), jax.make_mesh((8,), ("data",))
-    options = ENDS | {"dtype": jnp.float64, "stepsize_controller": CONTROL}
-    agree(jf.generate(field, KEY, N, (2,), batch_size=LANES, mesh=mesh, **options), alone(field, **options))
+    agree(jf.generate(field, KEY, N, SHAPE, TIGHT, batch_size=LANES, mesh=mesh), alone(field, TIGHT))
 
 
 @pytest.mark.slow
@@ -125,7 +131,8 @@ def test_evaluations_follow_the_mean_number_of_steps():
     n, lanes = 256, 32
     net, rates = Counter(Swing()), np.where(np.arange(n) % 10 == 3, 30.0, 3.0)
     got = jf.generate(
-        jf.Field(net, jf.CondOT(), "velocity"), KEY, n, (2,), args=rates, args_in_axes=0, batch_size=lanes, **ENDS
+        jf.Field(net, jf.CondOT(), "velocity"), KEY, n, (2,), jf.AdaptiveSteps(), args=rates, args_in_axes=0,
+        batch_size=lanes,
     )  # fmt: skip
     steps = (got.nfe - 1) // 6
     assert steps.max() > 2 * steps.mean()
@@ -134,21 +141,31 @@ def test_evaluations_follow_the_mean_number_of_steps():
 
 
 def test_what_lanes_do_not_take_goes_in_chunks():
-    assert takes_lanes(**ENDS)
-    assert takes_lanes(**ENDS, solver=dfx.Dopri5(), clock=jf.RatioClock(), stepsize_controller=CONTROL, log_prob=False)
-    for options in (
-        {"times": jf.uniform_times(3), "t0": None},
-        {"t1": None},
-        {"t0": 1.0, "t1": 0.5},
-        {"eta": 1.0},
-        {"diffusion": lambda t, x, args: 1.0},
-        {"log_prob": True},
-        {"saveat": dfx.SaveAt(steps=True)},
-        {"event": dfx.Event(lambda *a, **k: False)},
-        {"adjoint": dfx.DirectAdjoint()},
-        {"solver": dfx.Kvaerno3()},
-        {"solver": dfx.Euler()},
-        {"stepsize_controller": dfx.StepTo(jnp.linspace(0, 1, 5))},
-        {"step": 3},
+    """A solve of which more than the end is asked for goes in chunks too, and gives the same samples."""
+    for sampler in (
+        jf.AdaptiveSteps(),
+        jf.AdaptiveSteps(dfx.Dopri5(), dfx.PIDController(1e-6, 1e-6), clock=jf.RatioClock(), t0=0.1, t1=0.9),
     ):
-        assert not takes_lanes(**(ENDS | options)), options
+        assert takes_lanes(sampler)
+    for sampler in (
+        jf.UniformGrid(3),
+        jf.FixedSteps(jf.UniformGrid(3)),
+        jf.AdaptiveSteps(t0=1.0, t1=0.5),
+        jf.AdaptiveSteps(eta=1.0),
+        jf.AdaptiveSteps(diffusion=lambda t: 1.0),
+        jf.AdaptiveSteps(adjoint=dfx.DirectAdjoint()),
+        jf.AdaptiveSteps(dfx.Kvaerno3()),
+        jf.AdaptiveSteps(dfx.Euler(), dfx.ConstantStepSize(), dt0=0.1),
+        jf.AdaptiveSteps(controller=dfx.StepTo(jnp.linspace(0, 1, 5))),
+        jf.AdaptiveSteps(max_steps=None),
+    ):
+        assert not takes_lanes(sampler), sampler
+    field = jf.Field(Swing(), jf.CondOT(), "velocity")
+    rates, save = np.linspace(0.0, 4.0, 5, dtype=np.float32), dfx.SaveAt(t1=True)
+    lanes, chunks = (
+        jf.generate(field, KEY, 5, (2,), jf.AdaptiveSteps(), args=rates, args_in_axes=0, batch_size=2, saveat=saves)
+        for saves in (None, save)
+    )
+    np.testing.assert_array_equal(lanes.nfe, chunks.nfe)
+    np.testing.assert_allclose(lanes.x, chunks.x, rtol=1e-5)
+    np.testing.assert_array_equal(chunks.xs[:, 0], chunks.x)

@@ -1,6 +1,5 @@
 """Likelihoods against closed forms."""
 
-import functools as ft
 import math
 
 import diffrax as dfx
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from references import refuses
 
 import jflow as jf
 
@@ -19,7 +19,7 @@ PATHS = [
     jf.LinearVP(),
     jf.VP(),
     jf.VE(),
-    jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t)),
+    jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t)),
 ]
 CLOCKS = [jf.PathClock(), jf.RatioClock(), jf.AngleClock()]
 NAMES = [type(path).__name__ for path in PATHS]
@@ -62,16 +62,15 @@ SOME = [pytest.param(path, marks=[] if type(path) in (jf.CondOT, jf.VP) else pyt
 
 @pytest.mark.parametrize("path", SOME, ids=NAMES)
 def test_mixture_log_density_in_float32(path):
-    """Base the exact marginal at the start, truth the exact marginal at the end: within 1e-4 nats at 1e-6."""
+    """Start the exact marginal at t = 0, truth the exact marginal at t = 1: within 1e-4 nats at 1e-6."""
     world = mixture(2)
     start, end = marginals(world, path, 0.0, 1.0)
     xs, truth = drawn(end, jr.key(0), 16)
-    control = dfx.PIDController(1e-6, 1e-6)
 
     @jax.jit
     @jax.vmap
     def ours(x):
-        out = jf.log_prob(world.field(path), x, base=start, solver=dfx.Tsit5(), stepsize_controller=control)
+        out = jf.log_prob(world.field(path), x, jf.AdaptiveSteps(dfx.Tsit5(), rtol=1e-6, atol=1e-6), start=start)
         return out.log_prob, out.status
 
     values, status = ours(xs)
@@ -85,10 +84,8 @@ def test_mixture_log_density_in_sixteen_dimensions(path):
     world = mixture(16)
     start, end = marginals(world, path, 0.0, 1.0)
     xs, truth = drawn(end, jr.key(1), 16)
-    control = dfx.PIDController(1e-6, 1e-6)
-    run = jax.jit(
-        jax.vmap(lambda x: jf.log_prob(world.field(path), x, base=start, stepsize_controller=control).log_prob)
-    )
+    tight = jf.AdaptiveSteps(rtol=1e-6, atol=1e-6)
+    run = jax.jit(jax.vmap(lambda x: jf.log_prob(world.field(path), x, tight, start=start).log_prob))
     np.testing.assert_allclose(run(xs), truth, atol=1e-4)
 
 
@@ -100,12 +97,11 @@ def test_mixture_log_density_in_float64(path):
         start, end = marginals(world, path, jnp.asarray(0.0), jnp.asarray(1.0))
         xs, truth = drawn(end, jr.key(2), 8)
         assert xs.dtype == jnp.float64
-        control = dfx.PIDController(1e-9, 1e-9)
 
         @jax.jit
         @jax.vmap
         def ours(x):
-            return jf.log_prob(world.field(path), x, base=start, stepsize_controller=control).log_prob
+            return jf.log_prob(world.field(path), x, jf.AdaptiveSteps(rtol=1e-9, atol=1e-9), start=start).log_prob
 
         np.testing.assert_allclose(ours(xs), truth, atol=1e-7)
 
@@ -114,13 +110,13 @@ def test_mixture_log_density_in_float64(path):
 def test_every_clock_gives_the_same_density_of_sample_and_of_log_prob(clock):
     world = mixture(2)
     field = world.field(jf.CondOT())
-    options = {"times": jf.uniform_times(64), "solver": dfx.Midpoint(), "clock": clock}
+    sampler = jf.FixedSteps(jf.UniformGrid(64), dfx.Midpoint(), clock=clock)
 
     @jax.jit
     @jax.vmap
     def both(key):
-        drawn = jf.sample(field, key, (2,), log_prob=True, **options)
-        again = jf.log_prob(field, drawn.x, **options)
+        drawn = jf.sample(field, key, (2,), sampler, log_prob=True)
+        again = jf.log_prob(field, drawn.x, sampler)
         return world.log_prob(drawn.x), drawn.log_prob, again.log_prob, drawn.nfe
 
     truth, value, again, nfe = both(jr.split(jr.key(3), 32))
@@ -134,13 +130,15 @@ def test_what_is_saved_is_a_function_of_the_event():
     field = mixture(2).field(jf.CondOT())
     saveat = dfx.SaveAt(steps=4, fn=lambda t, x, args: (t, args * jnp.sum(x**2)))
     ends = dfx.SaveAt(t1=True, fn=saveat.subs.fn)
-    grid = {"times": jnp.linspace(0.1, 0.9, 9), "args": 3.0, "clock": jf.RatioClock()}
-    adaptive = {"t0": 0.1, "t1": 0.9, "args": 3.0, "clock": jf.RatioClock(), "saveat": ends}
+    every = (
+        (jf.FixedSteps(jf.UniformGrid(8, 0.1, 0.9), clock=jf.RatioClock()), saveat),
+        (jf.AdaptiveSteps(t0=0.1, t1=0.9, clock=jf.RatioClock()), ends),
+    )
 
     @jax.jit
     def runs(key, x):
-        drawn = [jf.sample(field, key, (2,), log_prob=True, **o) for o in (grid | {"saveat": saveat}, adaptive)]
-        return drawn, [jf.log_prob(field, x, **o) for o in (grid | {"saveat": saveat}, adaptive)]
+        drawn = [jf.sample(field, key, (2,), s, args=3.0, log_prob=True, saveat=saves) for s, saves in every]
+        return drawn, [jf.log_prob(field, x, s, args=3.0, saveat=saves) for s, saves in every]
 
     for end, outs in zip((0.9, 0.1), runs(jr.key(0), jnp.array([0.3, -0.8])), strict=True):
         for out in outs:
@@ -158,25 +156,25 @@ def image_runs():
 
     field = jf.Field(net, jf.CondOT(), predicts="velocity")
     x = jr.normal(jr.key(8), (4, 3, 2))
-    options = {"times": jf.uniform_times(16), "solver": dfx.Heun()}
+    sampler = jf.FixedSteps(jf.UniformGrid(16), dfx.Heun())
 
-    @ft.partial(eqx.filter_jit)
+    @eqx.filter_jit
     def run(key, divergence):
-        return jf.log_prob(field, x, divergence=divergence, key=key, **options)
+        return jf.log_prob(field, x, sampler, divergence=divergence, key=key)
 
-    return field, x, options, run
+    return field, x, sampler, run
 
 
 def test_event_of_any_shape_and_chunk(image_runs):
     _, _, _, run = image_runs
-    values = [run(jr.key(0), jf.Exact(chunk)).log_prob for chunk in (5, 24)]
+    values = [run(jr.key(0), jf.ExactDivergence(chunk)).log_prob for chunk in (5, 24)]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("divergence", [jf.Hutchinson(4), jf.HutchPlusPlus(4, 4)], ids=["hutchinson", "hutch++"])
 def test_estimates_repeat_and_their_standard_error_is_honest(image_runs, divergence):
     _, _, _, run = image_runs
-    exact = run(jr.key(0), jf.Exact()).log_prob
+    exact = run(jr.key(0), jf.ExactDivergence()).log_prob
     first, again = run(jr.key(1), divergence), run(jr.key(1), divergence)
     assert first.log_prob == again.log_prob
     keys = jr.split(jr.key(2), 400)
@@ -190,8 +188,8 @@ def test_one_probe_has_no_standard_error(image_runs):
 
 
 def test_gradient_in_x_matches_finite_differences(image_runs):
-    field, x, options, _ = image_runs
-    value = jax.jit(lambda x: jf.log_prob(field, x, **options).log_prob)
+    field, x, sampler, _ = image_runs
+    value = jax.jit(lambda x: jf.log_prob(field, x, sampler).log_prob)
     direction, h = jr.normal(jr.key(9), x.shape), 1e-2
     slope = jnp.sum(jax.jit(jax.grad(value))(x) * direction)
     finite = (value(x + h * direction) - value(x - h * direction)) / (2 * h)
@@ -203,14 +201,13 @@ def test_estimating_costs_no_more_network_calls_than_sampling():
     """Hutchinson, 4 probes, d = 64: at most 1.3 times plain sampling's calls at the same tolerance."""
     world = mixture(64)
     field = world.field(jf.CondOT())
-    control = dfx.PIDController(1e-5, 1e-5)
+    sampler = jf.AdaptiveSteps()  # at 1e-5
 
     @jax.jit
     @jax.vmap
     def calls(key):
-        options = {"t0": 0.0, "t1": 1.0, "stepsize_controller": control}
-        plain = jf.sample(field, key, (64,), **options)
-        dense = jf.sample(field, key, (64,), log_prob=True, divergence=jf.Hutchinson(4), **options)
+        plain = jf.sample(field, key, (64,), sampler)
+        dense = jf.sample(field, key, (64,), sampler, log_prob=True, divergence=jf.Hutchinson(4))
         return plain.nfe, dense.nfe
 
     plain, dense = calls(jr.split(jr.key(4), 16))
@@ -232,17 +229,53 @@ def test_bits_per_dim_of_uniform_pixels_is_eight():
     assert abs(inside.mean() - 0.5) < 4 / np.sqrt(12 * 6000) and inside.min() < 0.01 and inside.max() > 0.99
 
 
+def test_the_default_sampler_is_adaptive_at_1e_5():
+    world = mixture(2)
+    field, x = world.field(jf.CondOT()), jnp.array([0.3, -0.8])
+    np.testing.assert_array_equal(
+        jf.log_prob(field, x).log_prob, jf.log_prob(field, x, jf.AdaptiveSteps(rtol=1e-5, atol=1e-5)).log_prob
+    )
+
+
+def test_a_density_in_a_clock_has_the_weight_of_its_scale():
+    """On a grid of a clock that scales the state the determinant of the scaling counts: `d log(u/x)` at both ends."""
+    world = jf.distributions.Gaussian(jnp.array([0.5, -1.0]), std=0.4)
+    field, x = world.field(jf.VP()), jnp.array([0.7, -0.6])
+    start = world.at(jf.VP(), 0.05)
+    clocks = (jf.PathClock(), jf.SigmaClock(), jf.ThetaClock(), jf.RatioClock(), jf.AngleClock())
+    every = {type(c).__name__: jf.AdaptiveSteps(t0=0.05, t1=0.95, clock=c, rtol=1e-6, atol=1e-6) for c in clocks}
+    values = jax.jit(lambda x: {name: jf.log_prob(field, x, s, start=start).log_prob for name, s in every.items()})(x)
+    truth = world.at(jf.VP(), 0.95).log_prob(x)
+    for name, value in values.items():
+        np.testing.assert_allclose(value, truth, atol=2e-4, err_msg=name)
+
+
+def test_decode_gives_the_density_of_its_start():
+    world = mixture(2)
+    field, x0 = world.field(jf.CondOT()), jnp.array([0.4, -1.1])
+    sampler = jf.AdaptiveSteps(rtol=1e-6, atol=1e-6)
+    out = jf.decode(field, x0, sampler, log_prob=True)
+    np.testing.assert_allclose(out.log_prob, world.log_prob(out.x), atol=1e-4)
+
+
 def test_bad_arguments_say_the_rule():
-    field = mixture(2).field(jf.CondOT())
-    with pytest.raises(ValueError, match="takes the ODE"):
-        jf.sample(field, jr.key(0), (2,), times=jf.uniform_times(4), eta=1.0, log_prob=True)
-    with pytest.raises(ValueError, match="end='stop'"):
-        jf.sample(field, jr.key(0), (2,), times=jf.uniform_times(4), end="denoise", log_prob=True)
-    noisy = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts="data")
-    with pytest.raises(ValueError, match="stop a little earlier"):
-        jf.log_prob(noisy, jnp.zeros(2))
-    with pytest.raises(ValueError, match="takes randomness"):
-        jf.log_prob(field, jnp.zeros(2), divergence=jf.Hutchinson(2))
+    field, grid, x = mixture(2).field(jf.CondOT()), jf.UniformGrid(4), jnp.zeros(2)
+    data = jf.Field(lambda t, x, args: x, jf.CondOT(), predicts="data")
+    denoise, noisy = jf.FixedSteps(grid, end="denoise"), jf.FixedSteps(grid, eta=1.0)
+    for call, fragment in [
+        (lambda: jf.sample(field, jr.key(0), (2,), noisy, log_prob=True), "must follow the ODE. Got eta="),
+        (lambda: jf.log_prob(field, x, noisy), "log_prob must follow the ODE. Got eta="),
+        (lambda: jf.log_prob(field, x, jf.AdaptiveSteps(diffusion=lambda t: t)), "log_prob must follow the ODE"),
+        (lambda: jf.log_prob(field, x, jf.FixedSteps(grid, jf.EDMChurn(1.0))), "EDMChurn.*, which adds noise"),
+        (lambda: jf.sample(field, jr.key(0), (2,), denoise, log_prob=True), "Got end='denoise': leave it out"),
+        (lambda: jf.log_prob(field, x, denoise), "Got end='denoise': leave it out"),
+        (lambda: jf.decode(data, x, grid, log_prob=True), "Got end='denoise': leave it out"),
+        (lambda: jf.log_prob(data, x), "stop a little earlier"),
+        (lambda: jf.log_prob(data, x, grid), "stop a little earlier"),
+        (lambda: jf.log_prob(field, x, divergence=jf.Hutchinson(2)), "pass key="),
+        (lambda: jf.log_prob(field, x.astype(int)), "floating-point type"),
+    ]:
+        refuses(call, fragment)
 
 
 @pytest.mark.slow
@@ -253,15 +286,15 @@ def test_the_t_interval_of_four_probes_covers_the_exact_value():
     covs = 0.2 * jnp.eye(d)[None] + factors @ jnp.swapaxes(factors, 1, 2)
     world = jf.distributions.GaussianMixture(0.5 * jr.normal(jr.key(1), (2, d)), covs=covs)
     field = world.field(jf.CondOT())
-    options = {"times": jf.uniform_times(16), "solver": dfx.Midpoint()}
+    sampler = jf.FixedSteps(jf.UniformGrid(16), dfx.Midpoint())
 
     @jax.jit
     def trials(keys):
         def one(key):
             key_x, key_probes = jr.split(key)
             x = world.sample(key_x)
-            exact = jf.log_prob(field, x, **options).log_prob
-            estimate = jf.log_prob(field, x, divergence=jf.Hutchinson(4), key=key_probes, **options)
+            exact = jf.log_prob(field, x, sampler).log_prob
+            estimate = jf.log_prob(field, x, sampler, divergence=jf.Hutchinson(4), key=key_probes)
             return jnp.abs(estimate.log_prob - exact) <= 3.18 * estimate.log_prob_se
 
         return jax.lax.map(one, keys, batch_size=100)

@@ -1,6 +1,7 @@
-"""The matching loss: targets, minima, weights (closed forms G1 to G8, G10 and G12)."""
+"""The matching loss: targets, minima, masks, heads (closed forms G1 to G8, G10 and G12)."""
 
 import functools as ft
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -16,7 +17,19 @@ import jflow as jf
 
 CIRCLE = 10 * np.stack([np.cos(a := 2 * np.pi * np.arange(5) / 5), np.sin(a)], 1)  # MIX5
 KEY = jr.key(0)
+PAIRS = jf.CondOT(source=jf.Normal(coupled=True))  # the source of tests that hand x0 in
 matching_loss = eqx.filter_jit(jf.matching_loss)  # one compilation is cheaper than that of every primitive
+
+
+class Pinned(jf.AbstractGaussianSource):
+    """A source whose draw is known, so that a target with the score can be written down."""
+
+    x0: jax.Array
+    map: None = None
+    coupled: ClassVar[bool] = False
+
+    def sample(self, key, like, args=None):
+        return self.x0
 
 
 def constant(path, predicts, value=0.0):
@@ -58,8 +71,9 @@ def test_every_target_has_its_closed_form(x64):
     x0, x1, times = np.array([-1.0, 0.7, 0.2]), np.array([2.0, -0.3, 1.1]), np.linspace(0.02, 0.98, 9)
 
     def every(path, t):
-        field = [constant(path, predicts, 0.4) for predicts in PREDICTIONS]
-        return [jf.matching_loss(f, KEY, jnp.asarray(x1), x0=jnp.asarray(x0), t=t) for f in field]
+        pinned = eqx.tree_at(lambda p: p.source, path, Pinned(jnp.asarray(x0)))
+        field = [constant(pinned, predicts, 0.4) for predicts in PREDICTIONS]
+        return [jf.matching_loss(f, KEY, jnp.asarray(x1), t=t) for f in field]
 
     for name, got in over_paths(every, jnp.asarray(times)).items():
         alpha, sigma, alpha_dot, sigma_dot = (v[:, None] for v in schedule(name, times))
@@ -100,7 +114,7 @@ def test_G4_minima_on_toy_data():
     x1 = circle(jr.key(6), n)
     fields = {name: mixture(PATHS[name], np.full(5, 0.2), CIRCLE, np.ones(5)) for name in ("CondOT", "root")}
     expect(losses(fields["CondOT"], x1), 18.21 / 2, extra=0.07 / 2)
-    expect(losses(fields["root"], x1, law=jf.Uniform(0.0, 0.999)), 20.35 / 2, extra=0.07 / 2)
+    expect(losses(fields["root"], x1, law=jf.laws.Uniform(0.0, 0.999)), 20.35 / 2, extra=0.07 / 2)
 
 
 def board_field():
@@ -122,13 +136,13 @@ def board_field():
 
 
 def test_G4_minimum_on_the_checkerboard():
-    values = losses(board_field(), board(jr.key(8), 60_000), law=jf.Uniform(1e-3, 0.999))
+    values = losses(board_field(), board(jr.key(8), 60_000), law=jf.laws.Uniform(1e-3, 0.999))
     # the ends left out weigh at most a thousandth each: E|z - E[z]|^2 + d at t = 0, the local minimum at t = 1
     expect(values, 8.45 / 2, extra=(0.03 + 0.01) / 2)
 
 
 def affine(theta):
-    return jf.Field(lambda t, x, args: theta[0] * x + theta[1] + theta[2] * t, jf.CondOT(), "velocity")
+    return jf.Field(lambda t, x, args: theta[0] * x + theta[1] + theta[2] * t, PAIRS, "velocity")
 
 
 def test_G5_conditional_and_marginal_loss_differ_by_a_constant():
@@ -188,12 +202,12 @@ def test_G7_an_error_weighs_differently_in_each_prediction(x64):
 
 
 def test_G8_cost_of_a_score_near_the_data():
-    values = losses(constant(PATHS["root"], "score"), jnp.zeros((100_000, 2)), law=jf.Uniform(0.0, 0.999))
+    values = losses(constant(PATHS["root"], "score"), jnp.zeros((100_000, 2)), law=jf.laws.Uniform(0.0, 0.999))
     expect(values, np.log(1000) / 0.999)  # d ln(1/delta) = 13.81551 for the sum over two components
 
 
 def test_G8_no_time_of_a_default_law_makes_a_loss_infinite():
-    draw = jax.jit(jax.vmap(lambda k: jf.Uniform().sample(k, jf.CondOT())))
+    draw = jax.jit(jax.vmap(lambda k: jf.laws.Uniform().sample(k, jf.CondOT())))
     times = np.asarray(draw(jr.split(jr.key(13), 1_000_000)))
     assert times.min() > 0 and times.max() < 1
     extremes = jnp.array([jnp.finfo(jnp.float32).tiny, 2.0**-23, 1 - 2.0**-23, 1 - 2.0**-24])
@@ -219,13 +233,13 @@ def test_G8_no_time_of_a_default_law_makes_a_loss_infinite():
 
 def test_G10_the_loss_is_a_mean_over_the_event():
     x0, x1 = jr.normal(jr.key(14), (4, 4, 3)), jr.normal(jr.key(15), (4, 4, 3))
-    field = constant(jf.CondOT(), "velocity")
+    field = constant(PAIRS, "velocity")
     total = jnp.sum((x1 - x0) ** 2)
     value = matching_loss(field, KEY, x1, x0=x0, t=0.3)
     np.testing.assert_allclose(value * 48, total, rtol=1e-6)
     parts = {"a": x1[0], "b": x1[1:]}
     noise = {"a": x0[0], "b": x0[1:]}
-    tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")
+    tree = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), PAIRS, "velocity")
     np.testing.assert_allclose(matching_loss(tree, KEY, parts, x0=noise, t=0.3), value, rtol=1e-6)
 
 
@@ -241,24 +255,27 @@ def test_G12_the_exact_field_of_one_point_has_no_loss(x64):
     @jax.vmap
     def every(key):
         fields = [jf.Field(net, jf.CondOT(), predicts) for predicts, net in exact.items()]
-        return [jf.matching_loss(field, key, point, law=jf.Uniform(0.0, 0.99)) for field in fields]
+        return [jf.matching_loss(field, key, point, law=jf.laws.Uniform(0.0, 0.99)) for field in fields]
 
     assert np.max(every(jr.split(jr.key(16), 100))) < 1e-8
 
 
-def test_an_infinite_expectation_is_refused():
+def test_an_infinite_expectation_raises():
     for name, path in PATHS.items():
         if name in ("VP", "LinearVP", "root"):
-            with pytest.raises(ValueError, match=r"velocity loss .* infinite expectation"):
+            with pytest.raises(ValueError, match=r"velocity loss must have a finite expectation"):
                 matching_loss(constant(path, "velocity"), KEY, jnp.ones(2))
         if name != "VE":
-            with pytest.raises(ValueError, match=r"score loss .* infinite expectation .*Uniform\(0\.0, 0\.999\)"):
+            with pytest.raises(ValueError, match=r"score loss must have a finite expectation.*Uniform\(0\.0, 0\.999\)"):
                 matching_loss(constant(path, "score"), KEY, jnp.ones(2))
+    both = jf.Field(lambda t, x, args: (x, x), jf.VP(), ("noise", "velocity"))
+    with pytest.raises(ValueError, match=r"velocity loss must have a finite expectation"):
+        matching_loss(both, KEY, jnp.ones(2))
     velocity, score, x1 = constant(jf.VP(), "velocity"), constant(jf.CondOT(), "score"), jnp.ones(2)
 
     def finite():
         for field in (velocity, score):
-            for options in ({"law": jf.Uniform(0.0, 0.999)}, {"law": jf.LogitNormal()}, {"t": 0.5}):
+            for options in ({"law": jf.laws.Uniform(0.0, 0.999)}, {"law": jf.laws.LogitNormal()}, {"t": 0.5}):
                 yield jf.matching_loss(field, KEY, x1, **options)
         yield jf.matching_loss(velocity, KEY, x1, weight=lambda l: jnp.exp(-l))
         for field in (constant(jf.CondOT(), "velocity"), constant(jf.VE(), "score"), constant(jf.VP(), "noise")):
@@ -269,57 +286,112 @@ def test_an_infinite_expectation_is_refused():
 
 
 def test_the_loss_is_the_weight_times_the_bare_loss():
-    field, x1 = constant(jf.Cosine(), "data"), jnp.ones(3)
-    weight = jf.edm_weight(0.5)
-    bare, weighted = (matching_loss(field, KEY, x1, weight=w) for w in (None, weight))
-    t = jf.Uniform().sample(jr.split(KEY)[0], jf.Cosine())
-    np.testing.assert_allclose(weighted, weight(jf.Cosine().log_snr(t)) * bare, rtol=1e-5)
+    field, x1, weight = constant(jf.Cosine(), "data"), jnp.ones(3), jf.edm_weight(0.5)
+    bare, weighted, told = (matching_loss(field, KEY, x1, weight=w) for w in (None, weight, lambda log_snr: log_snr))
+    np.testing.assert_allclose(weighted, weight(told / bare) * bare, rtol=1e-5)  # at the time that the key draws
+    for t in (0.2, 0.7):
+        bare, weighted = (matching_loss(field, KEY, x1, weight=w, t=t) for w in (None, weight))
+        np.testing.assert_allclose(weighted, weight(jf.Cosine().log_snr(t)) * bare, rtol=1e-5)
 
 
-def test_weights_have_the_published_values(x64):
-    log_snr = jnp.linspace(-8, 8, 33)
-    snr, s = np.exp(log_snr), np.exp(-log_snr / 2)
-    published = [
-        (jf.edm_weight(0.5), (s**2 + 0.25) / (0.5 * s) ** 2),
-        (jf.min_snr_weight(5.0, predicts="noise"), np.minimum(1, 5 / snr)),
-        (jf.min_snr_weight(5.0, predicts="data"), np.minimum(snr, 5)),
-        (jf.min_snr_weight(5.0, predicts="v"), np.minimum(snr, 5) / (snr + 1)),
-        (jf.sigmoid_weight(-2.0, predicts="data"), np.exp(-2) / (1 + np.exp(-2 - log_snr))),
-        (jf.sigmoid_weight(-2.0, predicts="noise"), 1 / (1 + np.exp(log_snr + 2))),
-        (jf.likelihood_weight(), np.ones(33)),
-        (jf.likelihood_weight(predicts="data"), snr),
+def test_padded_components_do_not_count():
+    x0, x1 = jr.normal(jr.key(17), (2, 5, 3))
+    mask = jnp.array([True, True, False, True, False])
+    garbage = jnp.where(mask[:, None], x1, jnp.nan)
+    field = jf.Field(lambda t, x, args: t * x, PAIRS, "velocity")
+    kept = matching_loss(field, KEY, x1[mask], x0=x0[mask], t=0.3)
+    np.testing.assert_allclose(matching_loss(field, KEY, garbage, x0=x0, t=0.3, mask=mask), kept, rtol=1e-6)
+    full = jnp.broadcast_to(mask[:, None], (5, 3))
+    np.testing.assert_allclose(matching_loss(field, KEY, garbage, x0=x0, t=0.3, mask=full), kept, rtol=1e-6)
+    every = matching_loss(field, KEY, x1, x0=x0, t=0.3, mask=jnp.ones(5, bool))
+    np.testing.assert_allclose(every, matching_loss(field, KEY, x1, x0=x0, t=0.3), rtol=1e-6)
+
+
+def test_a_mask_of_each_leaf_of_an_event():
+    x1 = {"a": jnp.ones((4, 2)), "b": jnp.full(3, 2.0)}
+    field = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "data")
+    mask = {"a": jnp.array([True, False, False, False]), "b": jnp.array([True, True, False])}
+    np.testing.assert_allclose(matching_loss(field, KEY, x1, mask=mask), (2 * 1.0 + 2 * 4.0) / 4, rtol=1e-6)
+
+
+def test_the_source_reads_the_mask_and_the_network_the_bare_condition():
+    seen = []
+
+    def net(t, x, args):
+        seen.append(args)
+        return x
+
+    mask, x1 = jnp.array([1.0, 1.0, 0.0, 1.0]), jnp.zeros((4, 2))
+    field = jf.Field(net, jf.CondOT(source=jf.Normal(jf.ZeroCentre())), "noise")
+    # x_t = (1 - t) x0, so that the loss is t^2 mean(x0^2) over the points there are, of rank 2 * 2 in 3 * 2 components
+    keys = jr.split(jr.key(18), 4000)
+    values = jax.jit(jax.vmap(lambda k: jf.matching_loss(field, k, x1, {"label": 3}, t=0.5, mask=mask)))(keys)
+    expect(np.asarray(values), 0.25 * 4 / 6)
+    assert all(args == {"label": 3} for args in seen)
+
+
+def test_several_heads_add_up():
+    parts = {"velocity": lambda t, x: t * x, "noise": lambda t, x: x - 1, "data": lambda t, x: 2 * x}
+
+    def net(t, x, args):
+        return tuple(part(t, x) for part in parts.values())
+
+    x1, path = jnp.array([0.3, -1.2]), jf.CondOT()
+    whole = matching_loss(jf.Field(net, path, tuple(parts)), KEY, x1, weight=jnp.exp)
+    each = [
+        matching_loss(jf.Field(lambda t, x, args, part=part: part(t, x), path, name), KEY, x1, weight=jnp.exp)
+        for name, part in parts.items()
     ]
-    for weight, truth in published:
-        np.testing.assert_allclose(weight(log_snr), truth, rtol=1e-12)
+    np.testing.assert_allclose(whole, sum(each), rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [jf.min_snr_weight, jf.sigmoid_weight, jf.likelihood_weight])
-def test_a_weight_is_the_same_loss_in_every_prediction(make, x64):
-    """Along a variance-preserving path, for one and the same error."""
-    path, x1, x0 = jf.LinearVP(), jnp.array([1.0, 0.5]), jnp.array([0.3, -0.8])
+def test_a_network_that_draws_gets_a_key_of_its_own():
+    seen = []
 
-    def weighted(t, predicts):
-        x = path.interpolate(t, x0, x1)
-        value = jf.convert(path, t, x, x1 + jnp.array([0.1, -0.3]), "data", predicts)
-        field = jf.Field(lambda *_: value, path, predicts)
-        return jf.matching_loss(field, KEY, x1, x0=x0, t=t, weight=make(predicts=predicts))
+    def net(t, x, args, key=None):
+        seen.append(key is not None)
+        return x if key is None else x * jr.bernoulli(key, 0.5, x.shape) / 0.5
 
-    every = jax.jit(jax.vmap(lambda t: [weighted(t, predicts) for predicts in ("data", "noise", "v")]))
-    data, noise, v = every(jnp.linspace(0.05, 0.95, 7))
-    np.testing.assert_allclose(noise, data, rtol=1e-9)
-    np.testing.assert_allclose(v, data, rtol=1e-9)
+    field = jf.Field(net, jf.CondOT(), "velocity", draws=True)
+    x1 = jnp.ones(4)
+    keys = jr.split(jr.key(19), 4000)
+    plain = jf.Field(lambda t, x, args: x, jf.CondOT(), "velocity")
+    # the noise of dropout is independent of time, source and data: it adds the variance E[x_t^2]
+    dropped, bare = losses(field, jnp.tile(x1, (4000, 1))), losses(plain, jnp.tile(x1, (4000, 1)))
+    expect(dropped - bare, 2 / 3)  # E[t^2 + (1 - t)^2]
+    one = [matching_loss(field, key, x1) for key in (keys[0], keys[0], keys[1])]
+    assert one[0] == one[1] != one[2] and all(seen)
+    seen.clear()
+    jf.sample(field, KEY, (4,), jf.UniformGrid(2))
+    assert seen and not any(seen)  # a sampler does not draw for the network
 
 
-def test_weights_are_never_nan():
-    log_snr = jnp.array([-jnp.inf, -1e3, -174.0, -89.0, 89.0, 174.0, 1e3, jnp.inf])
-    for predicts in ("data", "noise", "v"):
-        for weight in (
-            jf.min_snr_weight(predicts=predicts),
-            jf.sigmoid_weight(1.0, predicts=predicts),
-            jf.likelihood_weight(predicts=predicts),
-        ):
-            assert not np.isnan(weight(log_snr)).any()
-    assert np.isfinite(jf.min_snr_weight(predicts="noise")(log_snr)).all()
+class Masked(jf.AbstractPath):
+    """A letter is the data where its latent is below t, else the mask, which is x0."""
+
+    source: jf.AbstractSource = jf.GIVEN
+    letters: ClassVar[bool] = True
+
+    def latent(self, key, like, args=None):
+        return jr.uniform(key, like.shape)
+
+    def interpolate(self, t, x0, x1, z=None):
+        return jnp.where(z < t, x1, x0)
+
+
+def test_the_loss_of_logits_is_their_cross_entropy():
+    """The exact posterior knows a letter that is shown, and has the prior of one that is not: entropy times 1 - t."""
+    prior, n, k = jnp.array([0.5, 0.3, 0.2]), 20_000, 3
+
+    def net(t, x, args):
+        return jnp.where((x == k)[:, None], jnp.log(prior)[None], 1e3 * (jax.nn.one_hot(x, k) - 1))
+
+    field = jf.Field(net, Masked(), "logits")
+    x1 = jr.choice(jr.key(20), k, (n, 4), p=prior)
+    values = losses(field, x1, x0=jnp.full(4, k))
+    expect(values, -float(jnp.sum(prior * jnp.log(prior))) / 2)
+    half = losses(field, x1, x0=jnp.full(4, k), t=0.75, mask=jnp.array([True, True, False, False]))
+    expect(half, -float(jnp.sum(prior * jnp.log(prior))) / 4)
 
 
 def test_types_are_kept():
@@ -349,22 +421,40 @@ def test_the_network_computes_in_the_type_of_the_data(x64):
     assert all(t == x == jnp.float32 for t, x in seen)
 
 
-def test_bad_input_is_refused_with_a_reason():
-    field, x1 = constant(jf.CondOT(), "velocity"), jnp.ones(2)
+def test_pairs_need_a_source_that_says_so():
+    x0, x1 = jnp.zeros(2), jnp.ones(2)
+    for path in (PAIRS, jf.CondOT(source=jf.GIVEN)):
+        value = matching_loss(constant(path, "velocity"), KEY, x1, x0=x0)
+        np.testing.assert_allclose(value, 1.0, rtol=1e-6)
+    alone, given = constant(jf.CondOT(), "velocity"), constant(jf.CondOT(source=jf.GIVEN), "velocity")
+    refuses(lambda: jf.matching_loss(alone, KEY, x1, x0=x0), r"source=jf.Normal\(coupled=True\)")
+    refuses(lambda: jf.matching_loss(given, KEY, x1), "pass x0= to matching_loss")
+    refuses(lambda: jf.matching_loss(constant(PAIRS, "score"), KEY, x1, x0=x0, t=0.5), "coupled to the data")
+
+
+def test_keys_that_cannot_be_batched_train():
+    field = constant(jf.CondOT(), "velocity")
+    assert jnp.isfinite(matching_loss(field, jr.key(0, impl="rbg"), jnp.ones(2)))
+
+
+def test_bad_input_raises_with_a_reason():
+    field, pairs, x1 = constant(jf.CondOT(), "velocity"), constant(PAIRS, "velocity"), jnp.ones(2)
     short = jf.Field(lambda t, x, args: x[:1], jf.CondOT(), "velocity")
+    letters = jf.Field(lambda t, x, args: jnp.zeros((2, 3)), Masked(), "logits")
+    tokens = jnp.zeros(2, int)
     cases = [
-        (lambda: jf.matching_loss(lambda t, x, args: x, KEY, x1), TypeError, "takes a field"),
+        (lambda: jf.matching_loss(lambda t, x, args: x, KEY, x1), TypeError, "must have a field"),
         (lambda: jf.matching_loss(field, None, x1), ValueError, "pass key="),
-        (lambda: jf.matching_loss(field, KEY, x1, law=jf.LogitNormal), TypeError, r"as jflow.LogitNormal\(\)"),
+        (lambda: jf.matching_loss(field, KEY, x1, law=jf.laws.LogitNormal), TypeError, r"as jf.laws.LogitNormal\(\)"),
         (lambda: jf.matching_loss(field, KEY, x1, weight=2.0), TypeError, "function of the log-SNR"),
+        (lambda: jf.matching_loss(letters, KEY, tokens, x0=tokens, weight=jnp.exp), ValueError, "must have an affine"),
         (lambda: jf.matching_loss(field, jr.PRNGKey(0), x1), ValueError, "typed key"),
         (lambda: jf.matching_loss(field, jr.split(KEY), x1), ValueError, "vmap"),
-        (lambda: jf.matching_loss(field, jr.key(0, impl="rbg"), x1), ValueError, "rbg"),
         (lambda: jf.matching_loss(field, KEY, x1, t=jnp.ones(3)), ValueError, "vmap"),
-        (lambda: jf.matching_loss(field, KEY, x1, x0=jnp.ones(3)), ValueError, "x0 has the shape"),
-        (lambda: jf.matching_loss(short, KEY, x1), ValueError, "network's output has the shape"),
-        (lambda: jf.min_snr_weight(predicts="velocity"), ValueError, "'data', 'noise' and 'v'"),
-        (lambda: jf.sigmoid_weight(predicts="epsilon"), ValueError, "one of"),
+        (lambda: jf.matching_loss(pairs, KEY, x1, x0=jnp.ones(3)), ValueError, "x0 must have the shape"),
+        (lambda: jf.matching_loss(short, KEY, x1), ValueError, "network's output must have the shape"),
+        (lambda: jf.matching_loss(field, KEY, jnp.ones(2, int)), ValueError, "Data must be of a floating-point type"),
+        (lambda: jf.matching_loss(field, KEY, x1, jf.Args(1, scale=2.0)), ValueError, "must be read by a guide"),
     ]
     for call, kind, fragment in cases:
         refuses(call, fragment, kind)

@@ -10,7 +10,7 @@ import pytest
 from references import refuses
 
 import jflow as jf
-from jflow._search.weights import weights_like
+from jflow.search.weights import weights_like
 
 FIELD = jf.distributions.GaussianMixture([[-1.0, 0.5], [1.2, 0.3]], stds=[0.3, 0.4]).field(jf.CondOT())
 START = np.array([0.4, -1.1])
@@ -25,7 +25,7 @@ def test_it_is_its_recursion(x64):
     for i in range(n):
         slopes.append(np.asarray(velocity(times[i], u)))
         u = u + (times[i + 1] - times[i]) * sum(weights[i, j] * slopes[j] for j in range(i + 1))
-    ours = jf.decode(FIELD, START, times=times, solver=jf.NonStationary(weights), dtype=jnp.float64)
+    ours = jf.decode(FIELD, START, jf.FixedSteps(times, jf.NonStationary(weights)))
     np.testing.assert_allclose(ours.x, u, atol=1e-12)
     assert ours.nfe == n and ours.status == 0
 
@@ -34,27 +34,23 @@ def test_it_is_its_recursion(x64):
     "solver", [dfx.Euler(), jf.Adams(3), jf.Adams(4, corrector=True)], ids=["Euler", "Adams 3", "Adams PC 4"]
 )
 def test_it_holds_every_linear_multistep_method(solver, x64):
-    times = jf.eased_times(7, FIELD.path)
+    times = jf.EasedGrid(7).times(FIELD.path)
     for clock in (jf.RatioClock(), jf.AngleClock()):
         taus = jax.vmap(lambda t, clock=clock: clock.time(FIELD.path, t))(times)
         same = jf.NonStationary(weights_like(solver, taus))
-        x, y = (
-            jf.decode(FIELD, START, times=times, solver=s, clock=clock, dtype=jnp.float64).x for s in (solver, same)
-        )
+        x, y = (jf.decode(FIELD, START, jf.FixedSteps(times, s, clock=clock)).x for s in (solver, same))
         np.testing.assert_allclose(x, y, atol=1e-13)
 
 
 def test_states_of_many_leaves_batches_and_weights_that_change():
     weights = jnp.tril(jr.normal(jr.key(0), (4, 4)))
-    times, traces = jf.uniform_times(4), []
+    traces = []
 
     @eqx.filter_jit
     def ends(weights, x):
         traces.append(x)
-        solver = jf.NonStationary(weights)
-        return jax.vmap(lambda x: jf.solve(lambda t, x, a: jax.tree.map(jnp.cos, x), x, times=times, solver=solver).x)(
-            x
-        )
+        sampler = jf.FixedSteps(jf.UniformGrid(4), jf.NonStationary(weights))
+        return jax.vmap(lambda x: jf.solve(lambda t, x, args: jax.tree.map(jnp.cos, x), x, sampler).x)(x)
 
     x = {"a": jr.normal(jr.key(1), (3, 2)), "b": jr.normal(jr.key(2), (3,))}
     both = ends(weights, x)
@@ -65,13 +61,15 @@ def test_states_of_many_leaves_batches_and_weights_that_change():
     assert not np.allclose(ends(2 * weights, x)["a"], both["a"]) and len(traces) == 2
 
 
-def test_what_it_refuses():
+def test_what_raises():
     refuses(lambda: jf.NonStationary(np.ones((2, 3))), r"one row a step.*\(2, 3\)")
     refuses(lambda: jf.NonStationary(np.ones((2, 2))), r"above the diagonal.*jnp.tril")
     refuses(lambda: jf.NonStationary(np.full((1, 1), np.nan)), "finite")
     solver = jf.NonStationary(np.eye(3))
-    decode = lambda **options: jf.decode(FIELD, jnp.zeros(2), solver=solver, **options)  # noqa: E731
-    refuses(lambda: decode(times=jf.uniform_times(4)), "here 3. Got a grid of 4 steps: pass")
-    refuses(lambda: decode(times=jf.uniform_times(3), end="denoise"), "Got a grid of 2 steps")
-    refuses(lambda: decode(t0=0.0, t1=1.0), "pass that grid")
-    refuses(lambda: decode(times=jf.uniform_times(3), eta=1.0, key=jr.key(0)), "a method for the ODE")
+    for sampler, fragment in (
+        (jf.FixedSteps(jf.UniformGrid(4), solver), "here 3. Got a grid of 4 steps: pass"),
+        (jf.FixedSteps(jf.UniformGrid(3), solver, end="denoise"), "Got a grid of 2 steps"),
+        (jf.AdaptiveSteps(solver), "pass the grid"),
+        (jf.FixedSteps(jf.UniformGrid(3), solver, eta=1.0), "must have the ODE"),
+    ):
+        refuses(lambda s=sampler: jf.decode(FIELD, jnp.zeros(2), s, key=jr.key(0)), fragment)

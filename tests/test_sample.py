@@ -18,6 +18,7 @@ STEPS = dfx.SaveAt(t0=True, steps=True)
 INTERIOR = np.array([0.05, 0.1, 0.3, 0.45, 0.8, 0.95])
 START = np.array([0.4, -1.1, 2.0])
 NAMES = ("CondOT", "VP", "VE", "root")
+grid = jf.FixedSteps
 
 
 def denoiser(alpha, sigma, x):
@@ -39,10 +40,6 @@ def field_of(name, predicts):
 
 def components(net, t, x, args):
     return jax.vmap(lambda v: net(t, v[None], args)[0])(x)
-
-
-def grid(times, **sampler):
-    return jf.FixedSteps(times, **sampler)
 
 
 @eqx.filter_jit
@@ -737,9 +734,9 @@ def test_bad_input_raises_with_a_reason():
         (lambda: jf.encode(field, x, grid(times, rule)), ValueError, "encode must have a diffrax solver"),
         (lambda: jf.sample(field, KEY, (2,), past), ValueError, r"lie in \[0, 1\].* t1=1000"),
         (lambda: jf.sample(field, KEY, (2,), jf.AdaptiveSteps(t1=1.2)), ValueError, r"lie in \[0, 1\].* t1 = 1.2"),
-        (lambda: jf.sample(field, KEY, (2,), backward), ValueError, "t0 = 1, t1 = 0"),
-        (lambda: jf.encode(field, x, backward), ValueError, "t0 = 1, t1 = 0"),
-        (lambda: jf.log_prob(field, x, backward), ValueError, "t0 = 1, t1 = 0"),
+        (lambda: jf.sample(field, KEY, (2,), backward), ValueError, "t0 = 1.*t1 = 0"),
+        (lambda: jf.encode(field, x, backward), ValueError, "t0 = 1.*t1 = 0"),
+        (lambda: jf.log_prob(field, x, backward), ValueError, "t0 = 1.*t1 = 0"),
         (lambda: jf.decode(field, x, times, brownian=jf.Recorded(jnp.ones((4, 2)))), ValueError, "Got an ODE"),
         (lambda: jf.decode(field, x, eta, brownian=jf.Recorded(jnp.ones((3, 2)))), ValueError, "4 for this grid"),
         (lambda: jf.decode(field, x, times, saveat=dfx.SaveAt(t1=True)), ValueError, "The end is the solution's"),

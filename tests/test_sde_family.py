@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import jflow as jf
-from jflow._equation import field_equation
+from jflow._engine.equation import FieldEquation
 
 CONDOT = jf.CondOT()
-SQRT = jf.Path(lambda t: t, lambda t: jnp.sqrt(1 - t))
+SQRT = jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t))
 MIX1 = jf.distributions.GaussianMixture([[-2.0], [1.0]], stds=[0.5, 0.8], weights=[0.3, 0.7])
 LEVELS = {"0": (0.0, 0.0), "0.5": (0.5, 0.0), "1": (1.0, 0.0), "beta": (0.0, 1.0)}  # sigma_t = a + b (1 - t)
 LEVEL = jnp.asarray(list(LEVELS.values()))
@@ -36,10 +36,11 @@ def gaussian(mean, std):
 @eqx.filter_jit
 def moments(field, n, level=None, *, end="stop", variance=1.0, mean=0.0, eta=None):
     """Mean and variance of the last state, and its covariance with the first, of an affine sampler."""
-    noise = {"eta": eta} if level is None else {"diffusion": lambda t, x, args: sigma(level, t)}
+    noise = {"eta": eta} if level is None else {"diffusion": lambda t: sigma(level, t)}
+    sampler = jf.FixedSteps(jf.UniformGrid(n), end=end, **noise)
 
     def run(x0, z):
-        return jf.decode(field, x0, times=jf.uniform_times(n), brownian=jf.Recorded(z), end=end, **noise).x
+        return jf.decode(field, x0, sampler, brownian=jf.Recorded(z)).x
 
     start, zeros = jnp.full((1,), mean), jnp.zeros((n, 1))
     value, (by_start, by_noise) = run(start, zeros), jax.jacrev(run, (0, 1))(start, zeros)
@@ -58,23 +59,19 @@ over_levels = eqx.filter_jit(eqx.filter_vmap(moments, in_axes=(None, None, 0)))
 def drift(field, t, x, h=0.125, **options):
     """The drift of a sampler, from one step without noise."""
 
-    @jax.jit
-    def step(x):
-        times, zeros = jnp.asarray([t, t + h]), jf.Recorded(jnp.zeros((1, 1)))
-        return (jf.decode(field, x, times=times, brownian=zeros, end="stop", **options).x - x)[0] / h
-
-    return step(jnp.asarray([x]))
+    sampler, zeros = jf.FixedSteps([t, t + h], end="stop", **options), jf.Recorded(jnp.zeros((1, 1)))
+    return jax.jit(lambda x: (jf.decode(field, x, sampler, brownian=zeros).x - x)[0] / h)(jnp.asarray([x]))
 
 
 def test_C1_no_diffusion_is_the_flow():
     def u(t, x, args):
         return jnp.sin(3 * x) + t
 
-    x0, times = jr.normal(jr.key(0), (5,)), jf.uniform_times(20)
+    x0, grid = jr.normal(jr.key(0), (5,)), jf.UniformGrid(20)
 
     @jax.jit
     def both(key):
-        return jf.solve(u, x0, diffusion=lambda *_: 0.0, key=key, times=times).x, jf.solve(u, x0, times=times).x
+        return jf.solve(u, x0, grid, diffusion=lambda *_: 0.0, key=key).x, jf.solve(u, x0, grid).x
 
     for seed in range(3):
         np.testing.assert_allclose(*both(jr.key(seed)), rtol=2e-7, atol=1e-7)  # x + (h u + 0) may fuse otherwise
@@ -87,14 +84,17 @@ def test_C2_a_diffusion_coefficient_is_a_pure_function():
         seen.append((jnp.ndim(t), jnp.shape(x)))
         return 1.0 - t
 
-    options = {"diffusion": sigma, "key": jr.key(0), "times": jf.uniform_times(5)}
-    values = [jax.jit(lambda: jf.solve(lambda t, x, args: -x, jnp.ones(2), **options).x)() for _ in range(2)]
+    def solved():
+        noise = {"diffusion": sigma, "key": jr.key(0)}
+        return jf.solve(lambda t, x, args: -x, jnp.ones(2), jf.UniformGrid(5), **noise).x
+
+    values = [jax.jit(solved)() for _ in range(2)]
     np.testing.assert_array_equal(values[0], values[1])
     assert set(seen) == {(0, (2,))}
 
 
 def test_D1_drift_is_velocity_plus_half_sigma_squared_score():
-    got = drift(MIX1.field(CONDOT), 0.5, 0.7, diffusion=lambda t, x, args: 0.8)
+    got = drift(MIX1.field(CONDOT), 0.5, 0.7, diffusion=lambda t: 0.8)
     np.testing.assert_allclose(got, 0.72319892, atol=3e-6)
 
 
@@ -111,7 +111,7 @@ def test_D2_moment_equation_keeps_the_marginal():
     def rate(t, v, level):
         return 2 * slope(t, level) * v + sigma(level, t) ** 2
 
-    out = jax.jit(jax.vmap(lambda level: jf.solve(rate, jnp.ones(()), args=level, t0=0.0, t1=1.0)))(LEVEL)
+    out = jax.jit(jax.vmap(lambda level: jf.solve(rate, jnp.ones(()), jf.AdaptiveSteps(), args=level)))(LEVEL)
     np.testing.assert_allclose(out.x, np.full(4, 0.25), atol=1e-5)
     assert (out.status == 0).all()
 
@@ -153,20 +153,14 @@ def test_D6_time_reversal_is_level_one():
 
 
 @pytest.mark.parametrize(
-    "options", [{"eta": 1.0}, {"diffusion": lambda t, x, args: jnp.sqrt(1 - t)}], ids=["eta", "beta"]
+    "options", [{"eta": 1.0}, {"diffusion": lambda t: jnp.sqrt(1 - t), "end": "stop"}], ids=["eta", "beta"]
 )
 def test_D7_default_noise_is_stable_up_to_a_point(options):
     """Point data along sigma = sqrt(1 - t), 999 steps: a constant coefficient ends with a spread of 0.28."""
     z = jnp.asarray([2.0, -1.0])
     field = jf.distributions.PointSet(z[None]).field(SQRT)
-    times = jf.uniform_times(999)
-    x = jax.jit(
-        jax.vmap(
-            lambda k: (
-                jf.sample(field, k, (2,), times=times, end="stop" if "diffusion" in options else None, **options).x
-            )
-        )
-    )(jr.split(jr.key(0), 200))
+    sampler = jf.FixedSteps(jf.UniformGrid(999), **options)
+    x = jax.jit(jax.vmap(lambda k: jf.sample(field, k, (2,), sampler).x))(jr.split(jr.key(0), 200))
     assert jnp.max(jnp.abs(x.mean(0) - z)) < 4e-3
     assert jnp.max(x.std(0)) < 0.05
 
@@ -195,9 +189,8 @@ def test_D9_conditional_sde_keeps_its_marginal_half_way():
     @jax.vmap
     def every(level):
         def run(x0, normals):
-            times = jnp.linspace(0.0, 0.5, n + 1)
-            options = {"diffusion": lambda t, x, args: sigma(level, t), "brownian": jf.Recorded(normals)}
-            return jf.decode(field, x0, times=times, end="stop", **options).x
+            sampler = jf.FixedSteps(jf.UniformGrid(n, t1=0.5), diffusion=lambda t: sigma(level, t))
+            return jf.decode(field, x0, sampler, brownian=jf.Recorded(normals)).x
 
         start, zeros = jnp.zeros(1), jnp.zeros((n, 1))
         return run(start, zeros), jax.jacrev(run, (0, 1))(start, zeros)
@@ -208,83 +201,77 @@ def test_D9_conditional_sde_keeps_its_marginal_half_way():
     np.testing.assert_allclose(variance, np.full(3, 0.25), atol=2e-3)
 
 
-def test_the_frozen_data_step_of_every_level():
-    """x' = (s'/s) e^(-eta h) x + a' (1 - e^(-(1 + eta) h)) D + s' sqrt(1 - e^(-2 eta h)) z."""
+def test_the_frozen_data_step_of_every_amplitude():
+    """x' = (s'/s) e^(-k h) x + a' (1 - e^(-(1 + k) h)) D + s' sqrt(1 - e^(-2 k h)) z, with k = eta^2."""
     field, t0, t1, x, z = MIX1.field(jf.VP()), 0.3, 0.45, jnp.asarray([0.4]), jnp.asarray([[0.7]])
     path = field.path
 
     @jax.jit
     @jax.vmap
     def both(eta):
-        got = jf.decode(field, x, times=jnp.asarray([t0, t1]), eta=eta, brownian=jf.Recorded(z), end="stop").x
+        k = eta**2
+        got = jf.decode(field, x, jf.FixedSteps([t0, t1], eta=eta, end="stop"), brownian=jf.Recorded(z)).x
         h = (path.log_snr(t1) - path.log_snr(t0)) / 2
         return got, (
-            path.sigma(t1) / path.sigma(t0) * jnp.exp(-eta * h) * x
-            - path.alpha(t1) * jnp.expm1(-(1 + eta) * h) * field.data(t0, x)
-            + path.sigma(t1) * jnp.sqrt(-jnp.expm1(-2 * eta * h)) * z[0]
+            path.sigma(t1) / path.sigma(t0) * jnp.exp(-k * h) * x
+            - path.alpha(t1) * jnp.expm1(-(1 + k) * h) * field.data(t0, x)
+            + path.sigma(t1) * jnp.sqrt(-jnp.expm1(-2 * k * h)) * z[0]
         )
 
-    got, expected = both(jnp.asarray([0.0, 0.3, 1.0, 2.0]))
+    got, expected = both(jnp.asarray([0.0, 0.5, 1.0, 1.5]))
     np.testing.assert_allclose(got, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("path", [CONDOT, SQRT, jf.LinearVP(), jf.VP()], ids=["CondOT", "root", "LinearVP", "VP"])
 def test_the_drift_is_finite_at_the_data(path):
-    """On N(1, 0.25) at t = 1: `alpha' x - (sigma sigma' - g^2/2) score`, with `eta sigma W / alpha` for `g^2/2`."""
+    """On N(1, 0.25) at t = 1: `alpha' x - (sigma sigma' - g^2/2) score`, with `eta^2 sigma W / alpha` for `g^2/2`."""
     field, x, t = jf.distributions.Gaussian(jnp.ones(1), std=0.5).field(path), jnp.asarray([0.3]), jnp.asarray(1.0)
     score, limit = (1 - x) / 0.25, path.alpha_dot(t) * x
     for options, half in (
-        ((None, None, lambda t, x, args: 0.8), 0.32),
-        ((jf.PathClock(), 0.7, None), 0.7 * path.sigma_w(t)),
-        ((jf.PathClock(), None, None), 0.0),
+        ((None, lambda t: 0.8), 0.32),
+        ((0.7, None), 0.49 * path.sigma_w(t)),
+        ((None, None), 0.0),
     ):
-        equation = field_equation(field, *options)
-        got = equation.drift(t, x, None, equation.level(t))
+        got = FieldEquation(field, jf.PathClock(), *options).drift(t, x, None, options[0] or 0.0)
         np.testing.assert_allclose(got, limit + (half - path.sigma_sigma_dot(t)) * score, rtol=1e-3)
 
 
 def test_an_exact_field_is_taken_at_the_data_whatever_it_predicts():
-    """Its `mixed` is finite there, where that of a network would not be; a point set's is not."""
-    world, x0, options = jf.distributions.Gaussian(jnp.ones(1), std=0.5), jnp.asarray([0.3]), {"end": "stop"}
+    """It is finite there, where a network would not be; a point set is not."""
+    world, x0 = jf.distributions.Gaussian(jnp.ones(1), std=0.5), jnp.asarray([0.3])
 
     @jax.jit
     def run(x):
         fields = [world.field(path, predicts) for path in (CONDOT, SQRT) for predicts in ("data", "noise", "score")]
         clocks = (jf.RatioClock(), jf.SigmaClock())
-        grid = jnp.linspace(0.01, 1.0, 65)
-        return [
-            jf.decode(field, x, times=grid, clock=clock, solver=dfx.Heun(), **options).x
-            for field, clock in zip(fields, clocks * 3, strict=True)
-        ]
+        steps = [jf.FixedSteps(jf.UniformGrid(64, t0=0.01), dfx.Heun(), clock=clock, end="stop") for clock in clocks]
+        return [jf.decode(field, x, sampler).x for field, sampler in zip(fields, steps * 3, strict=True)]
 
     for x in run(0.01 + 0.99 * x0):
         np.testing.assert_allclose(x, 1 + 0.5 * x0, atol=0.02)
-    plan = dict(times=jf.uniform_times(4), clock=jf.RatioClock(), solver=dfx.Heun(), **options)
-    assert jax.eval_shape(lambda: jf.decode(world.field(CONDOT, "noise"), x0, **plan)).x.shape == (1,)
+    whole = jf.FixedSteps(jf.UniformGrid(4), dfx.Heun(), clock=jf.RatioClock(), end="stop")
+    assert jax.eval_shape(lambda: jf.decode(world.field(CONDOT, "noise"), x0, whole)).x.shape == (1,)
     guided = jf.Guided(world.field(CONDOT, "noise"), null=0.0)
-    jax.eval_shape(lambda: jf.decode(guided, x0, args=(None, None), **plan))
+    jax.eval_shape(lambda: jf.decode(guided, x0, whole))
     points = jf.distributions.PointSet([[1.0]]).field(CONDOT)
     for field in (points, jf.Guided(points, null=0.0), jf.Field(lambda t, x, args: x, CONDOT, "noise")):
         with pytest.raises(ValueError, match=r"Got t = [01]"):
-            jf.decode(field, x0, **plan)
+            jf.decode(field, x0, whole)
 
 
-def test_eta_as_a_function_is_its_value_at_the_start_of_each_step():
+def test_an_array_eta_has_a_value_for_each_step():
     field, times, z = MIX1.field(CONDOT), jnp.asarray([0.2, 0.5, 0.8]), jnp.asarray([[0.3], [-1.1]])
-    levels = 0.5, 1.7
+    etas = jnp.asarray([0.7, 1.3])
 
     @jax.jit
-    def both(x):
-        noise = jf.Recorded(z)
-        whole = jf.decode(
-            field, x, times=times, eta=lambda t: jnp.where(t < 0.4, *levels), brownian=noise, end="stop"
-        ).x
-        for i, eta in enumerate(levels):
-            step = {"times": times[i : i + 2], "eta": eta, "brownian": jf.Recorded(z[i : i + 1]), "end": "stop"}
-            x = jf.decode(field, x, **step).x
+    def both(x, etas):
+        whole = jf.decode(field, x, jf.FixedSteps(times, eta=etas, end="stop"), brownian=jf.Recorded(z)).x
+        for i in range(2):
+            sampler = jf.FixedSteps(times[i : i + 2], eta=etas[i], end="stop")
+            x = jf.decode(field, x, sampler, brownian=jf.Recorded(z[i : i + 1])).x
         return whole, x
 
-    np.testing.assert_allclose(*both(jnp.ones(1)), rtol=1e-5)
+    np.testing.assert_allclose(*both(jnp.ones(1), etas), rtol=1e-5)
 
 
 def test_dyadic_noise_refines_one_path():

@@ -33,13 +33,12 @@ def linear(t, x, theta):
 
 @eqx.filter_jit
 def adaptive(drift, x0, args, t0, t1, tol=1e-6, solver=None):
-    controller = dfx.PIDController(tol, tol)
-    return jf.solve(drift, x0, args=args, t0=t0, t1=t1, solver=solver, stepsize_controller=controller)
+    return jf.solve(drift, x0, jf.AdaptiveSteps(solver, t0=t0, t1=t1, rtol=tol, atol=tol), args=args)
 
 
 @eqx.filter_jit
 def on_grid(drift, x0, args, times, solver=None, **options):
-    return jf.solve(drift, x0, args=args, times=times, solver=solver, **options)
+    return jf.solve(drift, x0, jf.FixedSteps(times, solver), args=args, **options)
 
 
 # ---------------------------------------------------------------------------------------------- flows
@@ -64,7 +63,7 @@ def test_A3_sensitivities(x64):
     @jax.jit
     def all_of(x0, theta, end):
         def flow(x0, theta, end):
-            return jf.solve(linear, x0, args=theta, times=jnp.linspace(0.0, end, 41), solver=dfx.Tsit5()).x
+            return jf.solve(linear, x0, jf.FixedSteps(jnp.linspace(0.0, end, 41), dfx.Tsit5()), args=theta).x
 
         return flow(x0, theta, end), jax.jacrev(flow, (0, 1, 2))(x0, theta, end)
 
@@ -77,12 +76,11 @@ def test_A3_sensitivities(x64):
 
 
 @pytest.mark.slow
-def test_A3_sensitivities_of_the_flow_map(x64):
+def test_A3_sensitivities_of_the_flow(x64):
     x0, theta = jnp.array([1.0, -2.0]), jnp.asarray(0.5)
 
     def flow(x0, theta, t1):
-        controller = dfx.PIDController(1e-9, 1e-9)
-        return jf.flow_map(linear, 0.0, t1, args=theta, stepsize_controller=controller)(x0)
+        return jf.ODEFlow(linear, 0.0, t1, args=theta, sampler=jf.AdaptiveSteps(rtol=1e-9, atol=1e-9))(x0)
 
     by_x0, by_theta, by_time = jax.jit(jax.jacrev(flow, (0, 1, 2)))(x0, theta, 1.0)
     decay = np.exp(-0.5)
@@ -96,7 +94,7 @@ def swirl(t, x, args):
 
 
 def test_A4_the_flow_is_invertible(x64):
-    x0, grid = jnp.array([0.3, -1.2]), jf.uniform_times(40)
+    x0, grid = jnp.array([0.3, -1.2]), jnp.linspace(0, 1, 41)
     x1 = on_grid(swirl, x0, None, grid, dfx.Dopri5()).x
     back = on_grid(swirl, x1, None, grid[::-1], dfx.Dopri5())
     np.testing.assert_allclose(back.x, x0, atol=1e-8)
@@ -108,10 +106,11 @@ def test_A4_the_flow_is_invertible(x64):
 
 
 @pytest.mark.slow
-def test_A4_flow_map_and_its_inverse():
+def test_A4_the_flow_and_its_inverse():
     x0 = jnp.array([0.3, -1.2])
-    back_and_forth = jax.jit(lambda x: jf.flow_map(swirl, 1.0, 0.0)(jf.flow_map(swirl, 0.0, 1.0)(x)))
+    back_and_forth = jax.jit(lambda x: jf.ODEFlow(swirl, 1.0, 0.0)(jf.ODEFlow(swirl, 0.0, 1.0)(x)))
     np.testing.assert_allclose(back_and_forth(x0), x0, atol=1e-4)
+    np.testing.assert_array_equal(jf.ODEFlow(swirl, 0.5, 0.5)(x0), x0)
 
 
 def wave(t, x, args):
@@ -131,7 +130,7 @@ def test_A5_semigroup_and_time_dependence(x64):
 @pytest.mark.parametrize("n", [1, 3, 7, 10, 100, 1000])
 def test_A6_euler_takes_exactly_n_steps(n, x64):
     net = Counter(linear)
-    solution = on_grid(net, jnp.ones(1), 1.0, jf.uniform_times(n))
+    solution = on_grid(net, jnp.ones(1), 1.0, jf.UniformGrid(n))
     np.testing.assert_allclose(solution.x, (1 - 1 / n) ** n, rtol=1e-12, atol=1e-15)
     assert net.take() == solution.nfe == n and solution.t == 1
     if n == 10:
@@ -144,7 +143,7 @@ def test_A7_a_grid_need_not_be_uniform():
 
 
 def test_A8_heun():
-    x = on_grid(linear, jnp.ones(1), 1.0, jf.uniform_times(10), dfx.Heun()).x
+    x = on_grid(linear, jnp.ones(1), 1.0, jf.UniformGrid(10), dfx.Heun()).x
     np.testing.assert_allclose(x, 0.36854098, rtol=1e-6)
 
 
@@ -153,7 +152,7 @@ def errors(solver, grids, drift, x0, truth):
 
     @jax.jit
     def all_of(x0):
-        return [jf.solve(drift, x0, args=1.0, times=jf.uniform_times(n), solver=solver).x for n in grids]
+        return [jf.solve(drift, x0, jf.FixedSteps(jf.UniformGrid(n), solver), args=1.0).x for n in grids]
 
     return np.array([float(x[0]) - truth for x in all_of(x0)])
 
@@ -191,7 +190,7 @@ def test_orders_of_convergence_and_evaluations(x64):
         def both(solver, order):
             drift, x0 = (turn, two) if order == 8 else (logistic, one)
             return [
-                jf.solve(drift, x0, times=jf.uniform_times(n), solver=solver())
+                jf.solve(drift, x0, jf.FixedSteps(jf.UniformGrid(n), solver()))
                 for n in (grids[order], 2 * grids[order])
             ]
 
@@ -211,7 +210,7 @@ def test_A11_an_end_that_is_not_defined_is_seen():
     @jax.jit
     def all_of(x0):
         def end(solver):
-            return jf.solve(lambda t, x, args: (z - x) / (1 - t), x0, times=jf.uniform_times(8), solver=solver())
+            return jf.solve(lambda t, x, args: (z - x) / (1 - t), x0, jf.FixedSteps(jf.UniformGrid(8), solver()))
 
         return [end(solver) for solver in SOLVERS]
 
@@ -228,14 +227,14 @@ def test_A11_an_end_that_is_not_defined_is_seen():
 
 
 def test_A12_trajectory_layout():
-    x0, times = jr.normal(KEY, (5, 2)), jf.uniform_times(4)
-    run = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, args=0.5, times=times, saveat=STEPS)))
+    x0, times = jr.normal(KEY, (5, 2)), jf.UniformGrid(4)
+    run = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, times, args=0.5, saveat=STEPS)))
     batch = run(x0)
     assert batch.xs.shape == (5, 5, 2) and batch.ts.shape == (5, 5)
     np.testing.assert_array_equal(batch.xs[:, 0], x0)
     np.testing.assert_array_equal(batch.xs[:, -1], batch.x)
-    np.testing.assert_array_equal(batch.ts[0], times)
-    final = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, args=0.5, times=times)))(x0)
+    np.testing.assert_array_equal(batch.ts[0], times.times())
+    final = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, times, args=0.5)))(x0)
     np.testing.assert_array_equal(final.x, batch.x)
     assert final.xs is None and final.ts is None and final.log_prob is None
     np.testing.assert_array_equal(run(jnp.stack([x0[2]] * 5)).xs[0], batch.xs[2])  # whatever else is in the batch
@@ -244,7 +243,7 @@ def test_A12_trajectory_layout():
 
 def test_what_a_fixed_grid_saves():
     def saved(saveat, n=7):
-        return jf.solve(linear, jnp.ones(2), args=0.5, times=jf.uniform_times(n), saveat=saveat)
+        return jf.solve(linear, jnp.ones(2), jf.UniformGrid(n), args=0.5, saveat=saveat)
 
     every = saved(STEPS)
     two = saved(dfx.SaveAt(steps=2))
@@ -261,7 +260,7 @@ def test_what_a_fixed_grid_saves():
         dfx.SaveAt(dense=True),
         dfx.SaveAt(subs={"a": dfx.SubSaveAt(t1=True)}),
     ):
-        with pytest.raises(ValueError, match="On a fixed grid saveat asks for the steps"):
+        with pytest.raises(ValueError, match="On a fixed grid saveat must ask for the steps"):
             saved(saveat)
 
 
@@ -278,7 +277,7 @@ def test_A13_failure_is_visible():
     assert solution.status == 1 and 0.99 < solution.t <= 1.01
     fixed = on_grid(square, jnp.ones(1), None, jnp.linspace(0.0, 2.0, 101))
     assert fixed.status == 1 and 1 < fixed.t < 1.3 and not np.isfinite(fixed.x).all()
-    few = eqx.filter_jit(lambda: jf.solve(linear, jnp.ones(1), args=50.0, t0=0.0, t1=1.0, max_steps=3))()
+    few = jf.solve(linear, jnp.ones(1), jf.AdaptiveSteps(max_steps=3), args=50.0)
     assert few.status == 2 and 0 < few.t < 1 and np.isfinite(few.x).all()
 
 
@@ -291,7 +290,7 @@ def lanes():
     net = Counter(decay_or_blow_up)
 
     def one(x0, arg):
-        return jf.solve(net, x0, args=arg, t0=0.0, t1=1.0, stepsize_controller=dfx.PIDController(1e-4, 1e-4))
+        return jf.solve(net, x0, jf.AdaptiveSteps(rtol=1e-4, atol=1e-4), args=arg)
 
     return net, jax.jit(jax.vmap(one))
 
@@ -321,7 +320,7 @@ def test_a_bad_sample_spoils_no_other_and_costs_few_steps():
 
 def test_a_bad_sample_on_a_fixed_grid_spoils_no_other():
     x0 = jnp.linspace(0.5, 1.5, 8)[:, None]
-    run = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, args=1.0, times=jf.uniform_times(5))))
+    run = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, jf.UniformGrid(5), args=1.0)))
     good, bad = run(x0), run(x0.at[3].set(jnp.nan))
     others = np.arange(8) != 3
     np.testing.assert_array_equal(good.x[others], bad.x[others])
@@ -340,7 +339,7 @@ def test_A14_density_transport(x64):
 
     x0 = jnp.array([1.0, -2.0])
     start = {"x": x0, "log_p": jax.scipy.stats.norm.logpdf(x0).sum()}
-    end = on_grid(drift, start, 0.5, jf.uniform_times(20), dfx.Dopri5()).x
+    end = on_grid(drift, start, 0.5, jf.UniformGrid(20), dfx.Dopri5()).x
     np.testing.assert_allclose(end["log_p"], -3.33787707, atol=1e-8)
     np.testing.assert_allclose(end["x"], np.exp(-0.5) * x0, rtol=1e-8)
 
@@ -348,7 +347,8 @@ def test_A14_density_transport(x64):
 def test_A15_push_forward():
     n = 100_000
     x0 = jr.normal(KEY, (n, 1))
-    x1 = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, args=0.5, times=jf.uniform_times(4), solver=dfx.Tsit5()).x))(x0)
+    sampler = jf.FixedSteps(jf.UniformGrid(4), dfx.Tsit5())
+    x1 = jax.jit(jax.vmap(lambda x: jf.solve(linear, x, sampler, args=0.5).x))(x0)
     assert within(x1.var(), 0.36787944, 0.36787944 * np.sqrt(2 / n))
     assert within(x1.mean(), 0, np.sqrt(0.36787944 / n))
 
@@ -366,7 +366,7 @@ def test_evaluations_are_counted_on_a_fixed_grid():
 
     @jax.jit
     def all_of(x0):
-        return [jf.solve(net, x0, times=jf.uniform_times(5), solver=solver()).nfe for solver, net in nets.items()]
+        return [jf.solve(net, x0, jf.FixedSteps(jf.UniformGrid(5), s())).nfe for s, net in nets.items()]
 
     for (solver, net), nfe in zip(nets.items(), all_of(jnp.ones(2)), strict=True):
         assert net.take() == nfe == 5 * SOLVERS[solver][1], solver
@@ -381,8 +381,7 @@ def test_evaluations_are_counted_with_rejected_steps(solver, first):
 
     @jax.jit
     def run(x0):
-        controller = dfx.PIDController(1e-3, 1e-3)
-        return jf.solve(net, x0, t0=0.0, t1=1.0, dt0=first, solver=solver(), stepsize_controller=controller)
+        return jf.solve(net, x0, jf.AdaptiveSteps(solver(), dt0=first, rtol=1e-3, atol=1e-3))
 
     solution = run(jnp.ones(2))
     assert net.take() == solution.nfe and solution.status == 0
@@ -395,8 +394,7 @@ def test_evaluations_are_counted_with_constant_steps(solver):
 
     @jax.jit
     def run(x0):
-        controller = dfx.ConstantStepSize()
-        return jf.solve(net, x0, t0=0.0, t1=1.0, dt0=0.25, solver=solver(), stepsize_controller=controller)
+        return jf.solve(net, x0, jf.AdaptiveSteps(solver(), dfx.ConstantStepSize(), dt0=0.25))
 
     assert net.take() == 0
     assert run(jnp.ones(2)).nfe == net.take()
@@ -404,7 +402,7 @@ def test_evaluations_are_counted_with_constant_steps(solver):
 
 @pytest.mark.slow
 def test_nothing_is_guessed_for_an_implicit_solver():
-    run = jax.jit(lambda x: jf.solve(linear, x, args=1.0, t0=0.0, t1=1.0, solver=dfx.Kvaerno3()))
+    run = jax.jit(lambda x: jf.solve(linear, x, jf.AdaptiveSteps(dfx.Kvaerno3()), args=1.0))
     solution = run(jnp.ones(2))
     assert solution.nfe is None and solution.status == 0
     np.testing.assert_allclose(solution.x, np.exp(-1), rtol=1e-3)
@@ -425,7 +423,7 @@ def test_written_out_stages_equal_diffrax(solver, x64):
         reference = dfx.diffeqsolve(
             dfx.ODETerm(swirl), solver(), ts[0], ts[-1], None, x0, stepsize_controller=dfx.StepTo(ts)
         )  # fmt: skip
-        return jf.solve(swirl, x0, times=ts, solver=solver()).x, reference.ys[-1]
+        return jf.solve(swirl, x0, jf.FixedSteps(ts, solver())).x, reference.ys[-1]
 
     for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-6)):
         own, theirs = both(jnp.array([0.3, -1.2]), dtype)
@@ -437,12 +435,12 @@ def test_written_out_stages_equal_diffrax(solver, x64):
 
 
 def test_C1_without_noise_euler_maruyama_is_euler():
-    times, x0 = jf.uniform_times(6), jnp.array([1.0, -2.0])
+    times, x0 = jf.UniformGrid(6), jnp.array([1.0, -2.0])
 
     @jax.jit
     def both(key):
-        quiet = jf.solve(linear, x0, args=0.7, diffusion=lambda t, x, args: 0.0, key=key, times=times).x
-        return quiet, jf.solve(linear, x0, args=0.7, times=times).x
+        quiet = jf.solve(linear, x0, times, args=0.7, diffusion=lambda t, x, args: 0.0, key=key).x
+        return quiet, jf.solve(linear, x0, times, args=0.7).x
 
     for seed in range(3):
         quiet, flow = both(jr.key(seed))
@@ -461,9 +459,7 @@ def test_C2_a_diffusion_coefficient_is_a_function_of_time_state_and_args(x64):
     normals = {m: np.asarray(jr.normal(jr.key(m), (4, m)), float) for m in (2, 3)}
 
     def run(diffusion, z):
-        return jf.solve(
-            linear, jnp.asarray(x0), args=0.5, diffusion=diffusion, times=jnp.asarray(times), brownian=jf.Recorded(z)
-        ).x
+        return jf.solve(linear, jnp.asarray(x0), times, args=0.5, diffusion=diffusion, brownian=jf.Recorded(z)).x
 
     for name, (g, m) in coefficients.items():
         x = x0.copy()
@@ -473,8 +469,8 @@ def test_C2_a_diffusion_coefficient_is_a_function_of_time_state_and_args(x64):
         out = run(lambda t, x, a, g=g: jnp.asarray(g(t, x, a)), jnp.asarray(normals[m]))
         np.testing.assert_allclose(out, x, rtol=1e-10, err_msg=name)
     tree = jf.solve(
-        lambda t, x, a: jax.tree.map(jnp.zeros_like, x), {"a": jnp.zeros(2), "b": jnp.zeros((1, 2))},
-        diffusion=lambda t, x, a: {"a": jnp.ones(2), "b": jnp.full((1, 2), 2.0)}, times=jnp.asarray(times),
+        lambda t, x, a: jax.tree.map(jnp.zeros_like, x), {"a": jnp.zeros(2), "b": jnp.zeros((1, 2))}, times,
+        diffusion=lambda t, x, a: {"a": jnp.ones(2), "b": jnp.full((1, 2), 2.0)},
         brownian=jf.Recorded({"a": jnp.asarray(normals[2]), "b": jnp.asarray(normals[2])[:, None]}),
     ).x  # fmt: skip
     np.testing.assert_allclose(tree["b"][0], 2 * tree["a"], rtol=1e-6)
@@ -489,15 +485,15 @@ def half(t, x, args):
 
 def test_stochastic_runge_kutta_runs_with_its_levy_area():
     """The law of an Ornstein-Uhlenbeck process at t = 1, at four steps."""
-    n, grid, key = 20_000, jf.uniform_times(4), jr.key(5)
+    n, grid, key = 20_000, jf.UniformGrid(4), jr.key(5)
     nets = {name: Counter(linear) for name in STOCHASTIC}
 
     @jax.jit
     def run(keys):
         def one(drift, name, key):
             return jf.solve(
-                drift, jnp.ones(1), args=1.0, diffusion=half, key=key, times=grid, solver=STOCHASTIC[name]
-            )  # fmt: skip
+                drift, jnp.ones(1), jf.FixedSteps(grid, STOCHASTIC[name]), args=1.0, diffusion=half, key=key
+            )
 
         ends = {name: jax.vmap(lambda key, name=name: one(linear, name, key).x)(keys) for name in STOCHASTIC}
         return ends, {name: one(net, name, key).nfe for name, net in nets.items()}
@@ -523,8 +519,7 @@ def strong_errors(drift, diffusion, grids, fine, exact=None):
 
     def one(z, n):
         z = z.reshape(n, fine // n, 1).sum(1) / np.sqrt(fine // n)
-        times = jf.uniform_times(n)
-        return jf.solve(drift, jnp.ones(1), diffusion=diffusion, times=times, brownian=jf.Recorded(z)).x
+        return jf.solve(drift, jnp.ones(1), jf.UniformGrid(n), diffusion=diffusion, brownian=jf.Recorded(z)).x
 
     ends = [jax.jit(jax.vmap(lambda z, n=n: one(z, n)))(z) for n in grids]
     truth = exact(z.sum(1) / np.sqrt(fine)) if exact else jax.jit(jax.vmap(lambda z: one(z, fine)))(z)
@@ -549,8 +544,8 @@ def test_K3_gradient_through_an_sde(x64):
         return 0.3 * a * jnp.cos(x)
 
     def loss(theta):
-        grid = jf.uniform_times(12)
-        return jnp.sum(jf.solve(drift, jnp.ones(2), args=theta, diffusion=diffusion, key=jr.key(3), times=grid).x ** 2)
+        grid = jf.UniformGrid(12)
+        return jnp.sum(jf.solve(drift, jnp.ones(2), grid, args=theta, diffusion=diffusion, key=jr.key(3)).x ** 2)
 
     both = jax.jit(jax.value_and_grad(loss))
     step = 1e-5
@@ -567,8 +562,8 @@ def test_K1_events_of_any_shape():
     @jax.jit
     def every(starts):
         def ends(x0):
-            noisy = jf.solve(linear, x0, args=1.0, diffusion=unit_noise, key=KEY, times=jf.uniform_times(2))
-            return jf.solve(linear, x0, args=1.0, times=jf.uniform_times(10)).x, noisy.x
+            noisy = jf.solve(linear, x0, jf.UniformGrid(2), args=1.0, diffusion=unit_noise, key=KEY)
+            return jf.solve(linear, x0, jf.UniformGrid(10), args=1.0).x, noisy.x
 
         return [ends(x0) for x0 in starts]
 
@@ -585,36 +580,43 @@ def unit_noise(t, x, args):
 def test_K2_jit_equals_eager_and_new_values_do_not_retrace():
     net = Counter(linear)
     run = jax.jit(lambda x0, theta, times, key: jf.solve(
-        net, x0, args=theta, diffusion=unit_noise, key=key, times=times, saveat=STEPS
+        net, x0, times, args=theta, diffusion=unit_noise, key=key, saveat=STEPS
     ))  # fmt: skip
-    inputs = jnp.array([1.0, -2.0]), jnp.asarray(0.5), jf.uniform_times(5), KEY
+    inputs = jnp.array([1.0, -2.0]), jnp.asarray(0.5), jnp.linspace(0, 1, 6), KEY
     compiled = run(*inputs)
     traces = net.traces
-    eager = jf.solve(linear, inputs[0], args=0.5, diffusion=unit_noise, key=KEY, times=inputs[2], saveat=STEPS)
+    eager = jf.solve(linear, inputs[0], inputs[2], args=0.5, diffusion=unit_noise, key=KEY, saveat=STEPS)
     np.testing.assert_allclose(compiled.xs, eager.xs, rtol=1e-6)
     run(2 * inputs[0], jnp.asarray(0.1), inputs[2] ** 2, jr.key(9))
     assert net.traces == traces
 
 
 def test_K4_types_are_kept():
-    times = jf.uniform_times(2)
+    """The loop is in float32 or wider; integers raise, since each step would round them."""
+
+    def out(x, **options):
+        return jax.eval_shape(lambda x: jf.solve(linear, x, jf.UniformGrid(2), args=0.5, **options), x)
+
     for x64 in (False, True):
         with jax.enable_x64(x64):
-            for given, kept in {"float32": "float32", "bfloat16": "float32", "int32": "float32"}.items():
-                out = jax.eval_shape(lambda x: jf.solve(linear, x, args=0.5, times=times), jnp.ones(2, given))
-                assert out.x.dtype == out.t.dtype == kept
+            for given in ("float32", "bfloat16", "float16"):
+                made = out(jnp.ones(2, given))
+                assert made.x.dtype == made.t.dtype == "float32"
             if x64:
-                out = jax.eval_shape(lambda x: jf.solve(linear, x, args=0.5, times=times), jnp.ones(2))
-                assert out.x.dtype == out.t.dtype == "float64"
-    out = jax.eval_shape(lambda x: jf.solve(linear, x, times=times, args=0.5, dtype=jnp.bfloat16), jnp.ones(2))
-    assert out.x.dtype == "bfloat16" and out.nfe.dtype == out.status.dtype == "int32"
-    low = jf.solve(lambda t, x, a: (-x).astype(jnp.bfloat16), jnp.ones(2), times=times)
+                for made in (out(jnp.ones(2)), out(jnp.ones(2, "float32"), dtype=jnp.float64)):
+                    assert made.x.dtype == made.t.dtype == "float64"
+    made = out(jnp.ones(2), dtype=jnp.bfloat16)
+    assert made.x.dtype == "float32" and made.nfe.dtype == made.status.dtype == "int32"
+    for kind in ("int32", "uint8", "bool"):
+        with pytest.raises(ValueError, match="must be of a floating-point type"):
+            out(jnp.ones(2, kind))
+    low = jf.solve(lambda t, x, a: (-x).astype(jnp.bfloat16), jnp.ones(2), jf.UniformGrid(2))
     assert low.x.dtype == jnp.float32
 
 
 def test_K5_a_sample_does_not_depend_on_its_batch():
     def one(x0, key):
-        return jf.solve(linear, x0, args=0.5, diffusion=unit_noise, key=key, times=jf.uniform_times(5)).x
+        return jf.solve(linear, x0, jf.UniformGrid(5), args=0.5, diffusion=unit_noise, key=key).x
 
     x0, keys = jr.normal(KEY, (7, 2)), jr.split(KEY, 7)
     batch = jax.jit(jax.vmap(one))(x0, keys)
@@ -629,33 +631,31 @@ def test_K5_a_sample_does_not_depend_on_its_batch():
 @pytest.mark.slow
 def test_adaptive_saves_events_and_dense_output(x64):
     ts = jnp.linspace(0.0, 1.0, 5)
-    controller = dfx.PIDController(1e-9, 1e-9)
-    saved = jf.solve(
-        linear, jnp.ones(2), args=1.0, t0=0.0, t1=1.0, saveat=dfx.SaveAt(ts=ts), stepsize_controller=controller
-    )
+    tight = jf.AdaptiveSteps(rtol=1e-9, atol=1e-9)
+
+    def run(sampler, saveat=None, event=None):
+        return jf.solve(linear, jnp.ones(2), sampler, args=1.0, saveat=saveat, event=event)
+
+    saved = run(tight, dfx.SaveAt(ts=ts))
     np.testing.assert_allclose(saved.xs, np.exp(-ts)[:, None] * np.ones((1, 2)), rtol=1e-7)
     np.testing.assert_array_equal(saved.ts, ts)
-    steps = jf.solve(linear, jnp.ones(2), args=1.0, t0=0.0, t1=1.0, saveat=dfx.SaveAt(steps=True), max_steps=50)
+    steps = run(jf.AdaptiveSteps(max_steps=50), dfx.SaveAt(steps=True))
     kept = np.isfinite(steps.ts)
     np.testing.assert_allclose(steps.xs[kept], np.exp(-steps.ts[kept])[:, None] * np.ones((1, 2)), rtol=1e-4)
     assert 0 < kept.sum() < 50 and steps.ts[kept][-1] == 1
-    event = dfx.Event(lambda t, x, args, **kwargs: x[0] - 0.5)
-    half = jf.solve(linear, jnp.ones(2), args=1.0, t0=0.0, t1=1.0, event=event, stepsize_controller=controller)
-    assert half.status == 0 and half.t < 1
-    dense = jf.solve(linear, jnp.ones(2), args=1.0, t0=0.0, t1=1.0, saveat=dfx.SaveAt(dense=True))
+    half = run(tight, event=dfx.Event(lambda t, x, args, **kwargs: x[0] - 0.5))
+    assert half.status == 3 and half.t < 1
+    dense = run(jf.AdaptiveSteps(), dfx.SaveAt(dense=True))
     np.testing.assert_allclose(dense.interpolation.evaluate(0.3), np.exp(-0.3), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_an_adaptive_sde_takes_a_path_known_everywhere():
     tree = dfx.VirtualBrownianTree(0.0, 1.0, tol=1e-3, shape=(2,), key=KEY, levy_area=dfx.SpaceTimeLevyArea)
-    solution = jf.solve(
-        linear, jnp.ones(2), args=1.0, diffusion=unit_noise, brownian=tree, t0=0.0, t1=1.0, dt0=0.1,
-        solver=dfx.ShARK(), stepsize_controller=dfx.PIDController(1e-2, 1e-2, dtmin=1e-3),
-    )  # fmt: skip
-    fine = jf.solve(
-        linear, jnp.ones(2), args=1.0, diffusion=unit_noise, brownian=tree, times=jf.uniform_times(256)
-    )  # fmt: skip
+    noise = {"args": 1.0, "diffusion": unit_noise, "brownian": tree}
+    sampler = jf.AdaptiveSteps(dfx.ShARK(), dfx.PIDController(1e-2, 1e-2, dtmin=1e-3), dt0=0.1)
+    solution = jf.solve(linear, jnp.ones(2), sampler, **noise)
+    fine = jf.solve(linear, jnp.ones(2), jf.UniformGrid(256), **noise)
     assert solution.status == 0
     np.testing.assert_allclose(solution.x, fine.x, atol=0.02)
 
@@ -663,39 +663,46 @@ def test_an_adaptive_sde_takes_a_path_known_everywhere():
 # ------------------------------------------------------------------------------------------------------ bad input
 
 
-def test_bad_input_is_refused_with_a_reason():
-    x0, times = jnp.ones(2), jf.uniform_times(4)
+def test_bad_input_raises_with_a_reason():
+    x0, times, adaptive = jnp.ones(2), jf.UniformGrid(4), jf.AdaptiveSteps()
     noisy = {"diffusion": unit_noise, "key": KEY}
-    cases = [
-        ({}, "either a grid, times="),
-        ({"t0": 0.0}, "either a grid, times="),
-        ({"times": times, "t0": 0.0, "t1": 1.0}, "t0, t1 belongs to an adaptive solve"),
-        ({"times": times, "stepsize_controller": dfx.PIDController(1e-3, 1e-3)}, "stepsize_controller belongs"),
-        ({"times": times, "adjoint": dfx.BacksolveAdjoint()}, "adjoint belongs"),
-        ({"times": times, "event": dfx.Event(lambda *_, **__: True)}, "event belongs"),
-        ({"times": times, "dt0": 0.1}, "dt0"),
-        ({"times": jnp.zeros(1)}, "at least two times"),
-        ({"times": jnp.zeros((2, 3))}, "at least two times"),
-        ({"times": jnp.asarray(3.0)}, "at least two times"),
-        ({"times": jnp.array([0.0, jnp.nan, 1.0])}, "finite"),
-        ({"times": jnp.array([0.0, jnp.inf])}, "finite"),
-        ({"times": jnp.array([0.0, 0.6, 0.5, 1.0])}, "strictly"),
-        ({"times": jnp.array([0.0, 0.5, 0.5, 1.0])}, "strictly"),
-        ({"times": times[::-1], **noisy}, "increase"),
-        ({"times": times, "diffusion": unit_noise}, "pass key="),
-        ({"times": times, "diffusion": lambda t, x, a: jnp.ones(3), "key": KEY}, "A diffusion coefficient is"),
-        ({"times": times, "diffusion": lambda t, x, a: jnp.ones((3, 2)), "key": KEY}, "A diffusion coefficient is"),
-        ({"times": times, "diffusion": lambda t, x, a: {"a": x}, "key": KEY}, "A diffusion coefficient is"),
-        ({"times": times, "solver": dfx.ImplicitEuler()}, r"implicit: .*StepTo"),
-        ({"times": times, "solver": dfx.EulerHeun()}, "EulerHeun is a solver for SDEs"),
-        ({"times": times, "solver": dfx.SRA1()}, "SRA1 is a solver for SDEs"),
-    ]
-    for options, fragment in cases:
-        refuses(lambda options=options: jf.solve(linear, x0, args=1.0, **options), fragment)
-    for drift, fragment in [
-        (lambda t, x, a: x[0], "A drift has the shape of the state"),
-        (lambda t, x, a: x[None], "vmap is missing"),
-        (lambda t, x, a: {"x": x}, "A drift has the structure"),
+    event, tree = dfx.Event(lambda *_, **__: True), dfx.VirtualBrownianTree(0.0, 1.0, 1e-3, (2,), KEY)
+    recorded = jf.Recorded(jnp.ones((4, 2)))
+    for sampler, options, fragment in [
+        (times, {"event": event}, "event= must go with adaptive steps"),
+        (jnp.array([0.0, 0.5, 0.5, 1.0]), {}, "strictly"),
+        (jnp.array([0.0, 0.5, 1.0, 1.0]), {}, "strictly, .* a last point twice"),
+        (times.times()[::-1], noisy, "increase strictly, .* with diffusion="),
+        (jf.UniformGrid(4, 1.0, 0.0), noisy, "increase strictly, .* with diffusion="),
+        (times, {"diffusion": unit_noise}, "pass key="),
+        (times, {"diffusion": lambda t, x, a: jnp.ones(3), "key": KEY}, "A diffusion coefficient must be"),
+        (times, {"diffusion": lambda t, x, a: jnp.ones((3, 2)), "key": KEY}, "A diffusion coefficient must be"),
+        (times, {"diffusion": lambda t, x, a: {"a": x}, "key": KEY}, "A diffusion coefficient must be"),
+        (times, {"brownian": recorded}, "brownian= must go with an SDE"),
+        (times, {"diffusion": unit_noise, "brownian": jf.Recorded(jnp.ones((3, 2)))}, "4 for this grid"),
+        (times, {"diffusion": unit_noise, "brownian": jf.Recorded({"a": jnp.ones((4, 2))})}, "structure of the noise"),
+        (jf.FixedSteps(times, dfx.EulerHeun()), {}, "EulerHeun must have an SDE"),
+        (jf.FixedSteps(times, dfx.SRA1()), {}, "SRA1 must have an SDE"),
+        (jf.FixedSteps(times, jf.DPMpp(2)), {}, r"Got DPMpp\(\), a method of a field's clock"),
+        (jf.FixedSteps(times, jf.EDMChurn(1.0)), {}, "EDMChurn"),
+        (jf.FixedSteps(times, jf.Jump()), {}, "jflow.solve must have a diffrax solver. Got Jump"),
+        (jf.FixedSteps(times, clock=jf.RatioClock()), {}, "must be without clock="),
+        (jf.FixedSteps(times, eta=1.0, end="stop"), noisy, "must be without eta, end="),
+        (jf.AdaptiveSteps(diffusion=lambda t: t), {}, "must be without diffusion="),
+        (jf.KarrasGrid(4), {}, r"must be UniformGrid or an array: there is no path\. Got KarrasGrid"),
+        (adaptive, {"diffusion": unit_noise, "key": KEY}, "must have a Brownian path known at every time"),
+        (adaptive, {"diffusion": unit_noise, "brownian": recorded}, "Recorded noise must go with the steps"),
+        (adaptive, {"brownian": tree}, "brownian= must go with an SDE"),
+        (jf.AdaptiveSteps(dfx.Euler()), {}, "must have a solver with an error estimate"),
+        (jf.AdaptiveSteps(jf.Adams(3)), {}, "must have a solver with an error estimate"),
     ]:
-        with pytest.raises(ValueError, match=fragment):
-            jf.solve(drift, x0, times=times)
+        refuses(lambda s=sampler, options=options: jf.solve(linear, x0, s, args=1.0, **options), fragment)
+    for drift, fragment in [
+        (lambda t, x, a: x[0], "A drift must have the shape of the state"),
+        (lambda t, x, a: x[None], "vmap is missing"),
+        (lambda t, x, a: {"x": x}, "A drift must have the structure"),
+    ]:
+        refuses(lambda drift=drift: jf.solve(drift, x0, times), fragment)
+    refuses(lambda: jf.solve(linear, x0, dfx.Heun()), r"A sampler must be jflow\.FixedSteps", TypeError)
+    refuses(lambda: jf.solve(3.0, x0, times), r"drift must be a function \(t, x, args\)\. Got float", TypeError)
+    refuses(lambda: jf.solve(linear, x0, times, solver=dfx.Heun()), "solver", TypeError)

@@ -1,4 +1,4 @@
-"""EDM's stochastic sampler: the paper's recursion, calls, exact spread, and what it refuses."""
+"""EDM's stochastic sampler: the paper's recursion, calls, exact spread, and what raises."""
 
 import diffrax as dfx
 import equinox as eqx
@@ -57,12 +57,12 @@ def test_the_steps_are_those_of_the_paper():
             net = Counter(jax.tree_util.Partial(components, mixture(path, *MIX1, predicts="data").net))
 
             @eqx.filter_jit
-            def run(x0, z, times, solver, field):
-                return jf.decode(field, x0, times=times, solver=solver, brownian=jf.Recorded(z))
+            def run(x0, z, solver, field):
+                return jf.decode(field, x0, jf.FixedSteps(jf.KarrasGrid(n), solver), brownian=jf.Recorded(z))
 
             for settings in (PAPER, (5.0, 0.01, np.inf, 1.0)):
                 truth, calls = algorithm_2(np.append(levels, 0.0), 80 * START, normals, *settings)
-                inputs = (jnp.asarray(80 * START, dtype), jnp.asarray(normals, dtype), jf.karras_times(n, path))
+                inputs = jnp.asarray(80 * START, dtype), jnp.asarray(normals, dtype)
                 out = run(*inputs, jf.EDMChurn(*settings), jf.Field(net, path, "data"))
                 assert net.take() == out.nfe == calls == 35 and out.status == 0 and out.x.dtype == dtype
                 np.testing.assert_allclose(out.x, truth, rtol=tolerance, atol=tolerance)
@@ -72,10 +72,10 @@ def test_the_steps_are_those_of_the_paper():
 @pytest.mark.slow
 def test_without_churn_it_is_heun():
     path = jf.VE(0.05, 20.0)
-    field, times, x0 = gaussian(path, predicts="noise"), jf.uniform_times(6), jnp.asarray(START, jnp.float32)
-    heun = jf.decode(field, x0, times=times, clock=jf.SigmaClock(), solver=dfx.Heun())
+    field, grid, x0 = gaussian(path, predicts="noise"), jf.UniformGrid(6), jnp.asarray(START, jnp.float32)
+    heun = jf.decode(field, x0, jf.FixedSteps(grid, dfx.Heun(), clock=jf.SigmaClock()))
     for solver in (jf.EDMChurn(0.0), jf.EDMChurn(9.0, s_min=30.0)):
-        out = jf.decode(field, x0, times=times, solver=solver, key=jax.random.key(0))
+        out = jf.decode(field, x0, jf.FixedSteps(grid, solver), key=jax.random.key(0))
         np.testing.assert_allclose(out.x, heun.x, rtol=1e-5)
         assert out.nfe == heun.nfe == 12
 
@@ -88,12 +88,12 @@ def test_the_spread_on_gaussian_data_is_the_printed_one(n, x64):
     """`N(0, 0.25)`, `alpha = 1`, sigma from 20 to 0.05, equal steps in log-SNR: a linear map of start and normals."""
     field = gaussian(jf.VE(0.05, 20.0), mean=0.0, predicts="data")
     solver = jf.EDMChurn(5.0) if n == 16 else jf.EDMChurn(10.0, steps=2 * n)  # the same churn a step
+    sampler = jf.FixedSteps(jf.UniformGrid(n), solver, end="stop")
 
     @jax.jit
     @jax.vmap
     def run(x0, z):
-        times = jf.uniform_times(n)
-        return jf.decode(field, x0, times=times, end="stop", brownian=jf.Recorded(z), solver=solver).x
+        return jf.decode(field, x0, sampler, brownian=jf.Recorded(z)).x
 
     starts = jnp.eye(n + 1, 1) * jnp.sqrt(0.25 + 20.0**2)
     columns = run(starts, jnp.eye(n + 1, n, -1)[..., None])
@@ -103,34 +103,36 @@ def test_the_spread_on_gaussian_data_is_the_printed_one(n, x64):
 
 @pytest.mark.slow
 def test_samples_depend_on_their_key_and_are_finite():
-    field, times = gaussian(jf.CondOT(), predicts="velocity"), jnp.linspace(0.01, 1.0, 9)
-    out = jf.generate(field, jax.random.key(0), 3, (2,), times=times, solver=jf.EDMChurn(5.0), progress=False)
-    alone = jf.sample(
-        field, jax.random.fold_in(jax.random.key(0), np.uint32(2)), (2,), times=times, solver=jf.EDMChurn(5.0)
-    )
+    field = gaussian(jf.CondOT(), predicts="velocity")
+    sampler = jf.FixedSteps(jf.UniformGrid(8, t0=0.01), jf.EDMChurn(5.0))
+    out = jf.generate(field, jax.random.key(0), 3, (2,), sampler)
+    alone = jf.sample(field, jax.random.fold_in(jax.random.key(0), np.uint32(2)), (2,), sampler)
     assert (out.status == 0).all() and (out.nfe == 16).all()
     np.testing.assert_allclose(out.x[2], alone.x, rtol=1e-5)
     assert np.unique(out.x).size == 6
 
 
-def test_what_does_not_fit_is_refused():
-    field, x, key, times = gaussian(jf.VE()), jnp.ones(2), jax.random.key(0), jf.uniform_times(4)
+def test_what_does_not_fit_raises():
+    field, x, key, grid = gaussian(jf.VE()), jnp.ones(2), jax.random.key(0), jf.UniformGrid(4)
     churn = jf.EDMChurn(5.0)
+    steps = jf.FixedSteps(grid, churn)
+    paired = gaussian(jf.VE(source=jf.Normal(coupled=True)))
     cases = [
-        (lambda: jf.EDMChurn(-1.0), "s_churn is a number of at least 0. Got -1"),
-        (lambda: jf.EDMChurn(jnp.ones(2)), "s_churn is a number"),
-        (lambda: jf.EDMChurn(1.0, s_noise=np.nan), "s_noise is a number"),
-        (lambda: jf.EDMChurn(1.0, 2.0, 1.0), "s_min at most s_max. Got 2 and 1"),
-        (lambda: jf.decode(field, x, times=times, solver=churn), "pass key="),
-        (lambda: jf.decode(field, x, key=key, times=times, solver=churn, eta=1.0), "without eta="),
-        (lambda: jf.decode(field, x, key=key, times=times, solver=churn, diffusion=lambda *_: 1.0), "without eta="),
-        (lambda: jf.decode(field, x, key=key, t0=0.0, t1=1.0, solver=churn), "pass times="),
-        (lambda: jf.decode(field, x, times=times, solver=churn, clock=jf.RatioClock()), "brings it along"),
-        (lambda: jf.decode(field, x, times=times, end=churn, clock=jf.SigmaClock()), "last step adds no noise"),
-        (lambda: jf.sample(field, key, (2,), times=times, solver=churn, log_prob=True), "takes the ODE. Got EDMChurn"),
-        (lambda: jf.encode(field, x, times=times, solver=churn), "encode follows the ODE. Got EDMChurn"),
-        (lambda: jf.log_prob(field, x, times=times, solver=churn), "log_prob follows the ODE. Got EDMChurn"),
-        (lambda: jf.solve(lambda t, x, args: x, x, times=times, solver=churn), "a method of SigmaClock"),
+        (lambda: jf.EDMChurn(-1.0), "s_churn must be a number of at least 0. Got -1"),
+        (lambda: jf.EDMChurn(jnp.ones(2)), "s_churn must be a number"),
+        (lambda: jf.EDMChurn(1.0, s_noise=np.nan), "s_noise must be a number"),
+        (lambda: jf.EDMChurn(1.0, 2.0, 1.0), "s_min of at most s_max. Got 2 and 1"),
+        (lambda: jf.EDMChurn(1.0, steps=0), "steps must be an integer of at least 1"),
+        (lambda: jf.decode(field, x, steps), "pass key="),
+        (lambda: jf.decode(field, x, jf.FixedSteps(grid, churn, eta=1.0), key=key), "without eta="),
+        (lambda: jf.decode(field, x, jf.FixedSteps(grid, churn, diffusion=lambda t: 1.0), key=key), "diffusion="),
+        (lambda: jf.decode(field, x, jf.AdaptiveSteps(churn), key=key), "must have a fixed grid"),
+        (lambda: jf.decode(field, x, jf.FixedSteps(grid, churn, clock=jf.RatioClock()), key=key), "brings along"),
+        (lambda: jf.sample(field, key, (2,), steps, log_prob=True), "must follow the ODE. Got EDMChurn"),
+        (lambda: jf.encode(field, x, steps), "must follow the ODE. Got EDMChurn"),
+        (lambda: jf.log_prob(field, x, steps), "must follow the ODE. Got EDMChurn"),
+        (lambda: jf.solve(lambda t, x, args: x, x, steps), "in its own time. Got EDMChurn"),
+        (lambda: jf.decode(paired, x, steps, key=key), "EDMChurn, which adds noise, must have a Gaussian source"),
     ]
     for call, fragment in cases:
         refuses(call, fragment)

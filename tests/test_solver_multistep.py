@@ -1,4 +1,4 @@
-"""Multistep solvers but DPM-Solver++: the textbook recursions, orders, calls, starts and ends, and what is refused."""
+"""Multistep solvers but DPM-Solver++: the textbook recursions, orders, calls, starts and ends, and what raises."""
 
 import math
 
@@ -29,7 +29,7 @@ def adams(order, corrector, clock):
     """Adams-Bashforth and Adams-Moulton in the time of a clock, along `alpha = t`, `sigma = 1 - t`."""
 
     def recursion(times, x, eta, z):
-        alphas, sigmas, level = times, 1 - times, 0.0 if eta is None else eta
+        alphas, sigmas, level = times, 1 - times, 0.0 if eta is None else eta**2
         taus = -sigmas / alphas if clock == "sigma" else alphas
         scales = 1 / alphas if clock == "sigma" else np.ones_like(alphas)  # alpha + sigma = 1
         u, base, nodes, seen, xs = scales[0] * x, None, [], [], []
@@ -52,12 +52,12 @@ def adams(order, corrector, clock):
 
 
 def log_snr_rule(points, corrected, weights):
-    """Predictor and corrector in half log-SNR along `alpha = t`, `sigma = 1 - t`: `x' = (sigma'/sigma) e^(-eta h) x +
-    alpha' sum_j c_j D_j + noise`, with the weights as each paper has them.
+    """Predictor and corrector in half log-SNR along `alpha = t`, `sigma = 1 - t`: `x' = (sigma'/sigma) e^(-k h) x +
+    alpha' sum_j c_j D_j + noise` at the level `k = eta^2`, with the weights as each paper has them.
     """
 
     def recursion(times, x, eta, z):
-        alphas, sigmas, level = times, 1 - times, 0.0 if eta is None else eta
+        alphas, sigmas, level = times, 1 - times, 0.0 if eta is None else eta**2
         half, seen, base, xs = np.log(alphas / sigmas), [], None, []
         for i in range(len(times) - 1):
             new = data_prediction(alphas[i], sigmas[i], x)
@@ -79,9 +79,9 @@ def log_snr_rule(points, corrected, weights):
     return recursion
 
 
-def stochastic_adams(offsets, h, eta, corrects):
+def stochastic_adams(offsets, h, level, corrects):
     """Xue et al. 2023: moments of the weight by integration by parts, and a Vandermonde system."""
-    kappa, moments = 1 + eta, [-np.expm1(-(1 + eta) * h)]
+    kappa, moments = 1 + level, [-np.expm1(-(1 + level) * h)]
     for k in range(1, len(offsets)):
         moments.append(h**k - k / kappa * moments[-1])
     return np.linalg.solve(np.vander(offsets, increasing=True).T, moments)
@@ -90,7 +90,7 @@ def stochastic_adams(offsets, h, eta, corrects):
 def unified(variant):
     """Zhao et al. 2023: `R rho = b` with a function `B(h)`, and one half where one number is unknown."""
 
-    def weights(offsets, h, eta, corrects):
+    def weights(offsets, h, level, corrects):
         hh = -h
         b_of_h = np.expm1(hh) if variant == "bh2" else hh
         ratios = np.r_[offsets[2:], offsets[0]] / h if corrects else offsets[1:] / h
@@ -130,32 +130,38 @@ def deis(order):
     return recursion
 
 
-MENDED = jf.Adams(order=3, corrector=True)
+CORRECTED = jf.Adams(order=3, corrector=True)
 
-# name: solver, its clock where it brings none, its recursion, levels of noise, the steps that show its order; none for
-# order 6, whose error is that of rounding before its slope has settled
+# name: solver, its clock where it brings none, its recursion, amplitudes of noise, the steps that show its order; none
+# for order 6, whose error is that of rounding before its slope has settled
 FAMILY = {
-    "LMS 4": (jf.Adams(order=4), jf.SigmaClock(), adams(4, False, "sigma"), (None, 0.5), (320, 640)),
+    "LMS 4": (jf.Adams(order=4), jf.SigmaClock(), adams(4, False, "sigma"), (None, 0.7), (320, 640)),
     "vAB 2": (jf.Adams(order=2), jf.RatioClock(), adams(2, False, "ratio"), (None,), (160, 320)),
     "vAB 3": (jf.Adams(order=3), jf.RatioClock(), adams(3, False, "ratio"), (None,), (320, 640)),
-    "Adams 2 mended": (jf.Adams(2, corrector=True), jf.RatioClock(), adams(2, True, "ratio"), (None, 1.0), (320, 640)),
-    "Adams 3 mended": (jf.Adams(3, corrector=True), jf.SigmaClock(), adams(3, True, "sigma"), (None,), (320, 640)),
-    "Adams 4 mended": (jf.Adams(4, corrector=True), jf.SigmaClock(), adams(4, True, "sigma"), (None,), (640, 1280)),
-    "Adams 5 mended": (jf.Adams(5, corrector=True), jf.RatioClock(), adams(5, True, "ratio"), (None,), (320, 640)),
-    "Adams 6 mended": (jf.Adams(6, corrector=True), jf.SigmaClock(), adams(6, True, "sigma"), (None,), ()),
+    "Adams 2 PC": (
+        jf.Adams(2, corrector=True),
+        jf.RatioClock(),
+        adams(2, True, "ratio"),
+        (None, 1.0),
+        (320, 640),
+    ),
+    "Adams 3 PC": (jf.Adams(3, corrector=True), jf.SigmaClock(), adams(3, True, "sigma"), (None,), (320, 640)),
+    "Adams 4 PC": (jf.Adams(4, corrector=True), jf.SigmaClock(), adams(4, True, "sigma"), (None,), (640, 1280)),
+    "Adams 5 PC": (jf.Adams(5, corrector=True), jf.RatioClock(), adams(5, True, "ratio"), (None,), (320, 640)),
+    "Adams 6 PC": (jf.Adams(6, corrector=True), jf.SigmaClock(), adams(6, True, "sigma"), (None,), ()),
     "UniPC 1": (jf.UniPC(order=1), None, log_snr_rule(1, 2, unified("bh2")), (None,), (160, 320)),
     "UniPC 2": (jf.UniPC(order=2), None, log_snr_rule(2, 3, unified("bh2")), (None,), (160, 320)),
     "UniPC 2 bh1": (jf.UniPC(order=2, variant="bh1"), None, log_snr_rule(2, 3, unified("bh1")), (None,), (160, 320)),
     "UniPC 3": (jf.UniPC(order=3), None, log_snr_rule(3, 4, unified("bh2")), (None,), (160, 320)),
     "SA 1 3": (jf.SASolver(1, 3), None, log_snr_rule(1, 4, stochastic_adams), (1.0,), (320, 640)),
-    "SA 2 1": (jf.SASolver(2, 1), None, log_snr_rule(2, 2, stochastic_adams), (0.3,), (320, 640)),
-    "SA 3 3": (jf.SASolver(), None, log_snr_rule(3, 4, stochastic_adams), (None, 1.0, 2.0), (160, 320)),
+    "SA 2 1": (jf.SASolver(2, 1), None, log_snr_rule(2, 2, stochastic_adams), (0.5,), (320, 640)),
+    "SA 3 3": (jf.SASolver(), None, log_snr_rule(3, 4, stochastic_adams), (None, 1.0, 1.5), (160, 320)),
     "DEIS 2": (jf.DEIS(order=2), None, deis(2), (None,), (160, 320)),
     "DEIS 3": (jf.DEIS(), None, deis(3), (None,), (160, 320)),
 }
 
 
-COMMON = ("LMS 4", "Adams 2 mended", "Adams 5 mended", "UniPC 2", "UniPC 2 bh1", "UniPC 3", "SA 3 3", "DEIS 3")
+COMMON = ("LMS 4", "Adams 2 PC", "Adams 5 PC", "UniPC 2", "UniPC 2 bh1", "UniPC 3", "SA 3 3", "DEIS 3")
 NAMES = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in FAMILY]
 DTYPES = [("float64", 1e-12), pytest.param("float32", 1e-5, marks=pytest.mark.slow)]
 
@@ -163,8 +169,8 @@ DTYPES = [("float64", 1e-12), pytest.param("float32", 1e-5, marks=pytest.mark.sl
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_steps_are_those_of_the_textbook_at_one_call_each(name, dtype, tolerance, x64):
-    """Each one, from the first, which ramp the order up; in one compilation for every grid, level and noise."""
-    solver, clock, recursion, levels, _ = FAMILY[name]
+    """Each one, from the first, which ramp the order up; in one compilation for every grid, amplitude and noise."""
+    solver, clock, recursion, etas, _ = FAMILY[name]
     rng, saveat = np.random.default_rng(0), dfx.SaveAt(steps=True)
     x0, z = rng.normal(size=1), rng.normal(size=(len(GRID) - 1, 1))
     net = Counter(mixture(jf.CondOT(), *MIX1).net)
@@ -172,10 +178,10 @@ def test_the_steps_are_those_of_the_textbook_at_one_call_each(name, dtype, toler
 
     @eqx.filter_jit
     def run(times, eta, noise):
-        options = {"times": times, "eta": eta, "brownian": noise, "clock": clock, "saveat": saveat, "dtype": dtype}
-        return jf.decode(field, x0, solver=solver, end="stop", **options)
+        sampler = jf.FixedSteps(times, solver, eta=eta, clock=clock, end="stop")
+        return jf.decode(field, jnp.asarray(x0, dtype), sampler, brownian=noise, saveat=saveat)
 
-    for eta in levels:
+    for eta in etas:
         traces = []
         for grid in (GRID, GRID**0.9):
             noisy = (None, None) if eta is None else (jnp.asarray(eta), jf.Recorded(jnp.asarray(z, dtype)))
@@ -204,8 +210,8 @@ PRINTED = {  # relative error of the standard deviation at n = 16 and n = 64
 @pytest.mark.parametrize("n", [16, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("steps", [*(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 1), (2, 2))), (3, 3)])
 def test_the_spread_on_gaussian_data_is_the_printed_one(steps, n, x64):
-    """The last state is mended there, at the cost of one more call. (3, 3) is 4.749e-4 at n = 64: rounded twice."""
-    error, printed = spread_error(jf.SASolver(*steps), n, mended=True), PRINTED[steps][n]
+    """The last state is corrected there, at the cost of one more call. (3, 3) is 4.749e-4 at n = 64: rounded twice."""
+    error, printed = spread_error(jf.SASolver(*steps), n, corrected=True), PRINTED[steps][n]
     unit = 10.0 ** (math.floor(math.log10(printed)) - 1)
     assert abs(error - printed) < 0.51 * unit, error
 
@@ -217,18 +223,16 @@ LENGTHS = [("SA 3 3", 1), ("SA 3 3", 2), ("SA 3 3", 1000), ("vAB 3", 1), ("vAB 3
 def test_any_number_of_steps(name, n):
     """From t = 0, where log-SNR is infinite, to t = 1."""
     solver, clock, *_ = FAMILY[name]
-    run = eqx.filter_jit(
-        lambda t, eta: jf.sample(NET, KEY, (2,), args=1.0, times=t, solver=solver, clock=clock, eta=eta)
-    )
-    out = run(jf.uniform_times(n), 1.0 if name == "SA 3 3" else None)
+    sampler = jf.FixedSteps(jf.UniformGrid(n), solver, clock=clock, eta=1.0 if name == "SA 3 3" else None)
+    out = jf.sample(NET, KEY, (2,), sampler, args=1.0)
     assert out.status == 0 and out.nfe == n and out.t == 1 and jnp.isfinite(out.x).all()
 
 
-def test_a_step_from_infinite_log_snr_is_mended_by_the_mean_of_its_ends(x64):
+def test_a_step_from_infinite_log_snr_is_corrected_by_the_mean_of_its_ends(x64):
     """Two steps from t = 0: with `tau = t/(1 - t)` the state before the second is that of the trapezoid."""
     clock, path, times = jf.ThetaClock(), jf.CondOT(), jnp.array([0.0, 0.3, 0.5])
     taus, x0 = times / (1 - times), jnp.array([0.4])
-    run = jax.jit(lambda x, times: jf.decode(NET, x, args=1.0, times=times, solver=jf.UniPC(1), end="stop").x)
+    run = jax.jit(lambda x, times: jf.decode(NET, x, jf.FixedSteps(times, jf.UniPC(1), end="stop"), args=1.0).x)
     first = NET.data(times[0], x0, 1.0)
     new = NET.data(times[1], (x0 + taus[1] * first) / clock.scale(path, times[1]), 1.0)
     u = x0 + taus[1] * (first + new) / 2 + (taus[2] - taus[1]) * new
@@ -236,16 +240,17 @@ def test_a_step_from_infinite_log_snr_is_mended_by_the_mean_of_its_ends(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SA 3 3", "UniPC 2 bh1", "Adams 4 mended"])
+@pytest.mark.parametrize("name", ["SA 3 3", "UniPC 2 bh1", "Adams 4 PC"])
 def test_gradients_are_those_of_finite_differences(name, x64):
-    """In the start, the condition and the grid, which starts at t = 0, and in the level of noise."""
+    """In the start, the condition and the grid, which starts at t = 0, and in the amplitude of noise."""
     solver, noisy = FAMILY[name][0], name == "SA 3 3"
     z = jax.random.normal(KEY, (4, 2)) if noisy else None
 
     @jax.jit
     def total(x0, args, eta, times):
-        options = {"eta": eta, "brownian": jf.Recorded(z)} if noisy else {}
-        return jnp.sum(jnp.sin(jf.decode(NET, x0, args=args, times=times, solver=solver, end="stop", **options).x))
+        sampler = jf.FixedSteps(times, solver, eta=eta if noisy else None, end="stop")
+        noise = jf.Recorded(z) if noisy else None
+        return jnp.sum(jnp.sin(jf.decode(NET, x0, sampler, args=args, brownian=noise).x))
 
     point = (jnp.array([0.3, -0.5]), jnp.asarray(1.3), jnp.asarray(0.7), jnp.array([0.0, 0.1, 0.3, 0.5, 0.8]))
     way = (jnp.array([1.0, 0.5]), jnp.asarray(-0.4), jnp.asarray(0.3), jnp.array([0.0, 1.0, -0.5, 0.3, 0.2]))
@@ -263,13 +268,13 @@ def test_the_way_back_and_the_density(x64):
 
     @jax.jit
     def there_and_back(x, times):
-        noise = jf.encode(field, x, times=times, solver=solver).x
-        density = jf.log_prob(field, x, times=times.at[0].set(0.0), solver=solver).log_prob
-        return jf.decode(field, noise, times=times, solver=solver, end="stop").x, density
+        noise = jf.encode(field, x, jf.FixedSteps(times, solver)).x
+        density = jf.log_prob(field, x, jf.FixedSteps(times.at[0].set(0.0), solver)).log_prob
+        return jf.decode(field, noise, jf.FixedSteps(times, solver, end="stop")).x, density
 
     errors = []
     for n in (64, 128):
-        times, x1 = jf.log_snr_times(n, path, -12.0, 10.0), jnp.array([0.9])
+        times, x1 = jf.LogSNRGrid(n, -12.0, 10.0).times(path), jnp.array([0.9])
         back, density = there_and_back(x1, times)
         np.testing.assert_allclose(back, x1, rtol=1e-3)
         errors.append(abs(density - field.distribution.at(path, times[-1]).log_prob(x1)))
@@ -278,8 +283,8 @@ def test_the_way_back_and_the_density(x64):
 
 def test_any_drift_of_the_lecture(x64):
     """`dx = -x^2 dt`, x(1) = 1/2, without a field or a clock: order 3 with its corrector."""
-    run = jax.jit(lambda times: jf.solve(lambda t, x, a: -(x**2), jnp.ones(1), times=times, solver=MENDED).x)
-    errors = [abs(run(jf.uniform_times(n))[0] - 0.5) for n in (40, 80)]
+    steps = [jf.FixedSteps(jf.UniformGrid(n), CORRECTED) for n in (40, 80)]
+    errors = [abs(jf.solve(lambda t, x, args: -(x**2), jnp.ones(1), sampler).x[0] - 0.5) for sampler in steps]
     assert 2.8 < np.log2(errors[0] / errors[1]) < 3.2, errors
 
 
@@ -287,40 +292,41 @@ def test_any_drift_of_the_lecture(x64):
 def test_constant_steps_of_diffeqsolve_are_those_of_the_grid(back, x64):
     """And are counted, in both directions."""
     drift, x0 = lambda t, x, args: -jnp.sin(x) * (1 + t), jnp.array([0.4])
-    t0, t1, times = (1.0, 0.0, jf.uniform_times(8)[::-1]) if back else (0.0, 1.0, jf.uniform_times(8))
-    constant = {"t0": t0, "t1": t1, "dt0": (t1 - t0) / 8, "stepsize_controller": dfx.ConstantStepSize()}
-    out = jf.solve(drift, x0, solver=MENDED, **constant)
-    np.testing.assert_allclose(out.x, jf.solve(drift, x0, times=times, solver=MENDED).x, rtol=1e-12)
+    t0, t1 = (1.0, 0.0) if back else (0.0, 1.0)
+    constant = jf.AdaptiveSteps(CORRECTED, dfx.ConstantStepSize(), t0=t0, t1=t1, dt0=(t1 - t0) / 8)
+    out = jf.solve(drift, x0, constant)
+    on_grid = jf.solve(drift, x0, jf.FixedSteps(jf.UniformGrid(8, t0, t1), CORRECTED))
+    np.testing.assert_allclose(out.x, on_grid.x, rtol=1e-12)
     assert out.nfe == 8
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_raises():
     for make, match in (
-        (lambda: jf.Adams(5), "order 1 to 4 without its corrector. Got order=5: pass corrector=True"),
-        (lambda: jf.Adams(7, corrector=True), "order 2 to 6 with its corrector. Got order=7"),
+        (lambda: jf.Adams(5), "from 1 to 4 without its corrector. Got order=5: pass corrector=True"),
+        (lambda: jf.Adams(7, corrector=True), "from 2 to 6 with its corrector. Got order=7"),
         (lambda: jf.Adams(True), "Got order=True"),
         (lambda: jf.Adams(1, corrector=True), "pass order=2, or corrector=False"),
         (lambda: jf.UniPC(4), "order 1, 2 or 3. Got order=4"),
         (lambda: jf.UniPC(2, variant="vary"), "'bh1' or 'bh2'. Got variant='vary'"),
         (lambda: jf.SASolver(4), "Got predictor=4"),
-        (lambda: jf.SASolver(3, 0), r"Got corrector=0; without a corrector it is jflow.DPMpp\(order\)"),
+        (lambda: jf.SASolver(3, 0), r"Got corrector=0: without a corrector it is jflow.DPMpp\(order\)"),
         (lambda: jf.DEIS(0), "order 1, 2 or 3. Got order=0"),
     ):
         with pytest.raises(ValueError, match=match):
             make()
-    x0, times = jnp.ones(2), jf.uniform_times(4)
-    for options, match in (
-        ({"solver": MENDED, "eta": lambda t: 1 - t}, "one eta holds for the whole grid"),
-        ({"solver": MENDED, "clock": jf.SigmaClock()}, "t = 0, .*start a little later"),
-        ({"solver": jf.SASolver(1, 1), "eta": lambda t: 1 - t}, "one eta holds for the whole grid"),
-        ({"solver": jf.UniPC(), "eta": 1.0}, r"UniPC\(\) is a method for the ODE. Got eta=1.0: leave out eta="),
-        ({"solver": jf.DEIS(), "eta": 0.5}, r"DEIS\(\) is a method for the ODE. Got eta=0.5"),
-        ({"solver": jf.DEIS()}, "t = 0, .*start a little later"),
-        ({"solver": jf.DEIS(), "clock": jf.ThetaClock()}, r"DEIS\(\) is a method of SigmaClock\(\)"),
-        ({"solver": jf.UniPC(), "diffusion": lambda t, x, args: 1.0}, "diffusion="),
+    x0, grid, etas = jnp.ones(2), jf.UniformGrid(4), jnp.linspace(1.0, 0.0, 4)
+    for solver, options, match in (
+        (CORRECTED, {"eta": etas}, "one eta for the whole grid"),
+        (CORRECTED, {"clock": jf.SigmaClock()}, "t = 0, .*start a little later"),
+        (jf.SASolver(1, 1), {"eta": etas}, "one eta for the whole grid"),
+        (jf.UniPC(), {"eta": 1.0}, r"UniPC\(\) must have the ODE. Got eta=1.0: leave out eta="),
+        (jf.DEIS(), {"eta": 0.5}, r"DEIS\(\) must have the ODE. Got eta=0.5"),
+        (jf.DEIS(), {}, "t = 0, .*start a little later"),
+        (jf.DEIS(), {"clock": jf.ThetaClock()}, r"DEIS\(\) must be in its own clock, SigmaClock\(\)"),
+        (jf.UniPC(), {"diffusion": lambda t: 1.0}, "diffusion="),
     ):
         with pytest.raises(ValueError, match=match):
-            jf.decode(NET, x0, times=times, **options)
-    for solver in (MENDED, jf.UniPC(), jf.DPMpp(), dfx.Euler()):
-        with pytest.raises(ValueError, match=r"error estimate. Got .*\(\), which has none: give a grid, times="):
-            jf.decode(NET, x0, t0=0.1, t1=0.9, solver=solver)
+            jf.decode(NET, x0, jf.FixedSteps(grid, solver, **options), key=jax.random.key(0))
+    for solver in (CORRECTED, jf.UniPC(), jf.DPMpp(), dfx.Euler()):
+        with pytest.raises(ValueError, match=r"error estimate. Got .*\(\), which has none: take jflow.FixedSteps"):
+            jf.decode(NET, x0, jf.AdaptiveSteps(solver, t0=0.1, t1=0.9))

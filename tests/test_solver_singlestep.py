@@ -1,4 +1,4 @@
-"""DPM-Solver++ within a step: the textbook recursions, orders, exact spreads, adaptive steps, and what it refuses."""
+"""DPM-Solver++ within a step: the textbook recursions, orders, exact spreads, adaptive steps, and what raises."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from references import MIX1, Counter, gaussian
 from scipy.integrate import solve_ivp
 
 import jflow as jf
-from jflow._brownian import step_path
+from jflow._engine.noise import step_path
 
 SOLVERS = {2: jf.DPMppSinglestep(2), 3: jf.DPMppSinglestep(3)}
 GRID = np.array([0.02, 0.05, 0.11, 0.2, 0.33, 0.41, 0.52, 0.66, 0.74, 0.85, 0.93, 0.97])
@@ -75,8 +75,8 @@ SCHEDULES = {
 def test_the_steps_are_those_of_the_papers(order, x64):
     @eqx.filter_jit
     def every(x0, times):
-        options: dict[str, Any] = {"times": times, "solver": SOLVERS[order], "end": "stop", "dtype": x0.dtype}
-        return {name: jf.decode(mixture(path), x0, **options).x for name, (path, *_) in SCHEDULES.items()}
+        sampler = jf.FixedSteps(times, SOLVERS[order], end="stop")
+        return {name: jf.decode(mixture(path), x0, sampler).x for name, (path, *_) in SCHEDULES.items()}
 
     for dtype, tolerance in (("float64", 1e-12), ("float32", 1e-5)):
         for name, x in every(jnp.asarray(START, dtype), jnp.asarray(GRID)).items():
@@ -171,7 +171,10 @@ def test_the_spread_of_the_sde_on_gaussian_data_is_the_printed_one(n, x64):
     The printed figures are k-diffusion's, whose noise is a Brownian motion in sigma.
     """
     path, clock = jf.VE(0.05, 20.0), jf.ThetaClock()
-    field, times = gaussian(path, mean=0.0, predicts="data"), jf.uniform_times(n)
+    field, sampler = (
+        gaussian(path, mean=0.0, predicts="data"),
+        jf.FixedSteps(jf.UniformGrid(n), SOLVERS[2], eta=1.0, end="stop"),
+    )
     halves = jnp.linspace(0.0, 1.0, 2 * n + 1)
     taus, sigmas = (jax.vmap(f)(halves) for f in (lambda t: clock.noise_time(path, t, 1.0), path.sigma))
 
@@ -180,7 +183,7 @@ def test_the_spread_of_the_sde_on_gaussian_data_is_the_printed_one(n, x64):
     def run(x0, z, own):
         values = jnp.concatenate([jnp.zeros((1, 1)), jnp.cumsum(jnp.sqrt(jnp.diff(own))[:, None] * z, 0)])
         noise = Normalised(taus[0], taus[-1], taus, own, values)
-        return jf.decode(field, x0, times=times, eta=1.0, end="stop", brownian=noise, solver=SOLVERS[2]).x
+        return jf.decode(field, x0, sampler, brownian=noise).x
 
     def error(own):
         starts = jnp.eye(2 * n + 1, 1) * jnp.sqrt(0.25 + 20.0**2)
@@ -195,20 +198,16 @@ def test_the_spread_of_the_sde_on_gaussian_data_is_the_printed_one(n, x64):
 
 def test_the_noise_inside_a_step_belongs_to_that_of_the_step(x64):
     """Without a drift: the covariance of the noise up to the intermediate point with that over the step."""
-    for eta in (0.3, 1.0):
-        tau0, tau1 = jnp.asarray(0.5), jnp.asarray(2.0)
-        variance = tau1 ** (2 * eta / (1 + eta)) - tau0 ** (2 * eta / (1 + eta))
+    for eta in (0.5, 1.0):
+        power, tau0, tau1 = 2 * eta**2 / (1 + eta**2), jnp.asarray(0.5), jnp.asarray(2.0)
+        variance, inner = tau1**power - tau0**power, 1.0 - tau0**power
 
-        def pair(z, h, tau0=tau0, tau1=tau1, variance=variance, eta=eta):
-            seen = step_path(tau0, tau1, variance, (z, h), lambda tau: tau ** (2 * eta / (1 + eta)))
+        def pair(z, h, tau0=tau0, tau1=tau1, variance=variance, power=power):
+            seen = step_path(tau0, tau1, variance, (z, h), lambda tau: (tau**power - tau0**power) / variance)
             return jnp.stack([seen.evaluate(tau0, jnp.asarray(1.0)), seen.evaluate(tau0, tau1)])
 
         jacobian = jnp.stack(jax.jacfwd(pair, (0, 1))(0.0, 0.0), axis=1)
-        inner = 1.0 - tau0 ** (2 * eta / (1 + eta))
         np.testing.assert_allclose(jacobian @ jacobian.T, [[inner, inner], [inner, variance]], rtol=1e-12)
-    path = step_path(tau0, tau1, variance, (jnp.ones(1),))
-    with pytest.raises(ValueError, match="asks for it inside a step"):
-        path.evaluate(tau0, jnp.asarray(1.0))
 
 
 def test_calls_and_one_compilation():
@@ -217,10 +216,10 @@ def test_calls_and_one_compilation():
 
     @eqx.filter_jit
     def run(key, times, args, order, eta):
-        return jf.sample(field, key, (2,), args=args, times=times, eta=eta, solver=SOLVERS[order])
+        return jf.sample(field, key, (2,), jf.FixedSteps(times, SOLVERS[order], eta=eta, end="denoise"), args=args)
 
     for order, eta in ((2, None), (2, jnp.asarray(0.7)), (3, None)):
-        out = run(jax.random.key(0), jf.uniform_times(6), jnp.asarray(1.0), order, eta)
+        out = run(jax.random.key(0), jf.UniformGrid(6).times(), jnp.asarray(1.0), order, eta)
         assert out.nfe == 5 * order + 1 == net.take() and out.status == 0 and jnp.isfinite(out.x).all()
         traces = net.traces
         eta = None if eta is None else jnp.asarray(2.0)
@@ -240,8 +239,7 @@ def test_adaptive_steps_are_counted_and_meet_their_tolerance(order, x64):
     @jax.jit
     @jax.vmap
     def run(x0, tolerance):
-        control = dfx.PIDController(tolerance, tolerance)
-        return jf.decode(counted, x0, t0=0.0, t1=0.9, solver=SOLVERS[order], stepsize_controller=control)
+        return jf.decode(counted, x0, jf.AdaptiveSteps(SOLVERS[order], t1=0.9, rtol=tolerance, atol=tolerance))
 
     starts, tolerances = jnp.asarray([[-1.0], [0.4], [0.4]]), jnp.asarray([1e-4, 1e-4, 1e-6])
     out = run(starts.astype("float64"), tolerances)
@@ -264,12 +262,11 @@ def test_the_sde_takes_adaptive_steps_along_one_path(x64):
 
     @jax.jit
     def run(tolerance):
-        control = dfx.PIDController(tolerance, tolerance)
-        options: dict[str, Any] = {"eta": 1.0, "brownian": tree, "solver": SOLVERS[2]}
-        return jf.decode(field, x0, t0=ends[0], t1=ends[1], stepsize_controller=control, **options)
+        steps = {"t0": ends[0], "t1": ends[1], "rtol": tolerance, "atol": tolerance}
+        return jf.decode(field, x0, jf.AdaptiveSteps(SOLVERS[2], eta=1.0, **steps), brownian=tree)
 
-    times = jf.log_snr_times(3000, jf.CondOT(), lo, hi)
-    fine = jax.jit(lambda: jf.decode(field, x0, times=times, eta=1.0, end="stop", brownian=tree).x)()
+    many = jf.FixedSteps(jf.LogSNRGrid(3000, lo, hi), eta=1.0, end="stop")
+    fine = jf.decode(field, x0, many, brownian=tree).x
     rough, close = run(jnp.asarray(3e-2)), run(jnp.asarray(1e-3))
     assert rough.status == close.status == 0 and rough.nfe % 2 == close.nfe % 2 == 0 and close.nfe > 2 * rough.nfe
     np.testing.assert_allclose(close.x, fine, atol=0.02)
@@ -278,10 +275,11 @@ def test_the_sde_takes_adaptive_steps_along_one_path(x64):
 @pytest.mark.slow
 def test_the_way_back_reaches_the_noise(x64):
     field, x1 = mixture(jf.CondOT()), jnp.array([0.9])
-    times = jnp.concatenate([jnp.zeros(1), jf.log_snr_times(60, jf.CondOT(), -8.0, 6.0)])
+    times = jnp.concatenate([jnp.zeros(1), jf.LogSNRGrid(60, -8.0, 6.0).times(jf.CondOT())])
     for order in SOLVERS:
-        noise = jf.encode(field, x1, times=times, solver=SOLVERS[order])
-        back = jf.decode(field, noise.x, times=times, solver=SOLVERS[order], end="stop")
+        sampler = jf.FixedSteps(times, SOLVERS[order])
+        noise = jf.encode(field, x1, sampler)
+        back = jf.decode(field, noise.x, sampler)
         assert noise.t == 0 and noise.nfe == 61 * order
         np.testing.assert_allclose(back.x, x1, atol=2e-3 if order == 2 else 1e-4)
 
@@ -292,7 +290,7 @@ def test_gradients_are_those_of_finite_differences(x64):
 
     @jax.jit
     def total(x0, times):
-        return jnp.sum(jnp.sin(jf.decode(NET, x0, args=1.3, times=times, solver=SOLVERS[3], end="stop").x))
+        return jnp.sum(jnp.sin(jf.decode(NET, x0, jf.FixedSteps(times, SOLVERS[3], end="stop"), args=1.3).x))
 
     point = (jnp.array([0.3, -0.5]), jnp.array([0.0, 0.1, 0.3, 0.6, 0.9]))
     slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(*point)
@@ -303,16 +301,17 @@ def test_gradients_are_those_of_finite_differences(x64):
     np.testing.assert_allclose(along, (moved[0] - moved[1]) / 2e-5, rtol=1e-6)
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_raises():
     for bad in (1, 4, True, 2.5):
-        with pytest.raises(ValueError, match=r"order 2 or 3 \(1: DPMpp\(order=1\)\). Got order="):
+        with pytest.raises(ValueError, match=r"order 2 or 3. Got order=.*: order 1 is jflow.DPMpp\(order=1\)"):
             jf.DPMppSinglestep(bad)
     x0, key, times = jnp.ones(2), jax.random.key(0), jnp.linspace(0.0, 0.9, 5)
-    for options, match in (
-        ({"clock": jf.SigmaClock()}, r"brings it along. Got another clock, SigmaClock\(\)"),
-        ({"solver": SOLVERS[3], "eta": 1.0}, "is a method for the ODE. Got eta=1.0: leave out eta="),
-        ({"eta": 1.0, "end": SOLVERS[3]}, "Got an SDE: take order=2"),
-        ({"eta": 1.0, "brownian": jf.Recorded(jnp.zeros((4, 2)))}, "times inside a step"),
+    recorded = {"brownian": jf.Recorded(jnp.zeros((4, 2)))}
+    for solver, options, given, match in (
+        (SOLVERS[2], {"clock": jf.SigmaClock()}, {}, r"which it brings along. Got SigmaClock\(\)"),
+        (SOLVERS[3], {"eta": 1.0}, {}, "must have the ODE. Got eta=1.0: leave out eta="),
+        (SOLVERS[2], {"eta": 1.0}, recorded, "times inside a step"),
+        (dfx.HalfSolver(dfx.Euler()), {"eta": 1.0}, {}, "asks for it inside a step"),
     ):
         with pytest.raises(ValueError, match=match):
-            jf.decode(NET, x0, args=1.0, key=key, times=times, **({"solver": SOLVERS[2]} | options))
+            jf.decode(NET, x0, jf.FixedSteps(times, solver, **options), args=1.0, key=key, **given)

@@ -144,15 +144,14 @@ def test_a_mask_says_which_leaves_are_trained():
         state, _ = jf.train.step(state, noisy, jr.key(i), batches(i))
     for result in (state.field, state.ema):
         moved = [not np.array_equal(a, b) for a, b in zip(arrays(field), arrays(result), strict=True)]
-        assert moved == [f for f, leaf in zip(jtu.tree_leaves(mask), jtu.tree_leaves(field)) if eqx.is_array(leaf)]
+        leaves = zip(jtu.tree_leaves(mask), jtu.tree_leaves(field), strict=True)
+        assert moved == [flag for flag, leaf in leaves if eqx.is_array(leaf)]
 
 
 def test_a_mask_that_does_not_fit_raises():
     field = make_field()
     mask = jf.trainable(field)
-    refuses(
-        lambda: jf.train.init(field, OPTIMIZER, trained=mask.net), "must have the structure of the field.*Got a Net"
-    )
+    refuses(lambda: jf.train.init(field, OPTIMIZER, trained=mask.net), "the structure of the field.* Got a Net")
     refuses(lambda: jf.train.init(field, OPTIMIZER, trained=True), "must have the structure of the field.* with 1")
     ones = jtu.tree_map(lambda _: 1, mask)
     refuses(lambda: jf.train.init(field, OPTIMIZER, trained=ones), r"True or False. Got 1 at \.net", TypeError)

@@ -1,4 +1,4 @@
-"""The page on samplers: its code runs, and its default is what it says."""
+"""The page on samplers: its code runs, its names exist, and its table is what it says."""
 
 import re
 from pathlib import Path
@@ -19,27 +19,28 @@ WEIGHTS, MEANS, STDS = MIX1
 
 
 @pytest.mark.slow
-def test_the_default_errs_a_quarter_of_heun_at_equal_calls():
+def test_the_middle_column_errs_a_quarter_of_heun_at_equal_calls():
     """Ten calls on an exact mixture: 8e-4 beside 4e-3 (Heun) and 1e-1 (Euler) in the benchmark."""
     field = jf.distributions.GaussianMixture(MEANS, stds=STDS, weights=WEIGHTS).field(jf.CondOT())
     starts = jr.normal(jr.key(0), (64, 1))
 
     @eqx.filter_jit
-    def carried(times, solver):
-        sol = jax.vmap(lambda x: jf.decode(field, x, times=times, solver=solver, clock=jf.RatioClock()))(starts)
+    def carried(grid, solver):
+        sampler = jf.FixedSteps(grid, solver, clock=jf.RatioClock())
+        sol = jax.vmap(lambda x: jf.decode(field, x, sampler))(starts)
         return sol.x, sol.nfe[0]
 
-    fine, _ = carried(jf.uniform_times(200), dfx.Heun())
+    fine, _ = carried(jf.UniformGrid(200), dfx.Heun())
     error = {}
-    for name, times, solver in (
-        ("default", jf.eased_times(10, field.path), jf.Adams(5, corrector=True)),
-        ("heun", jf.uniform_times(5), dfx.Heun()),
-        ("euler", jf.uniform_times(10), dfx.Euler()),
+    for name, grid, solver in (
+        ("middle", jf.EasedGrid(10), jf.Adams(5, corrector=True)),
+        ("heun", jf.UniformGrid(5), dfx.Heun()),
+        ("euler", jf.UniformGrid(10), dfx.Euler()),
     ):
-        x, calls = carried(times, solver)
+        x, calls = carried(grid, solver)
         assert calls == 10
         error[name] = jnp.median(jnp.abs(x - fine))
-    assert error["default"] < error["heun"] / 4 and error["default"] < error["euler"] / 50, error
+    assert error["middle"] < error["heun"] / 4 and error["middle"] < error["euler"] / 50, error
 
 
 @pytest.mark.slow
@@ -52,7 +53,11 @@ def test_python_blocks_run_in_order():
         exec(compile("\n" * line + block[1], str(PAGE), "exec"), namespace)
 
 
-@pytest.mark.slow
 def test_the_names_it_gives_exist():
-    for name in np.unique(re.findall(r"`(?:jf\.)?((?:[A-Z]\w+|[a-z]+_times))\(", PAGE.read_text())):
+    text = PAGE.read_text()
+    for name in np.unique(re.findall(r"`(?:jf\.|diffrax\.)?([A-Z]\w+)\(", text)):
         assert hasattr(jf, name) or hasattr(dfx, name), name
+    found = set(re.findall(r"samplers\.(\w+)", text))
+    assert found >= {"ddim", "dpmpp_2m"} and found <= set(jf.samplers.names()), found
+    verbs = set(re.findall(r"`jf\.([a-z_]+)\(", text))
+    assert "recommended" in verbs and all(hasattr(jf, name) for name in verbs), verbs

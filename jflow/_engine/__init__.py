@@ -16,10 +16,9 @@ from .pool import takes_lanes as takes_lanes
 from .solver_rule import SolverRule as SolverRule
 from .stepper import Stepper as Stepper
 from .stepper import adaptive_equation as adaptive_equation
-from .stepper import backward as backward
 from .stepper import bind as bind
 from .stepper import drift_stepper as drift_stepper
-from .stepper import forward_ode as forward_ode
 from .stepper import meet as meet
 from .stepper import meet_ode as meet_ode
+from .stepper import ode_stepper as ode_stepper
 from .stepper import stepper as stepper

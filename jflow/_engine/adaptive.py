@@ -18,8 +18,8 @@ from .._event import all_finite, state_dtype
 from .._sampler import AdaptiveSteps
 from .._solver import AbstractFieldSolver
 from .._types import Solution
-from .._validate import scalar_time
-from .count import evaluation_nodes, explicit_tableau, unwrapped
+from .._validate import check_kind, scalar_time
+from .count import evaluation_nodes, explicit_tableau, takes_two_terms, unwrapped
 from .equation import AbstractEquation, Interval, located
 from .noise import NoiseTerm
 from .solver_rule import source_time
@@ -41,6 +41,9 @@ def run_adaptive(
     solver: Any = dfx.Tsit5() if sampler.solver is None else sampler.solver
     interval, controller = clocked(equation, x0, t0, t1, solver, sampler.controller)
     check_controller(solver, controller)
+    check_kind(saveat, dfx.SaveAt, "saveat must be an object, as diffrax.SaveAt(ts=times).")
+    if not equation.noisy and takes_two_terms(solver):
+        raise ValueError(f"{type(solver).__name__} must have an SDE. Got an ODE: take another solver.")
     u0 = x0 if interval.enter is None else equation.scaled(interval.enter, x0)
     view = _View(equation, interval, x0, u0)
     saved = dfx.SaveAt() if saveat is None else saveat
@@ -90,9 +93,13 @@ def clock_times(equation: AbstractEquation, interval: Interval, ts: Array) -> Ar
 
 def first_step(equation: AbstractEquation, interval: Interval, dt0: Any) -> Any:
     """The length of a first step, given in the path's time, in the clock of the equation."""
-    if dt0 is None or equation.own_time:
+    if dt0 is None:
+        return None
+    # its sign is that of the interval, since `encode` and `log_prob` turn a sampler around
+    dt0 = jnp.copysign(jnp.asarray(dt0, interval.t0.dtype), interval.t1 - interval.t0)
+    if equation.own_time:
         return dt0
-    tau = equation.time(interval.t0 + jnp.asarray(dt0, interval.t0.dtype), interval.eta)
+    tau = equation.time(interval.t0 + dt0, interval.eta)
     past = jnp.abs(dt0) >= jnp.abs(interval.t1 - interval.t0)
     return jnp.where(past, interval.tau1, tau) - interval.tau0
 
@@ -238,7 +245,8 @@ def _stop(view, event, dt0):
 def _solution(view, solver, sol, cost, has_event):
     """The result of `diffeqsolve` in the path's time and state; slots that were not filled stay infinite."""
     t, x = view.locate(sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"]))
-    diverged = sol.event_mask["diverged"] | ~all_finite(x)
+    timeless = jnp.isnan(view.interval.t0 + view.interval.t1)  # diffrax takes no step then, and calls it done
+    diverged = sol.event_mask["diverged"] | ~all_finite(x) | timeless
     stopped = (sol.result == dfx.RESULTS.event_occurred) & ~diverged if has_event else jnp.zeros((), bool)
     fine = sol.result == dfx.RESULTS.successful
     out_of_steps = sol.result == dfx.RESULTS.max_steps_reached

@@ -10,6 +10,7 @@ from .._divergence import AbstractDivergence, ExactDivergence
 from .._event import scale, state_dtype
 from .._source import noise_map
 from .._types import PRNGKey, Solution
+from .._validate import check_kind
 from .equation import AbstractEquation, FieldEquation
 
 
@@ -76,6 +77,7 @@ def with_divergence(
     equation: FieldEquation, x: PyTree, divergence: AbstractDivergence | None, key: PRNGKey | None
 ) -> tuple[DensityEquation, tuple[PyTree, Array]]:
     """The ODE with its divergence, and its state at `x` with nothing accumulated."""
+    check_kind(divergence, AbstractDivergence, "divergence must be an object, as jflow.Hutchinson(4).")
     divergence = ExactDivergence() if divergence is None else divergence
     probes = divergence.probes(key, x)
     return DensityEquation(equation, divergence, probes), (x, jnp.zeros(divergence.estimates, state_dtype(x)))
@@ -101,7 +103,9 @@ def with_density(
     if values.ndim:
         n = values.shape[0]
         se = jnp.std(values, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, dtype)
+    value = jnp.mean(values)
+    status = jnp.where((solution.status == 0) & ~jnp.isfinite(value), 1, solution.status)
     return Solution(
-        x=x, log_prob=jnp.mean(values), log_prob_se=se, nfe=solution.nfe, status=solution.status, t=solution.t,
+        x=x, log_prob=value, log_prob_se=se, nfe=solution.nfe, status=status, t=solution.t,
         ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,
     )  # fmt: skip

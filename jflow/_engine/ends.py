@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
 
+from .._clock import RatioClock, ThetaClock
 from .._field import AbstractField
 from .._path import AbstractAffinePath
 from .._prediction import as_prediction, coefficients, name_has_row, prediction_row
@@ -58,6 +59,11 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
             f"The times of {path} must lie in [0, 1], noise at 0 and data at 1. Got {facts.note.value}; steps numbered "
             "from data to noise, as 0 to 1000, are t = 1 - step/1000."
         )
+    # a rule that needs the path's own sigma_min says so itself
+    if facts.repeats_last and facts.ends_at_one and field.path.ends_at_data and isinstance(sampler.times, jax.Array):
+        raise ValueError(
+            f"The times of a grid must increase strictly. Got t = 1 twice along {path}, where it is the data: drop one."
+        )
     if facts.repeats_last and end != "denoise":
         raise ValueError(
             "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is "
@@ -96,7 +102,9 @@ def _check_end(equation, t, *, evaluated):
     if known is not None and not known.any():
         level = 0.0
     key = (
-        jtu.tree_structure((field.path, equation.clock)), tuple(as_prediction(p).name for p in field.sources), t,
+        jtu.tree_structure((field.path, equation.clock)),
+        tuple(leaf for leaf in jtu.tree_leaves(field.path) if callable(leaf)),
+        tuple(as_prediction(p).name for p in field.sources), t,
         evaluated, level, equation.noisy, equation.coefficient,
     )  # fmt: skip
     if key not in _FINE:
@@ -152,9 +160,9 @@ def _message(equation, t, source):
             "start a little later, as jflow.UniformGrid(n, t0=1e-3) (the start is then sigma(t) eps, and the neglected "
             "alpha(t) x1 is the cost)"
         )
-        if equation.eta is not None and equation.clock.keeps_start:
+        if equation.eta is not None and _holds(equation, t, ThetaClock()):
             fix += ", or take ThetaClock()"
-        elif not (equation.noisy or (equation.clock.finite_start and not equation.own_time)):
+        elif not equation.noisy and _holds(equation, t, RatioClock()):
             fix += ", or take RatioClock() or AngleClock()"
     else:
         fix = (
@@ -165,6 +173,12 @@ def _message(equation, t, source):
         f"The equation must be finite at every time of the grid. Got t = {t:g}, where a field that predicts "
         f"{source!r} along {name} does not determine the right-hand side of {clock}: {fix}."
     )
+
+
+def _holds(equation, t, clock):
+    """Whether the equation is finite at `t` in another clock, so that it may be advised."""
+    other = FieldEquation(equation.field, clock, equation.eta, None)
+    return _singular(other, t, 1.0 if other.noisy else 0.0, True) is None
 
 
 def check_noise(field: AbstractField, what: str) -> None:

@@ -185,7 +185,7 @@ class FieldEquation(AbstractEquation):
 
     def drift(self, t, x, args, eta):
         if self.own_time and not self.noisy:
-            return self.field.velocity(t, x, args)
+            return self.field.predict(("velocity",), t, x, args)[0]
         target = self.rhs(t, eta)
         values = self.field.predict(
             target if isinstance(target, tuple) and not isinstance(target, Row) else (target,), t, x, args
@@ -216,9 +216,11 @@ class FieldEquation(AbstractEquation):
     def _amplitude(self, t, x=None):
         """`g(t)`; raises `ValueError` where it is not a number, or an array of the shape of the state `x`."""
         g = self.coefficient(t)  # pyright: ignore[reportOptionalCall]
-        if not eqx.is_array_like(g) or (x is not None and jnp.ndim(g) and {jnp.shape(g)} != {leaf.shape for leaf in jtu.tree_leaves(x)}):
+        if not eqx.is_array_like(g) or (
+            x is not None and jnp.ndim(g) and {jnp.shape(g)} != {leaf.shape for leaf in jtu.tree_leaves(x)}
+        ):
             raise ValueError(
-                "diffusion= of a sampler must be a function g(t) of one number, or of an array of the state's shape. Got "
+                "diffusion= of a sampler must be a function g(t), one number or an array of the state's shape. Got "
                 f"{f'shape {jnp.shape(g)}' if eqx.is_array_like(g) else type(g).__name__}: a matrix, or a function of "
                 "the state, is for jflow.solve(drift, x0, sampler, diffusion=)."
             )

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from .._brownian import Recorded
 from .._event import all_finite, row
 from .._types import PRNGKey, Solution
-from .._validate import check_key
+from .._validate import check_key, check_kind
 from .count import levy_kinds
 from .solver_rule import SolverRule
 from .stepper import Stepper
@@ -36,7 +36,7 @@ def run_grid(
     longer, and on CPU the gradient through a convolution is not as slow as inside a loop.
     """
     every, with_start, fn = saves(saveat, visible)
-    noise = _noise(stepper, x0, args, key, recorded)
+    noise, block = _noise(stepper, x0, args, key, recorded)
 
     def save(t, x):
         return fn(t, x, args) if every else None
@@ -44,7 +44,7 @@ def run_grid(
     def body(carry, slices):
         x, state, count, alive = carry
         at, t1, normals = slices
-        x, state = stepper.step(at, x, state, normals, args)
+        x, state = stepper.rule.step(stepper.field, at, x, state, normals, args)
         alive = alive & all_finite(x)
         return (x, state, count + alive.astype(count.dtype), alive), save(t1, x)
 
@@ -53,8 +53,13 @@ def run_grid(
     state = stepper.init(x0, args)
     carry, saved = (x0, state, jnp.zeros((), jnp.int32), jnp.ones((), bool)), None
     if stepper.steps:
-        steps = (stepper.rows, stepper.times[1 : stepper.steps + 1])
-        carry, saved = _scan(body, carry, steps, stepper.steps, noise, unroll)
+        steps, n = (stepper.rows, stepper.times[1 : stepper.steps + 1]), stepper.steps
+        if callable(noise):
+            carry, saved = _scan_blocks(body, carry, steps, n, noise, block)
+        else:
+            carry, saved = lax.scan(
+                body, carry, (*steps, row(noise, slice(0, n))), unroll=unroll if noise is None else 1
+            )
     x, _, count, alive = carry
     if stepper.end == "denoise":
         x = stepper.finish(x, args)
@@ -71,6 +76,7 @@ def run_grid(
 
 def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, Any]:
     """What a fixed grid keeps: `(every k steps or 0, the start too, a function)`."""
+    check_kind(saveat, dfx.SaveAt, "saveat must be an object, as diffrax.SaveAt(steps=True).")
     if saveat is None:
         return 0, False, lambda t, x, args: x
     subs = saveat.subs
@@ -98,36 +104,28 @@ def _saved(times, saved, every, with_start, start):
 
 
 def _noise(stepper, x0, args, key, recorded):
-    """Where the normals come from: `None`, recorded ones, or `(key, draw, block)`."""
+    """Where the normals come from, `None`, recorded ones, or a function of a block's index; and the block's length."""
     rule = stepper.rule
     if not stepper.noisy or not stepper.steps:
-        return None
+        return None, 1
     like = rule.noise_like(stepper.field, stepper.row(0), x0, args)
     if recorded is not None:
         check_recorded(recorded, stepper.n, like, rule)
         normals = recorded.normals
-        return (normals,) if isinstance(rule, SolverRule) else normals
+        return ((normals,) if isinstance(rule, SolverRule) else normals), 1
     check_key(key, "A sampler with noise")
-    return key, lambda k, n: rule.draw(k, n, like), rule.block(like)
+    block = rule.block(like)
+    return (lambda index: rule.draw(jr.fold_in(key, index), block, like)), block
 
 
-def _scan(body, carry, steps, n, noise, unroll):
-    """The `n` steps: with recorded normals, with those of a key, or with none."""
-    if noise is None:
-        return lax.scan(body, carry, (*steps, None), unroll=unroll)
-    if not (isinstance(noise, tuple) and len(noise) == 3 and callable(noise[1])):
-        return lax.scan(body, carry, (*steps, row(noise, slice(0, n))))
-    return _scan_blocks(body, carry, steps, n, *noise)
-
-
-def _scan_blocks(body, carry, steps, n, key, draw, block):
+def _scan_blocks(body, carry, steps, n, draw, block):
     """The scan with its noise drawn a block of steps a key; memory does not grow with the number of steps."""
     full, rest = divmod(n, block)
 
     @jax.checkpoint
     def outer(carry, slices):
         index, inner = slices
-        noise = draw(jr.fold_in(key, index), block)
+        noise = draw(index)
         if block == 1:
             carry, saved = body(carry, (*row(inner, 0), row(noise, 0)))
             return carry, jtu.tree_map(lambda leaf: leaf[None], saved)
@@ -139,7 +137,7 @@ def _scan_blocks(body, carry, steps, n, key, draw, block):
         carry, saved = lax.scan(outer, carry, (jnp.arange(full), head))
         parts.append(jtu.tree_map(lambda leaf: leaf.reshape(full * block, *leaf.shape[2:]), saved))
     if rest:
-        noise = row(draw(jr.fold_in(key, full), block), slice(0, rest))
+        noise = row(draw(full), slice(0, rest))
         carry, saved = lax.scan(body, carry, (*row(steps, slice(full * block, n)), noise))
         parts.append(saved)
     return carry, jtu.tree_map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -9,12 +9,13 @@ import jax.random as jr
 import jax.tree_util as jtu
 
 from .._clock import AbstractClock, PathClock, ThetaClock
-from .._event import float_type, scale, size
+from .._event import combine, float_type, safe_sqrt, scale, size
 from .._field import AbstractField
 from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
 from .._rule import AbstractStepRule
-from .._solver import AbstractFieldSolver
+from .._solver import AbstractFieldSolver, AbstractMultistep
+from .._source import noise_map
 from .count import (
     evaluation_nodes,
     explicit_tableau,
@@ -165,6 +166,43 @@ class SolverRule(AbstractStepRule):
         equation = self.equation(field)
         count, cost = step_evaluations(self.solver, equation.noisy), equation.cost(jnp.zeros(()), args)
         return None if count is None or not isinstance(cost, int) else count * cost
+
+    def log_ratio(self, field, target, row, x, x1, args, state, target_state):
+        """That of a Gaussian step, `x1 = m + k A z`: `m` is the step without noise, `A` the map of the source, and
+        the number `k` is the same for both fields. So it is `(|w|^2 - |w_target|^2) / 2` with `w = A^+ (x1 - m) / k`.
+
+        A step is Gaussian where the field is evaluated at its start alone and the coefficient of the noise does not
+        depend on the state: one of `diffrax.Euler()`, or of a multistep solver without a corrector, whose memory holds
+        the noise of the last step. Others raise. Where a step has no noise, as one of eta = 0, the ratio is not finite.
+        """
+        equation: Any = self.equation(field)
+        mapped = noise_map(equation.field.path.source)
+        spread = equation.diffusion(row.t0, x, args, row.eta) if self._gaussian(equation) else None
+        if spread is None or jnp.ndim(spread) != 0:
+            raise ValueError(
+                "Weights of particles must have a Gaussian step: noise with a number for its coefficient, drawn by the "
+                "loop, and diffrax.Euler() or a multistep solver without a corrector. "
+                f"Got {type(self.solver).__name__}() with eta={self.eta!r}: take jflow.FixedSteps(times, eta=1.0)."
+            )
+        k = spread * safe_sqrt(row.variance) * (1 if row.leave is None else row.leave)
+        mean, target_mean = (
+            self.step(f, row, x, memory, None, args)[0] for f, memory in ((field, state), (target, target_state))
+        )
+
+        def white(y):
+            scaled = scale(1 / k, y)
+            return scaled if mapped is None else mapped.solve(scaled, args)
+
+        w, w_target = (white(combine((1, x1), (-1, m))) for m in (mean, target_mean))
+        # (|w|^2 - |w_target|^2) / 2, without the difference of two large numbers
+        products = jtu.tree_map(lambda a, b: jnp.sum((a - b) * (a + b)), w, w_target)
+        return sum(jtu.tree_leaves(products)) / 2
+
+    def _gaussian(self, equation):
+        """Whether a step adds one normal of a known size to what it would be without noise."""
+        solver = unwrapped(self.solver)
+        plain = isinstance(self.solver, dfx.Euler) or (isinstance(solver, AbstractMultistep) and not solver.corrected)
+        return plain and equation.noisy and self.brownian is None
 
     def check(self, field, sampler):
         equation = self.equation(field)

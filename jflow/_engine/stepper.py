@@ -244,19 +244,10 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
         )
 
 
-def backward(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, wrap: Any = None) -> Stepper:
-    """The steps of the ODE from data to noise, along the grid of `sample` turned around.
-
-    `wrap` makes another equation of the field's, as one with its density.
-    """
-    rule = meet_ode(field, sampler, what, forward=False)
-    return bind(field if wrap is None else wrap(rule.equation(field)), rule, sampler, "stop", dtype, turned=True)
-
-
-def forward_ode(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, wrap: Any) -> Stepper:
-    """The steps of the ODE from noise to data with an equation of `wrap`'s, as one with its density."""
-    rule = meet_ode(field, sampler, what, forward=True)
-    return bind(wrap(rule.equation(field)), rule, sampler, "stop", dtype)
+def ode_stepper(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, *, forward: bool) -> Stepper:
+    """The steps of the ODE, each of them the solver's own: from noise to data, or back along the same grid."""
+    rule = meet_ode(field, sampler, what, forward=forward)
+    return bind(field, rule, sampler, "stop", dtype, turned=not forward)
 
 
 def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: bool) -> SolverRule:

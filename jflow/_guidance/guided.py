@@ -230,7 +230,7 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
     number = concrete(rate)
     if number is not None and not 0 <= number <= 1:
         raise ValueError(f"The rate of dropped conditions must be a probability, in [0, 1]. Got {rate}.")
-    drop = jr.bernoulli(stream(key, "drop_condition"), rate)
+    drop = jr.bernoulli(stream(key, "drop_condition"), jnp.asarray(rate, float))
     return jtu.tree_map(lambda pair: jnp.where(drop, pair[1], pair[0]), _stack(condition, null))
 
 

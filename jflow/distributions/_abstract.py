@@ -11,10 +11,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from .._args import Args, bare
+from .._clock import AngleClock, RatioClock
 from .._event import as_state, float_type
 from .._field import AbstractField, check_affine
+from .._grid import EasedGrid
 from .._path import AbstractAffinePath, AbstractPath
 from .._prediction import Prediction, Row, as_prediction, prediction_row
+from .._sampler import FixedSteps
+from .._solver import Adams
 from .._source import has_score, noise_map
 from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
@@ -106,6 +110,15 @@ class AbstractDensity(AbstractDistribution):
         return self.moments(1.0, 0.0, x, args).score
 
 
+# from how many evaluations: order, clock, exponents of the eased grid; see docs/which_sampler.md
+_SMOOTH: tuple[tuple[int, Any, Any, Any, Any], ...] = (
+    (28, 6, AngleClock(), 1.2, 1.0),
+    (16, 6, AngleClock(), 1.2, 1.15),
+    (8, 5, RatioClock(), 1.2, 1.3),
+    (0, 2, RatioClock(), 1.0, 1.15),
+)
+
+
 class ExactField(AbstractField):
     """The exact marginal field of a distribution along a path; what a trained field approaches.
 
@@ -143,6 +156,13 @@ class ExactField(AbstractField):
     def sources(self) -> tuple[Prediction, ...]:
         """None where there is a density: data and score are known at every time, whatever the field predicts."""
         return () if isinstance(self.distribution, AbstractDensity) else (self.predicts,)
+
+    def recommended(self, nfe: int, args: Any = None) -> Any:
+        """Of a density, whose field is smooth: Adams methods of high order; else that of the path."""
+        if not isinstance(self.distribution, AbstractDensity):
+            return None
+        order, clock, first, last = next(row for least, *row in _SMOOTH if nfe >= least)
+        return FixedSteps(EasedGrid(nfe, first, last), Adams(order, corrector=True), clock=clock, end="stop")
 
     def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t).astype(as_state(x).dtype)  # in the type in which the event is computed

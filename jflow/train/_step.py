@@ -126,7 +126,7 @@ def _average_weight(decay: float, n: Array) -> Array:
     """
     if decay == 0:
         return jnp.ones(())
-    return (1 - decay) / -jnp.expm1(n * math.log(decay))
+    return (1 - decay) / -jnp.expm1(jnp.asarray(n, float) * math.log(decay))
 
 
 def _towards(average, p, weight):

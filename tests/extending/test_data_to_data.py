@@ -71,12 +71,11 @@ def test_the_ode_carries_one_gaussian_to_the_other(x64):
     np.testing.assert_allclose(x[:, 0], [M1, M1 + S1], atol=1e-7)  # the flow is affine
 
 
-@pytest.mark.parametrize("g", [0.5, 1.5])
-def test_the_sde_carries_one_gaussian_to_the_other(x64, g):
-    """Its end is linear in the start and in the noise of each step: the derivatives give its law, to the step's error."""
+def test_the_sde_carries_one_gaussian_to_the_other(x64):
+    """Its end is linear in the start and in the noise of each step, so the derivatives give its law."""
 
     def moments(n):
-        sampler = jf.FixedSteps(jf.UniformGrid(n), diffusion=lambda t: g)
+        sampler = jf.FixedSteps(jf.UniformGrid(n), diffusion=lambda t: 1 + t)
 
         def end(x0, normals):
             return jf.decode(FIELD, x0, sampler, brownian=jf.Recorded(normals)).x[0]
@@ -90,6 +89,7 @@ def test_the_sde_carries_one_gaussian_to_the_other(x64, g):
     assert kept < 0.9 * S1 / S0  # the noise is there: the start is partly forgotten
 
 
+@pytest.mark.slow
 def test_sampling_from_a_distribution_of_starts():
     start = jf.distributions.Gaussian(jnp.array([M0]), std=S0)
     sampler = jf.FixedSteps(jf.UniformGrid(50), diffusion=lambda t: 1.0)

@@ -13,7 +13,7 @@ import jflow as jf
 
 
 def identity_loss(flow_map, key, x1, args=None):
-    """`|u - (v + (t - s) D_s u)|^2`, `D_s u` the derivative of the average velocity `u(s, t, x)` along the flow at s."""
+    """`|u - (v + (t - s) D_s u)|^2`, `D_s u` the derivative of the average velocity `u(s, t, x)` along the flow."""
     key_times, key_source = jr.split(key)
     s, t = jnp.sort(jr.uniform(key_times, (2,), x1.dtype))
     x = flow_map.path.interpolate(s, flow_map.path.source.sample(key_source, x1), x1)
