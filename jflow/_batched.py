@@ -63,16 +63,11 @@ def batched(
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
     program, given = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
-    return _drive(
-        lambda index, part: program(*given, (index, part)).unpack(),
-        mapped,
-        n,
-        size,
-        np.arange(size),
-        "batched",
-        "example",
-        progress,
-    )
+
+    def chunk(index, part):
+        return program(*given, (index, part)).unpack()
+
+    return _drive(chunk, mapped, n, size, np.arange(size), "batched", "example", progress)
 
 
 class _Mapped(Noun):
@@ -175,10 +170,8 @@ def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh
             return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
 
         def one(i, part):
-            key_i = jr.fold_in(key, i)
-            return _carry(
-                field, None, key_i, sampler, condition(part), None, None, None, saveat, None, shape, False, dtype
-            )
+            own = None, jr.fold_in(key, i), sampler, condition(part), None, None, None, saveat, None
+            return _carry(field, *own, shape, False, dtype)
 
         if lanes is None:
             return jax.vmap(one)(jnp.minimum(index, n - 1), part)

@@ -16,7 +16,7 @@ from ._front import as_arrays, numbers, run
 from ._sample import check_density, check_ode, transport
 from ._sampler import AdaptiveSteps, as_sampler
 from ._types import Number, PRNGKey, Solution
-from ._validate import check_count, stream
+from ._validate import check_count, check_key, stream
 
 
 def log_prob(
@@ -68,6 +68,8 @@ def log_prob(
     """
     check_field(field)
     check_density(field)
+    if key is not None:
+        check_key(key, "log_prob")
     x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "log_prob", forward=False)
@@ -78,8 +80,8 @@ def log_prob(
 def _log_prob(field, x, key, sampler, args, start, divergence, saveat, dtype):
     key = None if key is None else stream(key, "log_prob")
     field = lowered(field, dtype)
-    density, out, *times = transport(field, x, sampler, args, "log_prob", False, divergence, key, saveat)
-    return with_density(density, out, *times, start, None, args)
+    density, out, t0, t1 = transport(field, x, sampler, args, "log_prob", False, divergence, key, saveat)
+    return with_density(density, out, t0, t1, start, None, args)
 
 
 def bits_per_dim(

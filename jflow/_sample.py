@@ -175,8 +175,8 @@ def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, ev
         x = draw_start(field, key_start, shape.like, sampler, args, start)
     field = lowered(field, dtype)
     if log_prob:
-        density, out, *times = transport(field, x, sampler, args, "log_prob=True", True, divergence, key, saveat, event)
-        out = with_density(density, out, *times, start, x, args)
+        density, out, t0, t1 = transport(field, x, sampler, args, "log_prob=True", True, divergence, key, saveat, event)
+        out = with_density(density, out, t0, t1, start, x, args)
     elif isinstance(sampler, AdaptiveSteps):
         equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
         out = run_adaptive(equation, x, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
@@ -207,13 +207,15 @@ def transport(
         equation, times = adaptive_equation(field, sampler), ends(sampler)
         equation, state = with_divergence(equation, x, divergence, key) if dense else (equation, x)
         t0, t1 = times if forward else times[::-1]
-        return equation, run_adaptive(equation, state, args, sampler, t0=t0, t1=t1, saveat=saveat, event=event), *times
+        out = run_adaptive(equation, state, args, sampler, t0=t0, t1=t1, saveat=saveat, event=event)
+        return equation, out, *times
     steps = ode_stepper(field, sampler, what, state_dtype(x), forward=forward)
     equation: Any = steps.rule.equation(field)  # pyright: ignore[reportAttributeAccessIssue]
     equation, state = with_divergence(equation, x, divergence, key) if dense else (equation, x)
     steps = Stepper(steps.rule, equation, steps.times, steps.rows, steps.n, steps.end)
     out = run_grid(steps, state, args, saveat=saveat, visible=equation.visible)
-    return equation, out, *(steps.times[0], steps.times[-1])[:: 1 if forward else -1]
+    first, last = (0, -1) if forward else (-1, 0)
+    return equation, out, steps.times[first], steps.times[last]
 
 
 def encode(

@@ -16,7 +16,7 @@ from ._sample import ends
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._solver import AbstractFieldSolver
 from ._types import Noun, PRNGKey, Solution, Time
-from ._validate import check_kind, stream
+from ._validate import check_key, check_kind, stream
 
 
 def solve(
@@ -64,6 +64,8 @@ def solve(
     """
     if not callable(drift):
         raise TypeError(f"drift must be a function (t, x, args). Got {type(drift).__name__}.")
+    if key is not None:
+        check_key(key, "solve")
     sampler = _checked(as_sampler(sampler))
     equation = DriftEquation(drift, diffusion)
     x0 = as_state(x0)

@@ -5,9 +5,10 @@ from typing import Any
 import diffrax as dfx
 import jax.numpy as jnp
 
-from ._engine import adaptive_equation, meet
+from ._engine import SolverRule, adaptive_equation, meet
 from ._event import event_like
 from ._field import AbstractField
+from ._noise_rule import AbstractNoiseRule
 from ._sample import ends
 from ._sampler import AdaptiveSteps, as_sampler
 from ._types import Number, PRNGKey
@@ -48,11 +49,20 @@ def brownian_tree(
     if isinstance(sampler, AdaptiveSteps):
         equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
     else:
-        rule: Any = meet(field, sampler)[0]
+        rule, end = meet(field, sampler)
+        if not isinstance(rule, SolverRule):
+            raise ValueError(
+                f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which draws noise of its own."
+            )
         times = sampler.times if isinstance(sampler.times, jnp.ndarray) else sampler.times.times(field.path)
-        equation, t0, t1 = rule.equation(field), times[0], times[-1]
+        last = -2 if end == "denoise" else -1  # the data prediction takes no noise
+        equation, t0, t1 = rule.equation(field), times[0], times[last]
     if not equation.noisy:
         raise ValueError("A Brownian path must go with an SDE. Got a sampler without noise: give eta= or diffusion=.")
+    if isinstance(sampler.eta, AbstractNoiseRule) or jnp.ndim(0.0 if sampler.eta is None else sampler.eta):
+        raise ValueError(
+            f"A Brownian path must have one eta, since the time of the noise depends on it. Got {sampler.eta!r}."
+        )
     path: Any = equation.field.path
     clock, eta = equation.clock, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
     start, stop = (clock.noise_time(path, jnp.asarray(t, float), eta) for t in (t0, t1))

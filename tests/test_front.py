@@ -58,6 +58,7 @@ class Rate(eqx.Module):
 STATES = [jnp.array([0.3, -1.0]), jnp.array([1.5, 0.2])]
 TREES = [jf.brownian_tree(field(0), jf.FixedSteps(GRID, eta=1.0), key, (2,)) for key in KEYS]
 SCALES = [2.0, 3.5]
+RATES = [Rate(jnp.asarray(scale)) for scale in SCALES]
 VERBS = {  # a call with the key, data, parameters, scales, numbers and grids of one of two users
     "sample": lambda i: jf.sample(field(i), KEYS[i], (2,), GRID),
     "sample, recommended": lambda i: jf.sample(field(i), KEYS[i], (2,)),
@@ -78,19 +79,19 @@ VERBS = {  # a call with the key, data, parameters, scales, numbers and grids of
     "encode": lambda i: jf.encode(field(i), STATES[i]),
     "log_prob": lambda i: jf.log_prob(field(i), STATES[i], GRID),
     "log_prob, key": lambda i: jf.log_prob(field(i), STATES[i], GRID, key=KEYS[i], divergence=jf.Hutchinson(2)),
-    "solve": lambda i: jf.solve(Rate(SCALES[i]), STATES[i], GRID, args=SCALES[i]),
+    "solve": lambda i: jf.solve(RATES[i], STATES[i], GRID, args=SCALES[i]),
     "solve, diffusion": lambda i: jf.solve(
-        Rate(SCALES[i]), STATES[i], GRID, args=SCALES[i], diffusion=Rate(0.1), key=KEYS[i]
+        RATES[i], STATES[i], GRID, args=SCALES[i], diffusion=RATES[1 - i], key=KEYS[i]
     ),
-    "ODEFlow": lambda i: jf.ODEFlow(Rate(SCALES[i]), 0.0, SCALES[i], args=1.0)(STATES[i]),
+    "ODEFlow": lambda i: jf.ODEFlow(RATES[i], 0.0, SCALES[i], args=1.0)(STATES[i]),
     "generate": lambda i: jf.generate(field(i), KEYS[i], [5, 9][i], (2,), GRID, batch_size=4),
-    "generate, adaptive": lambda i: jf.generate(field(i), KEYS[i], [5, 9][i], (2,), jf.AdaptiveSteps(), batch_size=4),
-    "batched": lambda i: jf.batched(field(i).net.activation and Rate(SCALES[i]), *many(i), batch_size=2),
+    "generate, adaptive": lambda i: jf.generate(field(i), KEYS[i], [5, 7][i], (2,), jf.AdaptiveSteps(), batch_size=4),
+    "batched": lambda i: jf.batched(RATES[i], *many(i), batch_size=2),
 }
 
 
 def many(i):
-    rows = np.linspace(0, 1, [3, 5][i], dtype=np.float32)
+    rows = np.linspace(1, 2, [3, 5][i], dtype=np.float32)
     return rows, np.stack([rows, rows], 1), rows
 
 
@@ -303,8 +304,6 @@ def test_a_plain_function_is_not_kept_alive():
     call(held).block_until_ready()
     del held
     gc.collect()
-    jax.clear_caches()
-    gc.collect()
     assert alive() is None
 
 
@@ -315,8 +314,8 @@ NOISY = jf.FixedSteps(GRID, eta=1.0)
 
 
 def loss(weight, key):
-    net = Net(jnp.asarray(weight))
-    return jnp.sum(jf.sample(jf.Field(net, jf.CondOT(), "velocity"), key, (2,), NOISY).x ** 2)
+    made = jf.Field(Net(jnp.asarray(weight)), jf.CondOT(), "velocity")
+    return jnp.sum(jf.sample(made, key, jax.ShapeDtypeStruct((2,), jnp.float64), NOISY).x ** 2)
 
 
 def test_under_jit_and_vmap_it_is_the_eager_call():
@@ -338,7 +337,7 @@ def test_gradients_of_an_eager_call(x64):
     value, slope = jax.value_and_grad(loss)(0.5, KEYS[0])
     step = 1e-6
     finite = (loss(0.5 + step, KEYS[0]) - loss(0.5 - step, KEYS[0])) / (2 * step)
-    np.testing.assert_allclose(slope, finite, rtol=1e-3)
+    np.testing.assert_allclose(slope, finite, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.5, KEYS[0]), slope, rtol=1e-6)
     _, pushed = jax.jvp(lambda w: loss(w, KEYS[0]), (0.5,), (1.0,))
     np.testing.assert_allclose(pushed, slope, rtol=1e-5)
@@ -365,7 +364,6 @@ def test_a_verb_inside_a_network_of_another(x64):
             return jf.solve(Rate(self.rate), x, jf.FixedSteps(jf.UniformGrid(20), dfx.Tsit5()), args=1.0).x
 
     outer = jf.Field(Inner(jnp.asarray(0.7)), jf.CondOT(), "data")
-    plain = jf.Field(Net.shrunk(0.7), jf.CondOT(), "data") if hasattr(Net, "shrunk") else None
     x = jnp.asarray(STATES[0], jnp.float64)
     got = jf.decode(outer, x, jf.UniformGrid(3)).x
     shrink, truth = np.exp(-0.7), np.asarray(x)
@@ -373,7 +371,6 @@ def test_a_verb_inside_a_network_of_another(x64):
         truth = truth + (1 / 3) * (shrink * truth - truth) / (1 - t)
     np.testing.assert_allclose(got, shrink * truth, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(lambda x: jf.decode(outer, x, jf.UniformGrid(3)).x)(x), got, rtol=1e-12)
-    assert plain is None
 
 
 def test_the_front_vanishes_under_an_outer_jit():

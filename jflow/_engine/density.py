@@ -104,7 +104,8 @@ def with_density(
         n = values.shape[0]
         se = jnp.std(values, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, dtype)
     value = jnp.mean(values)
-    status = jnp.where((solution.status == 0) & ~jnp.isfinite(value), 1, solution.status)
+    done: Any = solution.status
+    status = jnp.where((done == 0) & ~jnp.isfinite(value), 1, done)
     return Solution(
         x=x, log_prob=value, log_prob_se=se, nfe=solution.nfe, status=status, t=solution.t,
         ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,

@@ -17,6 +17,7 @@ from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
 from .._prediction import Row, heads
 from .._source import has_score, noise_map
+from .._types import Noun
 
 
 class Interval(NamedTuple):
@@ -34,7 +35,7 @@ class Interval(NamedTuple):
     s1: Any = None
 
 
-class AbstractEquation(eqx.Module):
+class AbstractEquation(Noun):
     """An equation for a state `u` in a time `tau`, and how these belong to the path's `x` and `t`."""
 
     @abc.abstractmethod

@@ -38,7 +38,7 @@ class Digits(AbstractRecipe):
     """Seed of the parameters, the order of the data and the noise."""
 
     shape: ClassVar = (8, 8, 1)
-    num_classes: ClassVar = 10
+    num_classes: ClassVar[int] = 10
     draws: ClassVar = 5000
     minutes: ClassVar = "2"
 

@@ -51,7 +51,7 @@ class Mnist(AbstractRecipe):
     """Seed of the parameters, the order of the data and the noise."""
 
     shape: ClassVar = (28, 28, 1)
-    num_classes: ClassVar = 10
+    num_classes: ClassVar[int] = 10
     draws: ClassVar = 1000
     minutes: ClassVar = "15"
 

@@ -146,24 +146,24 @@ def init(
     _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
     skeleton = _Skeleton.of(field)
-    flags = trainable(field) if trained is None else _mask(field, trained)
-    arrays, trained = skeleton.pick(field), skeleton.pick(flags)
-    if not any(trained):
+    mask = trainable(field) if trained is None else _mask(field, trained)
+    arrays, flags = skeleton.pick(field), skeleton.pick(mask)
+    if not any(flags):
         raise ValueError(
             "A field must have floating-point arrays that are trained. Got none: where the network is a plain "
             "function, bind its parameters by jax.tree_util.Partial(function, params)."
         )
-    params = _copies(leaf for leaf, flag in zip(arrays, trained, strict=True) if flag)
-    opt_state = jtu.tree_map(_as_array, optimizer.init(_trained_tree(skeleton, trained, params)))
+    params = _copies(leaf for leaf, flag in zip(arrays, flags, strict=True) if flag)
+    opt_state = jtu.tree_map(_as_array, optimizer.init(_trained_tree(skeleton, flags, params)))
     slots = _Skeleton.of(opt_state)
     return State(
         params=params,
-        frozen=_copies(leaf for leaf, flag in zip(arrays, trained, strict=True) if not flag),
+        frozen=_copies(leaf for leaf, flag in zip(arrays, flags, strict=True) if not flag),
         slots=_copies(slots.pick(opt_state)),
         average=None if ema is None else _copies(p.astype(average_dtype(p)) for p in params),
         moves=jnp.zeros((), jnp.int32),
         step=jnp.zeros((), jnp.int32),
-        layout=_Layout(skeleton, trained, slots, optimizer, ema),
+        layout=_Layout(skeleton, flags, slots, optimizer, ema),
     )
 
 

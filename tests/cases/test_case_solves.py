@@ -35,6 +35,13 @@ def test_first_step_of_large_data():
         assert abs(spread - 1) < 0.05 or (sol.status != 0).all()
 
 
+def test_first_step_turned_around():
+    """`encode` takes the sampler of `sample`, with its first step `dt0`."""
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+    sol = jf.encode(field, jnp.ones(2), jf.AdaptiveSteps(dt0=0.05))
+    np.testing.assert_allclose(sol.x, 2.0, atol=1e-3)
+
+
 def test_time_that_is_nan():
     """A solve to or from a time that is NaN raises where the time is known, and has another status than 0 where not."""
 

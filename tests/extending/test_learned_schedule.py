@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import jflow as jf
@@ -81,6 +82,7 @@ def test_the_defaults_have_gradients(x64):
     np.testing.assert_allclose(sigma_dot, -alpha_dot, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_samplers_and_densities_take_it(x64):
     world = jf.distributions.Gaussian(jnp.array([1.0]), std=0.5)
     exact = world.field(LearnedPath(jnp.asarray(-0.8)))

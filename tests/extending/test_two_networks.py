@@ -52,7 +52,7 @@ def test_both_are_trained():
     field = experts()
     flags = jf.trainable(field)
     assert all(jax.tree.leaves(flags.early.net)) and all(jax.tree.leaves(flags.late.net))
-    state = jf.train.init(field, optax.sgd(0.1), ema=0.9)
+    state = jf.train.init(field, optax.sgd(0.1))
     state, info = jf.train.step(state, jf.matching_loss, jr.key(0), jr.normal(jr.key(1), (64, 2)))
     assert info.finite
     for part in ("early", "late"):
