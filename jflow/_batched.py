@@ -36,7 +36,7 @@ def batched(
     Args:
         fn: A function of one example, of as many arguments as there are `mapped`. The arrays that it closes over are
             arguments of the program, not constants in it.
-        *mapped: Pytrees of arrays with a leading axis of the same length n.
+        *mapped: Pytrees of arrays with a leading axis of the same length n; keys are arrays too.
         batch_size: Examples a chunk; all chunks have one size.
         mesh: Devices over whose first axis each chunk is split.
         progress: Whether a progress bar is shown, on a terminal.
@@ -54,12 +54,14 @@ def batched(
     assert lp.shape == (5,)
     ```
     """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function of one example. Got {type(fn).__name__}.")
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
-    mapped = jtu.tree_map(np.asarray, mapped)
+    mapped = jtu.tree_map(lambda leaf: leaf if _is_key(leaf) else np.asarray(leaf), mapped)
     example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)
     # what a function closes over becomes an argument; a module is one already
-    held = eqx.filter_closure_convert(fn, *example) if jtu.all_leaves([fn]) else fn
+    held = _Closed.of(fn, example) if jtu.all_leaves([fn]) else fn
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
     program, given = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
@@ -68,6 +70,23 @@ def batched(
         return program(*given, (index, part)).unpack()
 
     return _drive(chunk, mapped, n, size, np.arange(size), "batched", "example", progress)
+
+
+class _Closed(eqx.Module):
+    """A plain function as the program it is now, and what it closes over."""
+
+    consts: list[Any]
+    jaxpr: Any = eqx.field(static=True)
+    out: Any = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, fn: Any, example: Any) -> "_Closed":
+        now = lambda *rows: fn(*rows)  # noqa: E731  # JAX keeps the program of a function that it knows
+        closed, out = jax.make_jaxpr(now, return_shape=True)(*example)
+        return cls(closed.consts, closed.jaxpr, jtu.tree_structure(out))
+
+    def __call__(self, *rows):
+        return jtu.tree_unflatten(self.out, jax.core.eval_jaxpr(self.jaxpr, self.consts, *jtu.tree_leaves(rows)))
 
 
 class _Mapped(Noun):
@@ -237,9 +256,14 @@ def _length(mapped):
     return lengths.pop()
 
 
+def _is_key(leaf):
+    """Whether an array is one of typed keys, which numpy does not hold."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _kind(leaf):
-    """The type that a numpy array has on a device."""
-    return jax.dtypes.canonicalize_dtype(leaf.dtype)
+    """The type that an array has on a device."""
+    return leaf.dtype if _is_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
 
 
 def _first(args, axes):

@@ -158,6 +158,8 @@ def decode(
     ```
     """
     check_field(field)
+    if key is not None:
+        check_key(key, "decode")
     x = widened(as_state(x, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian)
     if event is not None and isinstance(sampler, FixedSteps):

@@ -89,8 +89,8 @@ class FixedSteps(Noun):
                 solvers an array with a value a step, or a noise rule as `Ancestral(0.5)`.
             diffusion: In place of `eta` the lecture's diffusion coefficient `g(t)`, in the path's own time: the drift
                 is `velocity + g^2/2 score`.
-            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others. By
-                default `"stop"`, but `"denoise"` where the last right-hand side is not defined: for a field that
+            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others.
+                By default `"stop"`, but `"denoise"` where the last right-hand side is not defined: for a field that
                 predicts the data and for a clock that is infinite where sigma = 0, on a grid that ends there or repeats
                 its last point.
 

@@ -52,7 +52,7 @@ def brownian_tree(
         rule, end = meet(field, sampler)
         if not isinstance(rule, SolverRule):
             raise ValueError(
-                f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which draws noise of its own."
+                f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which has its own noise."
             )
         times = sampler.times if isinstance(sampler.times, jnp.ndarray) else sampler.times.times(field.path)
         last = -2 if end == "denoise" else -1  # the data prediction takes no noise

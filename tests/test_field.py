@@ -169,9 +169,7 @@ def test_a_network_of_several_heads_gives_each_and_the_others_from_the_first():
     np.testing.assert_allclose(data, x + 0.75 * 2 * x, rtol=1e-6)
     assert isinstance(field.conditional(0.25, x), tuple) and field.sources == ("velocity", "score")
     one = jf.Field(lambda t, x, args: x, path, ("velocity", "score"))
-    refuses(
-        lambda: one.velocity(0.5, x), "must return a tuple of 2 outputs"
-    )
+    refuses(lambda: one.velocity(0.5, x), "must return a tuple of 2 outputs")
 
 
 def test_a_network_that_draws_gets_the_key_of_training_alone():

@@ -181,6 +181,10 @@ def net(t, x, args):
     return LEVEL - x
 
 
+def of_one(x):
+    return LEVEL * x
+
+
 def at_level(t):
     return LEVEL * (1 - t)
 
@@ -222,6 +226,7 @@ READERS = {  # each reads the global when it is called
     "log_prob": lambda: jf.log_prob(PLAIN, STATES[0], GRID).x,
     "generate": lambda: jf.generate(PLAIN, KEYS[0], 3, (2,), GRID).x,
     "batched": lambda: jf.batched(lambda x: LEVEL * x, np.ones(3, np.float32)),
+    "batched, one function": lambda: jf.batched(of_one, np.ones(3, np.float32)),
     "a drift": lambda: jf.solve(drift, STATES[0], GRID).x,
     "a diffusion coefficient": lambda: jf.solve(drift, STATES[0], GRID, diffusion=drift, key=KEYS[0]).x,
     "ODEFlow": lambda: jf.ODEFlow(drift, 0.0, 1.0)(STATES[0]),

@@ -50,9 +50,7 @@ SAMPLERS = {"ode": TIMES, "sde": jf.FixedSteps(TIMES, eta=1.0)}
 def test_K5_sample_i_depends_on_the_key_and_on_i_alone(alone, batch_size):
     mesh, size = (jax.make_mesh((8,), ("data",)), 8) if batch_size == "mesh" else (None, batch_size)
     for kind in ("sde",) if batch_size in (1, 8) else ("ode", "sde"):
-        out = jf.generate(
-            gaussian(jf.CondOT()), KEY, 7, (2,), SAMPLERS[kind], batch_size=size, mesh=mesh, saveat=STEPS
-        )
+        out = jf.generate(gaussian(jf.CondOT()), KEY, 7, (2,), SAMPLERS[kind], batch_size=size, mesh=mesh, saveat=STEPS)
         assert isinstance(out.x, np.ndarray) and out.x.shape == (7, 2) and out.xs.shape == (7, 6, 2)
         np.testing.assert_array_equal(out.xs[:, 0], alone[kind].xs[:, 0])  # the noise is the same bit for bit
         np.testing.assert_allclose(out.xs, alone[kind].xs, rtol=1e-5, atol=1e-6)

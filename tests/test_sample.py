@@ -166,7 +166,9 @@ def test_edm_heun_is_the_textbook_with_35_calls():
         with jax.enable_x64(dtype == "float64"):
             path = jf.VE(sigma_min=0.002, sigma_max=80.0)
             edm = jf.Preconditioned(net, path, sigma_data=0.5)
-            out = decode(edm, jnp.asarray(80 * START, dtype), grid(jf.KarrasGrid(n), solver=dfx.Heun(), clock=jf.SigmaClock()))
+            out = decode(
+                edm, jnp.asarray(80 * START, dtype), grid(jf.KarrasGrid(n), solver=dfx.Heun(), clock=jf.SigmaClock())
+            )
             assert net.take() == out.nfe == 35 and out.status == 0 and out.x.dtype == dtype
             np.testing.assert_allclose(out.x, truth, rtol=tolerance, atol=tolerance)
 
@@ -621,7 +623,9 @@ def test_a_network_is_given_the_state_in_the_type_that_is_asked_for():
         seen.append((t.dtype, x.dtype))
         return -x
 
-    run = jax.jit(lambda k: jf.sample(jf.Field(net, jf.CondOT(), "velocity"), k, (3,), jf.UniformGrid(3), dtype="bfloat16"))
+    run = jax.jit(
+        lambda k: jf.sample(jf.Field(net, jf.CondOT(), "velocity"), k, (3,), jf.UniformGrid(3), dtype="bfloat16")
+    )
     assert run(KEY).x.dtype == "bfloat16" and set(seen) == {(jnp.dtype("float32"), jnp.dtype("bfloat16"))}
 
 

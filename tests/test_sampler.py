@@ -103,7 +103,14 @@ def test_an_array_is_known_inside_jit_and_a_traced_one_is_not():
 
 def test_the_facts_of_a_rule_and_of_its_array_agree():
     path = jf.VE(0.01, 50.0)
-    for rule in (GRID, jf.UniformGrid(4, 0.1), jf.KarrasGrid(4), jf.KarrasGrid(4, 0.02), jf.LogSNRGrid(4), jf.EasedGrid(4)):
+    for rule in (
+        GRID,
+        jf.UniformGrid(4, 0.1),
+        jf.KarrasGrid(4),
+        jf.KarrasGrid(4, 0.02),
+        jf.LogSNRGrid(4),
+        jf.EasedGrid(4),
+    ):
         known, seen = jf.FixedSteps(rule).facts, jf.FixedSteps(rule.times(path)).facts
         assert known[:4] == seen[:4] and known.within in (seen.within, None), rule
     assert jf.FixedSteps(jf.UniformGrid(4, 1.0, 0.0)).facts.decreases is True
@@ -176,7 +183,11 @@ BOTH = [
     ({"clock": jf.SigmaClock}, TypeError, r"clock must be an object, as jflow\.SigmaClock\(\)"),
     ({"diffusion": 0.5}, TypeError, r"diffusion must be a function g\(t\), as lambda t: 0\.5\. Got 0\.5"),
     ({"diffusion": lambda t: t, "eta": 1.0}, ValueError, "must stand without eta="),
-    ({"diffusion": lambda t: t, "clock": jf.RatioClock()}, ValueError, "path's own time: it must stand .* without another"),
+    (
+        {"diffusion": lambda t: t, "clock": jf.RatioClock()},
+        ValueError,
+        "path's own time: it must stand .* without another",
+    ),
     ({"diffusion": lambda t: t, "clock": jf.PathClock()}, None, ""),
     ({"eta": -0.5}, ValueError, "eta must be at least 0 .* Got -0.5"),
     ({"eta": np.nan}, ValueError, "eta must be at least 0"),
@@ -299,9 +310,13 @@ def test_the_table_holds_exported_classes_alone():
     for name, kind in TABLE.items():
         module, _, attribute = name.partition(".")
         assert getattr(NAMES[module], attribute) is kind and not attribute.startswith("Abstract")
-    rules = {name for name, kind in vars(jf).items() if isinstance(kind, type) and issubclass(kind, jf.AbstractGridRule)}
+    rules = {
+        name for name, kind in vars(jf).items() if isinstance(kind, type) and issubclass(kind, jf.AbstractGridRule)
+    }
     clocks = {name for name, kind in vars(jf).items() if isinstance(kind, type) and issubclass(kind, jf.AbstractClock)}
-    solvers = {name for name, kind in vars(jf).items() if isinstance(kind, type) and issubclass(kind, jf.AbstractFieldSolver)}
+    solvers = {
+        name for name, kind in vars(jf).items() if isinstance(kind, type) and issubclass(kind, jf.AbstractFieldSolver)
+    }
     for name in rules | clocks | solvers:
         assert name.startswith("Abstract") or f"jf.{name}" in TABLE, name
 
@@ -322,7 +337,10 @@ class Own(dfx.Euler):
 def test_what_is_not_in_the_table_raises_and_says_what():
     for made, fragment in [
         (jf.FixedSteps(GRID, diffusion=lambda t: t), r"Got FixedSteps\.diffusion = <function .*>, a function"),
-        (FUNCTIONS["jf.CustomPath"], r"(?s)Got CustomPath\.alpha = .*<function .*, a function: name the sampler in code"),
+        (
+            FUNCTIONS["jf.CustomPath"],
+            r"(?s)Got CustomPath\.alpha = .*<function .*, a function: name the sampler in code",
+        ),
         (jf.FixedSteps(GRID, Own()), r"Got FixedSteps\.solver = Own\(.*, Own"),
         (jf.FixedSteps(jf.ShiftedGrid(Squares(4), 2.0)), r"Got FixedSteps\.times\.rule = Squares"),
         (jf.AdaptiveSteps(controller=dfx.PIDController(1e-3, 1e-3, norm=jnp.max)), r"AdaptiveSteps\.controller\.norm"),
@@ -350,7 +368,18 @@ def test_from_json_calls_nothing_but_the_classes_of_the_table(monkeypatch):
 
     monkeypatch.setattr(jf, "Spy", Spy, raising=False)
     monkeypatch.setattr(dfx, "Spy", Spy, raising=False)
-    for name in ("jf.Spy", "dfx.Spy", "Spy", "builtins.print", "os.system", "jf.Field", "jf.sample", "jf.to_json", "", None):
+    for name in (
+        "jf.Spy",
+        "dfx.Spy",
+        "Spy",
+        "builtins.print",
+        "os.system",
+        "jf.Field",
+        "jf.sample",
+        "jf.to_json",
+        "",
+        None,
+    ):
         for text in (
             json.dumps({"class": name}),
             json.dumps({"class": "jf.FixedSteps", "times": {"class": name, "n": 4}}),

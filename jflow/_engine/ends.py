@@ -59,11 +59,6 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
             f"The times of {path} must lie in [0, 1], noise at 0 and data at 1. Got {facts.note.value}; steps numbered "
             "from data to noise, as 0 to 1000, are t = 1 - step/1000."
         )
-    # a rule that needs the path's own sigma_min says so itself
-    if facts.repeats_last and facts.ends_at_one and field.path.ends_at_data and isinstance(sampler.times, jax.Array):
-        raise ValueError(
-            f"The times of a grid must increase strictly. Got t = 1 twice along {path}, where it is the data: drop one."
-        )
     if facts.repeats_last and end != "denoise":
         raise ValueError(
             "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is "

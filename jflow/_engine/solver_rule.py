@@ -201,8 +201,9 @@ class SolverRule(AbstractStepRule):
     def _gaussian(self, equation):
         """Whether a step adds one normal of a known size to what it would be without noise."""
         solver = unwrapped(self.solver)
-        plain = isinstance(self.solver, dfx.Euler) or (isinstance(solver, AbstractMultistep) and not solver.corrected)
-        return plain and equation.noisy and self.brownian is None
+        plain = evaluation_nodes(self.solver, True) == (0.0,) and not takes_two_terms(self.solver)
+        corrected = isinstance(solver, AbstractMultistep) and solver.corrected
+        return plain and not corrected and equation.noisy and self.brownian is None
 
     def check(self, field, sampler):
         equation = self.equation(field)
