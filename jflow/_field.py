@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ._args import bare
@@ -241,10 +242,8 @@ class _Rematched(AbstractField):
 
         Raises `ValueError` where this is known.
         """
-        own, log_snr = self._own, self.path.log_snr(t)
-        low, high = (own.log_snr(jnp.asarray(end, log_snr.dtype)) for end in (0.0, 1.0))
-        inside = (log_snr >= low - SLACK) & (log_snr <= high + SLACK)
-        known = concrete(inside)
+        (time, low, high), own = self._matched(t), self._own
+        known = concrete(~jnp.isnan(time))
         if known is not None and not known and concrete(t) is not None:
             start, stop = (float(self.path.log_snr_inverse(end)) for end in (low, high))
             raise ValueError(
@@ -253,7 +252,14 @@ class _Rematched(AbstractField):
                 f"{float(low):.4g} to {float(high):.4g}). Got t = {float(jnp.asarray(t)):.6g}: start and stop there, "
                 "or let the last step be the data prediction, end='denoise'."
             )
-        return jnp.where(inside, own.log_snr_inverse(log_snr), jnp.nan)
+        return time
+
+    def _matched(self, t):
+        """`own_time`, NaN where there is none, and the log-SNR of the own path's ends."""
+        own, log_snr = self._own, self.path.log_snr(t)
+        low, high = (own.log_snr(jnp.asarray(end, log_snr.dtype)) for end in (0.0, 1.0))
+        inside = (log_snr >= low - SLACK) & (log_snr <= high + SLACK)
+        return jnp.where(inside, own.log_snr_inverse(log_snr), jnp.nan), low, high
 
     def _source(self, t, x):
         """Time and state of the field's own path with the signal-to-noise ratio of `(t, x)`."""
@@ -283,7 +289,7 @@ class _Rematched(AbstractField):
         return given(self.field.path, t, x, values, own, ("data",), args)[0]
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
-        return self.field.evaluations(args, None if t is None else self.own_time(t))
+        return self.field.evaluations(args, None if t is None else self._matched(t)[0])
 
     @property
     def sources(self) -> tuple[Any, ...]:
@@ -320,6 +326,11 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     """
     check_affine(path, "change_path")
     check_affine(field.path, "change_path")
+    if jtu.tree_structure(field.path.source) != jtu.tree_structure(path.source):
+        raise ValueError(
+            "Both paths must have the same source, for a field knows the noise of its own. Got "
+            f"{field.path.source!r} and {path.source!r}: pass source= to the new path."
+        )
     return _Rematched(field, path)  # pyright: ignore[reportArgumentType]
 
 

@@ -15,6 +15,7 @@ from ._code import as_code
 from ._grid import AbstractGridRule
 from ._noise_rule import AbstractNoiseRule
 from ._rule import AbstractStepRule
+from ._solver import unwrapped
 from ._types import Noun, Time
 from ._validate import check_count, concrete
 
@@ -105,7 +106,9 @@ class FixedSteps(Noun):
     def __check_init__(self):
         if self.solver is not None and not isinstance(self.solver, (dfx.AbstractSolver, AbstractStepRule)):
             raise TypeError(f"solver must be an object, as diffrax.Heun() or jflow.DPMpp(2). Got {self.solver!r}.")
-        if isinstance(self.solver, dfx.AbstractImplicitSolver):
+        if isinstance(self.solver, dfx.AbstractSolver) and isinstance(
+            unwrapped(self.solver), dfx.AbstractImplicitSolver
+        ):
             raise ValueError(
                 f"Fixed steps must have an explicit solver. Got {type(self.solver).__name__}, which is implicit: take "
                 "jflow.AdaptiveSteps(solver), with controller=diffrax.StepTo(times) for given steps."

@@ -14,7 +14,7 @@ from ._grid import AbstractGridRule, UniformGrid
 from ._rule import AbstractStepRule
 from ._sample import ends
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
-from ._solver import AbstractFieldSolver
+from ._solver import AbstractFieldSolver, unwrapped
 from ._types import Noun, PRNGKey, Solution, Time
 from ._validate import check_key, check_kind, stream
 
@@ -115,7 +115,8 @@ def _checked(sampler: Sampler) -> Sampler:
             "SDE is "
             "diffusion=, an argument of solve."
         )
-    solver = sampler.solver
+    given_solver: Any = sampler.solver
+    solver = None if given_solver is None else unwrapped(given_solver)
     if isinstance(solver, AbstractFieldSolver) and (solver.clock is not None or solver.adds_noise):
         raise ValueError(
             f"A drift must be integrated in its own time. Got {type(solver).__name__}(), a method of a field's clock: "

@@ -21,8 +21,9 @@ from ._validate import concrete
 
 
 class AbstractSource(Noun):
-    """How x0 is drawn: `sample`, and where it is known `log_prob`. `args` is the condition, in which a mask may "
-    "live.
+    """How x0 is drawn: `sample`, and where it is known `log_prob`.
+
+    `args` is the condition, in which a mask may live.
 
     ```python
     class Ring(jf.AbstractSource):
@@ -224,11 +225,16 @@ class Coloured(AbstractNoiseMap):
         """
         self.covariance = jnp.asarray(covariance, float)
         known = concrete(self.covariance)
-        square = self.covariance.ndim == 2 and self.covariance.shape[0] == self.covariance.shape[1]
-        if not square or (known is not None and np.linalg.eigvalsh(known).min() <= 0):
+        why = None
+        if self.covariance.ndim != 2 or self.covariance.shape[0] != self.covariance.shape[1]:
+            why = f"shape {self.covariance.shape}"
+        elif known is not None and not np.allclose(known, known.T, rtol=1e-4, atol=1e-6 * np.abs(known).max()):
+            why = "one that is not symmetric"
+        elif known is not None and not np.linalg.eigvalsh(known).min() > 0:
+            why = "one with an eigenvalue that is not positive"
+        if why is not None:
             raise ValueError(
-                "A covariance must be a symmetric positive definite matrix over the components of the event. "
-                f"Got shape {self.covariance.shape}{'' if not square else ' with an eigenvalue that is not positive'}."
+                f"A covariance must be a symmetric positive definite matrix over the components of the event. Got {why}."
             )
 
     def _factor(self, flat):

@@ -46,10 +46,11 @@ def brownian_tree(
     """
     check_key(key, "brownian_tree")
     sampler = as_sampler(sampler)
+    equation: Any
     if isinstance(sampler, AdaptiveSteps):
         equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
     else:
-        rule, end = meet(field, sampler)
+        rule, end = meet(field, sampler, object())  # the checks of a sampler that is given a source
         if not isinstance(rule, SolverRule):
             raise ValueError(
                 f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which has its own noise."

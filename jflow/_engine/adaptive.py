@@ -138,7 +138,7 @@ def check_controller(solver: Any, controller: Any) -> None:
     inner, name = unwrapped(solver), type(solver).__name__
     if isinstance(inner, AbstractFieldSolver):
         inner.prepare(0)  # a solver with something of its own for each step raises: no grid has no steps
-    adapts = isinstance(controller, (dfx.AbstractAdaptiveStepSizeController, _Guarded))
+    adapts = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
     estimates = isinstance(solver, dfx.AbstractAdaptiveSolver | dfx.AbstractWrappedSolver | dfx.AbstractSRK)
     if isinstance(inner, AbstractFieldSolver) and inner is solver:
         estimates = inner.error_estimate

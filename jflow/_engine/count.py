@@ -11,16 +11,9 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._field import AbstractField
-from .._solver import AbstractFieldSolver
+from .._solver import AbstractFieldSolver, unwrapped
 from .._validate import concrete
 from .noise import step_path
-
-
-def unwrapped(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
-    """The solver itself, where one like `diffrax.HalfSolver` wraps it."""
-    while isinstance(solver, dfx.AbstractWrappedSolver):
-        solver = solver.solver
-    return solver
 
 
 def explicit_tableau(solver: Any) -> dfx.ButcherTableau | None:
@@ -63,13 +56,21 @@ _TRIALS: dict[Any, Trial] = {}
 
 def trial(solver: dfx.AbstractSolver, noisy: bool) -> Trial:
     """One step of a solver from 0 to 1, with a right-hand side that notes its times: values, not tracers, so that
-    they can be read. It is done once for a solver of one structure.
+    they can be read. It is remembered for a solver of the same structure and numbers; traced ones are not numbers.
     """
-    key = (jtu.tree_structure(solver), noisy)
-    if key not in _TRIALS:
-        with jax.ensure_compile_time_eval():
-            _TRIALS[key] = _trial(solver, noisy)
-    return _TRIALS[key]
+    leaves = [concrete(leaf) for leaf in jtu.tree_leaves(solver) if eqx.is_array_like(leaf)]
+    key = (
+        None
+        if any(leaf is None for leaf in leaves)
+        else (jtu.tree_structure(solver), noisy, tuple(leaf.tobytes() for leaf in leaves))
+    )
+    if key in _TRIALS:
+        return _TRIALS[key]
+    with jax.ensure_compile_time_eval():
+        found = _trial(solver, noisy)
+    if key is not None:
+        _TRIALS[key] = found
+    return found
 
 
 def _trial(solver, noisy):
@@ -91,7 +92,7 @@ def _trial(solver, noisy):
     queries.clear()
     solver.step(terms, zero, one, y0, None, state, jnp.zeros((), bool))
     nodes = None if any(t is None for t in times) else tuple(float(t) for t in times)
-    inside = any(ends is not None and ends != (0.0, 1.0) for ends in queries)
+    inside = any(ends != (0.0, 1.0) for ends in queries)  # in a loop of the solver's own, where nothing is known, too
     return Trial(nodes, inside)
 
 
@@ -106,7 +107,8 @@ class _Noted(dfx.AbstractBrownianPath):
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
         ends = concrete(t0), concrete(t1)
-        self.queries.append(None if None in [type(e) if e is None else 1 for e in ends] else tuple(map(float, ends)))
+        known = ends[0] is not None and ends[1] is not None
+        self.queries.append(tuple(map(float, ends)) if known else None)
         return self.inner.evaluate(t0, t1, left, use_levy)
 
 

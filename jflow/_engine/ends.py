@@ -80,7 +80,7 @@ def check_ends(equation: FieldEquation, sampler: Any, *, first: bool, last: bool
         _check_end(equation, 1.0, evaluated=last)
 
 
-_FINE: dict[Any, str | None] = {}
+_SINGULAR: dict[Any, str | None] = {}
 
 
 def _check_end(equation, t, *, evaluated):
@@ -92,24 +92,26 @@ def _check_end(equation, t, *, evaluated):
         )
     if not isinstance(field.path, AbstractAffinePath):
         return
-    level = 0.0 if equation.eta is None else 1.0  # what is finite for one level is finite for all
-    known = concrete(equation.eta) if isinstance(equation.eta, (int, float, np.ndarray)) else None
-    if known is not None and not known.any():
-        level = 0.0
+    # What is finite for one level of noise is finite for all. A traced one may be 0, so it is not known to fail.
+    eta = equation.eta
+    silent = eta is None or isinstance(eta, Tracer) or (isinstance(eta, (int, float, np.ndarray)) and not np.any(eta))
+    # Structure and functions tell whether the weights are finite, the numbers in a path do not. A verb asks twice, before
+    # it traces and inside, and again at each call: what is known is remembered, but for a coefficient of the user's.
     key = (
         jtu.tree_structure((field.path, equation.clock)),
         tuple(leaf for leaf in jtu.tree_leaves(field.path) if callable(leaf)),
-        tuple(as_prediction(p).name for p in field.sources), t,
-        evaluated, level, equation.noisy, equation.coefficient,
+        tuple(as_prediction(p).name for p in field.sources), t, evaluated, silent, equation.noisy,
     )  # fmt: skip
-    if key not in _FINE:
-        source = _singular(equation, t, level, evaluated)
-        if len(_FINE) > 4096:
-            _FINE.clear()
-        if source is not None or not any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(field.path)):
-            _FINE[key] = source
-    if (source := _FINE.get(key)) is not None:
-        raise ValueError(_message(equation, t, source))
+    found = _SINGULAR.get(key, "") if equation.coefficient is None else ""
+    if found == "":
+        found = _singular(equation, t, 0.0 if silent else 1.0, evaluated)
+        if len(_SINGULAR) > 4096:
+            _SINGULAR.clear()
+        if found is not None or not any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(field.path)):
+            if equation.coefficient is None:
+                _SINGULAR[key] = found
+    if found is not None:
+        raise ValueError(_message(equation, t, found))
 
 
 def _singular(equation, t, level, evaluated):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._clock import PathClock
+from .._clock import PathClock, ThetaClock
 from .._event import float_type, row
 from .._field import AbstractField, check_field
 from .._grid import AbstractGridRule
@@ -202,8 +202,9 @@ def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -
 def bind(
     field: Any, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
 ) -> Stepper:
-    """The stepper of parts that go together; `field` may be an equation of its own; `turned` runs the grid "
-    "backwards.
+    """The stepper of parts that go together.
+
+    `field` may be an equation of its own; `turned` runs the grid backwards.
     """
     path = field.path if isinstance(field, AbstractField) else None
     times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
@@ -217,8 +218,13 @@ def bind(
 def _check_ends(field, sampler, rule, end):
     equation: Any = rule.equation(field)
     nodes = evaluation_nodes(rule.solver, equation.noisy) or (0.0,)
-    stops, one_step = end == "stop", sampler.n == 1 and end == "denoise"
-    check_ends(equation, sampler, first=not one_step, last=stops and 1.0 in nodes, reaches=stops)
+    twice = sampler.facts.repeats_last and isinstance(sampler.times, jax.Array)  # a step comes to t = 1
+    stops = end == "stop" or bool(twice)
+    if sampler.n == 1 and end == "denoise":  # one data prediction, which is the right-hand side of ThetaClock
+        data = FieldEquation(field, ThetaClock(), None, None)
+        check_ends(data, sampler, first=True, last=False, reaches=False)
+        return
+    check_ends(equation, sampler, first=True, last=stops and 1.0 in nodes, reaches=stops)
     check_start(rule.solver, equation, sampler)
     if end == "denoise" and sampler.facts.starts_at_zero and (why := field.undefined(0.0)) is not None:
         raise ValueError(f"The field must be known at every time of the grid. Got t = 0, where {why}: start later.")

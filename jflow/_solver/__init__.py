@@ -3,6 +3,7 @@
 from ._multistep import AbstractMultistep as AbstractMultistep
 from ._multistep import History as History
 from ._traits import AbstractFieldSolver as AbstractFieldSolver
+from ._traits import unwrapped as unwrapped
 from .adams import Adams as Adams
 from .cfgpp import CFGpp as CFGpp
 from .churn import EDMChurn as EDMChurn

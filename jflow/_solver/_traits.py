@@ -43,3 +43,10 @@ class AbstractFieldSolver(Noun, dfx.AbstractSolver):
     def prepare(self, n: int) -> "AbstractFieldSolver":
         """The solver for a grid of `n` steps, where it depends on their number; raises `ValueError` for a wrong one."""
         return self
+
+
+def unwrapped(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+    """The solver itself, where one like `diffrax.HalfSolver` wraps it."""
+    while isinstance(solver, dfx.AbstractWrappedSolver):
+        solver = solver.solver
+    return solver

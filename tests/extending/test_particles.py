@@ -66,8 +66,8 @@ TARGET = jf.distributions.Gaussian(MEAN, std=STD).field(PATH)
 PROPOSAL = jf.distributions.Gaussian(MEAN + 0.5 * STD**2 * B, std=STD).field(PATH)
 SAMPLERS = {
     "euler": jf.FixedSteps(jf.UniformGrid(16), eta=1.0),
-    "two steps": jf.FixedSteps(jf.UniformGrid(12), jf.DPMpp(2), eta=1.0),
-    "many steps": jf.FixedSteps(jf.UniformGrid(80), diffusion=lambda t: 1.0, end="denoise"),
+    "two steps": jf.FixedSteps(jf.UniformGrid(10), jf.DPMpp(2), eta=1.0),
+    "many steps": jf.FixedSteps(jf.UniformGrid(60), diffusion=lambda t: 1.0, end="denoise"),
 }
 
 
@@ -91,13 +91,13 @@ def exact_of(sampler):
 
 @pytest.mark.parametrize("name", [pytest.param("euler", marks=pytest.mark.slow), "two steps", "many steps"])
 def test_the_estimate_is_that_of_the_chain_and_the_exact_one_for_many_steps(name):
-    n, runs = 400, 20
+    n, runs = 250, 20
     many = jax.jit(jax.vmap(lambda k: particles(k, PROPOSAL, TARGET, SAMPLERS[name], reward, n, (2,))))
     x, log_w, log_z = many(jr.split(jr.key(0), runs))
     z = np.exp(np.asarray(log_z, float))
     error = z.std() / np.sqrt(runs)
     chain, tilted = exact_of(SAMPLERS[name])
-    assert abs(z.mean() - np.exp(chain)) < 2 * error < 0.04 * z.mean()  # unbiased, whatever the number of steps
+    assert abs(z.mean() - np.exp(chain)) < 2 * error < 0.05 * z.mean()  # unbiased, whatever the number of steps
     if name == "many steps":
         assert abs(z.mean() - np.exp(B @ MEAN + STD**2 * B @ B / 2)) < 2 * error
     means = np.sum(np.asarray(jax.nn.softmax(log_w, axis=1))[..., None] * np.asarray(x), axis=1)
