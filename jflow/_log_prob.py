@@ -35,11 +35,10 @@ def log_prob(
 
     The ODE carries `x` from the last time of the sampler back to the first, with the divergence beside it.
 
-    A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) needs an end `t1 <
-    1`. The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed by noise of
-    that
-    level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the data has a spread
-    `s`, and by any amount where the data has none.
+    A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) needs an end below
+    1. The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed by noise of
+    that level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the data has a
+    spread `s`, and by any amount where the data has none.
 
     Args:
         field: The field, along a path in a flat space.

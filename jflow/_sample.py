@@ -82,7 +82,7 @@ def sample(
     check_key(key, "sample")
     check_field(field)
     like = widened(event_like(shape, letters=field.path.letters), dtype)
-    sampler = _checked(field, sampler, args, log_prob, brownian)
+    sampler = _checked(field, sampler, args, log_prob, brownian, start)
     operands = field, None, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat, None
     return run(_carry, operands, _Shape(like), log_prob, dtype)
 
@@ -268,7 +268,7 @@ def ends(sampler: AdaptiveSteps) -> tuple[Any, Any]:
     return 0.0 if sampler.t0 is None else sampler.t0, 1.0 if sampler.t1 is None else sampler.t1
 
 
-def _checked(field, sampler, args, log_prob, brownian):
+def _checked(field, sampler, args, log_prob, brownian, start=None):
     """The sampler, its checks with the field made before tracing."""
     sampler = recommended(field, args=args) if sampler is None else as_sampler(sampler)
     check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
@@ -283,6 +283,12 @@ def _checked(field, sampler, args, log_prob, brownian):
     else:
         rule, _ = meet(field, sampler, brownian)
         noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
+    if start is not None and noisy:
+        raise ValueError(
+            "start= must go with the ODE: the noise of an SDE belongs to the path's own marginals, and from another start "
+            "its law is wrong. Got a sampler with noise: give the path that source, or where the start is a true marginal "
+            "draw it yourself and carry it, jflow.decode(field, x, sampler, key=key)."
+        )
     if brownian is not None and not noisy:
         raise ValueError(
             "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."

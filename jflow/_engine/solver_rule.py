@@ -287,6 +287,11 @@ def choose_clock(field: Any, sampler: Any) -> AbstractClock:
             f"{type(solver).__name__}() must have the ODE. Got eta={sampler.eta!r}: leave out eta=, or take one with a "
             "stochastic form, as jflow.SASolver() or jflow.DPMpp()."
         )
+    if sampler.diffusion is not None and own is not None:
+        raise ValueError(
+            f"diffusion= must be in the path's own time. Got {type(solver).__name__}(), a method of {type(own).__name__}(): "
+            "pass eta= for noise in any clock, or take a solver of any clock, as diffrax.Euler()."
+        )
     clock = own or given or (PathClock() if sampler.eta is None else ThetaClock())
     if not clock.own_time and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(

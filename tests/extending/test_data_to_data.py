@@ -115,6 +115,14 @@ def test_training_regresses_velocity_and_score():
     assert (np.abs(grads.mean(0)) < 4 * error).all() and (error < 0.2).all()
 
 
+def test_a_score_head_is_taken_along_an_affine_path_too():
+    """One step of `x + h (velocity + g^2/2 score)`, where the path would give another score."""
+    field, x = two_heads(lambda t, x, args: (x, 3 * x), jf.CondOT()), jnp.ones(1)
+    sampler = jf.FixedSteps(jnp.array([0.25, 0.5]), diffusion=lambda t: 2.0)
+    sol = jf.decode(field, x, sampler, brownian=jf.Recorded(jnp.zeros((1, 1))))
+    np.testing.assert_allclose(sol.x, 1 + 0.25 * (1 + 2 * 3), rtol=1e-6)
+
+
 def test_what_is_missing_raises():
     sde, x = jf.FixedSteps(jf.UniformGrid(4), diffusion=lambda t: 1.0), jnp.zeros(1)
     velocity = jf.Field(lambda t, x, args: exact(t, x, args)[0], PATH, "velocity")
