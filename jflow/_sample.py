@@ -30,6 +30,7 @@ from ._front import as_arrays, numbers, run
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
+from ._source import has_score
 from ._types import PRNGKey, Solution
 from ._validate import check_key, check_kind, stream
 
@@ -283,11 +284,11 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
     else:
         rule, _ = meet(field, sampler, brownian)
         noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
-    if start is not None and noisy:
+    if start is not None and noisy and has_score(field.path.source):
         raise ValueError(
-            "start= must go with the ODE: the noise of an SDE belongs to the path's own marginals, and from another start "
-            "its law is wrong. Got a sampler with noise: give the path that source, or where the start is a true marginal "
-            "draw it yourself and carry it, jflow.decode(field, x, sampler, key=key)."
+            "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and from "
+            "another start its law is wrong. Got a sampler with noise: give the path that source; a draw of a true "
+            "marginal is carried by jflow.decode(field, x, sampler, key=key)."
         )
     if brownian is not None and not noisy:
         raise ValueError(
