@@ -286,8 +286,8 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
         noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
     if start is not None and noisy and has_score(field.path.source):
         raise ValueError(
-            "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and from "
-            "another start its law is wrong. Got a sampler with noise: give the path that source; a draw of a true "
+            "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and "
+            "from another start its law is wrong. Got a sampler with noise: give the path that source; a draw of a true "
             "marginal is carried by jflow.decode(field, x, sampler, key=key)."
         )
     if brownian is not None and not noisy:

@@ -234,7 +234,7 @@ class Coloured(AbstractNoiseMap):
             why = "one with an eigenvalue that is not positive"
         if why is not None:
             raise ValueError(
-                f"A covariance must be a symmetric positive definite matrix over the components of the event. Got {why}."
+                f"A covariance must be a symmetric positive definite matrix over the event's components. Got {why}."
             )
 
     def _factor(self, flat):

@@ -35,10 +35,6 @@ def half(alpha, sigma):
         return np.log(alpha) - np.log(sigma)
 
 
-def starts(name):
-    return START * float(schedule(name, 0.0)[1])
-
-
 # ------------------------------------------------------------------------------------------------------- textbooks
 
 
@@ -139,50 +135,43 @@ def unipc(order=2, variant="bh2"):
     """
 
     def weights(rs, hh, big):
+        if len(rs) == 1:
+            return [0.5]
         rows, b, phi, factorial = [], [], np.expm1(hh) / hh - 1, 1
         for i in range(1, len(rs) + 1):
             rows.append(np.power(rs, i - 1))
             b.append(phi * factorial / big)
             factorial *= i + 1
             phi = phi / hh - 1 / factorial
-        return [0.5] if len(rs) == 1 else np.linalg.solve(np.stack(rows), b)
+        return np.linalg.solve(np.stack(rows), b)
 
-    def step(a1, hh, plain, rs, differences, shorter):
-        """UniP, or UniC where the last difference is that of the step's end."""
-        big = np.expm1(hh) if variant == "bh2" else hh
+    def move(a1, hh, plain, rs, differences):
+        """UniP, and UniC where the last difference is that of the step's end."""
         if not differences:
             return plain
         if not np.isfinite(hh):  # from infinite log-SNR only the corrector of order 1 is left
             return plain + a1 * 0.5 * differences[-1]
-        rho = weights(rs, hh, big)
-        return plain - a1 * big * sum(r * d for r, d in zip(rho, differences, strict=True))
+        big = np.expm1(hh) if variant == "bh2" else hh
+        return plain - a1 * big * sum(r * d for r, d in zip(weights(rs, hh, big), differences, strict=True))
 
     def recursion(name, times, x, eta=None):
-        known, before = [], None  # earlier data predictions and their log-SNRs; what the corrector needs
-        for a0, s0, a1, s1, _ in (*parts(name, times, x), (None,) * 5):
-            now = schedule(name, times[len(known_times(times, before))])[:2] if a0 is None else (a0, s0)
-            if a0 is None:
-                return data_prediction(*schedule(name, times[-2])[:2], x)
-            data, lam = data_prediction(*now, x), half(a0, s0)
+        known, before = [], None  # earlier log-SNRs and data predictions; what the corrector takes up again
+        for a0, s0, a1, s1, _ in parts(name, times, x):
+            data, lam = data_prediction(a0, s0, x), half(a0, s0)
             if before is not None:
-                a, hh, plain, rs, differences, m0 = before
-                x = step(a, hh, plain, [*rs, 1.0], [*differences, data - m0], None)
+                *step, rs, differences, first = before
+                x = move(*step, [*rs, 1.0], [*differences, data - first])
             h = half(a1, s1) - lam
-            past = known[-(order - 1) :][::-1] if order > 1 and np.isfinite(h) else []
+            past = known[::-1][: order - 1] if np.isfinite(h) else []
             rs = [(node - lam) / h for node, _ in past]
             differences = [(m - data) / r for (_, m), r in zip(past, rs, strict=True)]
-            plain = s1 / s0 * x - a1 * np.expm1(-h) * data
-            before = a1, -h, plain, rs, differences, data
-            x = step(a1, -h, plain, rs, differences, None) if np.isfinite(h) else plain
+            before = a1, -h, s1 / s0 * x - a1 * np.expm1(-h) * data, rs, differences, data
+            x = move(*before[:-1])
             if np.isfinite(lam):
                 known.append((lam, data))
-        raise AssertionError("there is a last step")
+        return last(name, times, x)
 
     return recursion
-
-
-def known_times(times, before):
-    return times[:-2]
 
 
 # -------------------------------------------------------------------------------------------------------- the law

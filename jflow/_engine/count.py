@@ -49,6 +49,7 @@ class Trial(NamedTuple):
 
     nodes: tuple[float, ...] | None  # the times of its evaluations, `None` where they are in a loop of its own
     inside: bool  # whether it asked for the noise of another interval than the step
+    still: bool  # whether it evaluated only at the start of the step, in the state that the step began with
 
 
 _TRIALS: dict[Any, Trial] = {}
@@ -76,24 +77,28 @@ def trial(solver: dfx.AbstractSolver, noisy: bool) -> Trial:
 def _trial(solver, noisy):
     times: list[Any] = []
     queries: list[Any] = []
+    moved: list[Any] = []
     zero, one, y0 = jnp.zeros(()), jnp.ones(()), jnp.zeros(1)
 
     def note(t, y, args):
         times.append(concrete(t))
-        return jnp.zeros_like(y)
+        state = concrete(y)
+        moved.append(state is None or state.any())
+        return jnp.ones_like(y)
 
     terms: Any = dfx.ODETerm(note)
     if noisy:
-        normals = (jnp.zeros(1),) * levy_kinds(solver)
+        normals = (jnp.ones(1),) * levy_kinds(solver)
         control = _Noted(step_path(zero, one, one, normals), queries)  # pyright: ignore[reportCallIssue]
         terms = dfx.MultiTerm(terms, dfx.ControlTerm(lambda t, y, args: jnp.eye(1), control))
     state = solver.init(terms, zero, one, y0, None)
     times.clear()
+    moved.clear()
     queries.clear()
     solver.step(terms, zero, one, y0, None, state, jnp.zeros((), bool))
     nodes = None if any(t is None for t in times) else tuple(float(t) for t in times)
     inside = any(ends != (0.0, 1.0) for ends in queries)  # in a loop of the solver's own, where nothing is known, too
-    return Trial(nodes, inside)
+    return Trial(nodes, inside, nodes == (0.0,) and not any(moved))
 
 
 class _Noted(dfx.AbstractBrownianPath):
@@ -129,6 +134,17 @@ def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[f
     if isinstance(solver, dfx.AbstractSRK):
         return None
     return trial(solver, noisy).nodes
+
+
+def evaluates_at_start(solver: dfx.AbstractSolver, noisy: bool) -> bool:
+    """Whether a solver evaluates once a step, at its start in the state that it began with: then no clock has to be
+    inverted inside the loop.
+    """
+    if isinstance(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
+        return declared == (0.0,)
+    if isinstance(solver, (dfx.AbstractImplicitSolver, dfx.AbstractRungeKutta, dfx.AbstractSRK)):
+        return False
+    return trial(solver, noisy).still
 
 
 def step_evaluations(solver: dfx.AbstractSolver, noisy: bool) -> int | None:

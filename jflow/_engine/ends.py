@@ -95,8 +95,8 @@ def _check_end(equation, t, *, evaluated):
     # What is finite for one level of noise is finite for all. A traced one may be 0, so it is not known to fail.
     eta = equation.eta
     silent = eta is None or isinstance(eta, Tracer) or (isinstance(eta, (int, float, np.ndarray)) and not np.any(eta))
-    # Structure and functions tell whether the weights are finite, the numbers in a path do not. A verb asks twice, before
-    # it traces and inside, and again at each call: what is known is remembered, but for a coefficient of the user's.
+    # Structure and functions tell whether the weights are finite, the numbers in a path do not. A verb asks twice,
+    # before it traces and inside, and again at each call: what is known is remembered, but for a user's coefficient.
     key = (
         jtu.tree_structure((field.path, equation.clock)),
         tuple(leaf for leaf in jtu.tree_leaves(field.path) if callable(leaf)),
@@ -107,9 +107,9 @@ def _check_end(equation, t, *, evaluated):
         found = _singular(equation, t, 0.0 if silent else 1.0, evaluated)
         if len(_SINGULAR) > 4096:
             _SINGULAR.clear()
-        if found is not None or not any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(field.path)):
-            if equation.coefficient is None:
-                _SINGULAR[key] = found
+        known = found is not None or not any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(field.path))
+        if known and equation.coefficient is None:
+            _SINGULAR[key] = found
     if found is not None:
         raise ValueError(_message(equation, t, found))
 

@@ -17,6 +17,7 @@ from .._rule import AbstractStepRule
 from .._solver import AbstractFieldSolver, AbstractMultistep
 from .._source import noise_map
 from .count import (
+    evaluates_at_start,
     evaluation_nodes,
     explicit_tableau,
     levy_kinds,
@@ -81,14 +82,20 @@ class SolverRule(AbstractStepRule):
         """The state in the clock, and the terms of the step."""
         equation = self.equation(field)
         u0 = x if row.enter is None else equation.scaled(row.enter, x)
-        drift = dfx.ODETerm(lambda tau, u, a: equation.drift(*located(equation, row, x, tau, u), a, row.eta))
+        if not equation.own_time and evaluates_at_start(self.solver, equation.noisy):
+            drift = dfx.ODETerm(lambda tau, u, a: equation.drift(row.t0, x, a, row.eta))
+        else:
+            drift = dfx.ODETerm(lambda tau, u, a: equation.drift(*located(equation, row, x, tau, u), a, row.eta))
         if not equation.noisy:
             return u0, drift
         return u0, dfx.MultiTerm(drift, self._noise_term(equation, row, x, u0, noise, args))
 
     def _noise_term(self, equation, row, x, u0, noise, args):
+        still = not equation.own_time and evaluates_at_start(self.solver, equation.noisy)
+
         def diffusion(tau, u, a):
-            return equation.diffusion(*located(equation, row, x, tau, u), a, row.eta)
+            t, y = (row.t0, x) if still else located(equation, row, x, tau, u)
+            return equation.diffusion(t, y, a, row.eta)
 
         def colour(white):
             return equation.colour(white, args)
@@ -289,8 +296,8 @@ def choose_clock(field: Any, sampler: Any) -> AbstractClock:
         )
     if sampler.diffusion is not None and own is not None:
         raise ValueError(
-            f"diffusion= must be in the path's own time. Got {type(solver).__name__}(), a method of {type(own).__name__}(): "
-            "pass eta= for noise in any clock, or take a solver of any clock, as diffrax.Euler()."
+            f"diffusion= must be in the path's own time. Got {type(solver).__name__}(), a method of "
+            f"{type(own).__name__}(): pass eta= for noise in any clock, or take a solver of any clock, as diffrax.Euler()."
         )
     clock = own or given or (PathClock() if sampler.eta is None else ThetaClock())
     if not clock.own_time and not isinstance(field.path, AbstractAffinePath):
