@@ -59,8 +59,8 @@ def chunk(field, x0):
 
 
 def main(runs: int = RUNS) -> None:
-    world, key, own = field(), jr.key(0), np.uint32(zlib.crc32(b"sample"))  # sample's own stream
-    x0 = jax.vmap(lambda i: jr.normal(jr.split(jr.fold_in(jr.fold_in(key, i), own))[0], (2,)))(jnp.arange(N))
+    world, key, own = field(), jr.key(0), np.uint32(zlib.crc32(b"sample 0"))  # sample's own stream
+    x0 = jax.vmap(lambda i: jr.normal(jr.fold_in(jr.fold_in(key, i), own), (2,)))(jnp.arange(N))
     sampler = jf.AdaptiveSteps(dfx.Tsit5(), CONTROL)
 
     def ours():

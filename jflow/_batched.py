@@ -23,7 +23,7 @@ from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
 from ._sampler import as_sampler
 from ._types import Noun, PRNGKey, Solution
-from ._validate import check_count, check_key, stream
+from ._validate import check_count, check_key, streams
 
 QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
 
@@ -209,7 +209,7 @@ def _pool(field, key, sampler, shape, lanes, dtype, n, index, part, condition):
         return condition(jtu.tree_map(lambda leaf: leaf[slot], part))
 
     def start(slot):
-        key_start, _ = jr.split(stream(jr.fold_in(key, index[slot]), "sample"))
+        key_start, _ = streams(jr.fold_in(key, index[slot]), "sample", 2)
         return draw_start(field, key_start, shape.like, sampler, args(slot), None)
 
     count = jnp.sum(index < n, dtype=jnp.int32)

@@ -77,7 +77,6 @@ def log_prob(
 
 
 def _log_prob(field, x, key, sampler, args, start, divergence, saveat, dtype):
-    key = None if key is None else stream(key, "log_prob")
     field = lowered(field, dtype)
     density, out, t0, t1 = transport(field, x, sampler, args, "log_prob", False, divergence, key, saveat)
     return with_density(density, out, t0, t1, start, None, args)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
@@ -17,7 +16,7 @@ from ._path import AbstractAffinePath
 from ._prediction import heads
 from ._source import AbstractGaussianSource
 from ._types import PRNGKey, Time
-from ._validate import check_key, scalar_time, stream
+from ._validate import check_key, scalar_time, streams
 from .laws import AbstractLaw, Uniform
 
 
@@ -69,7 +68,7 @@ def matching_loss(
     law = Uniform() if law is None else law
     _check(field, key, x0, law, weight, t)
     path = field.path
-    key_time, key_source, key_latent, key_net = jr.split(stream(key, "matching_loss"), 4)
+    key_time, key_source, key_latent, key_net = streams(key, "matching_loss", 4)
     x1 = as_state(x1, "Data", letters=path.letters)
     t = law.sample(key_time, path) if t is None else scalar_time(t)  # pyright: ignore[reportArgumentType]
     t = t.astype(state_dtype(x1))

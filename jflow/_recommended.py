@@ -36,15 +36,15 @@ def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sample
     """
     check_field(field)
     check_count(nfe=nfe)
+    cost = field.evaluations(args, 0.5)
+    cost = cost if isinstance(cost, int) else 2  # guidance on an interval of times
+    if nfe < cost:
+        raise ValueError(f"nfe must be enough for one step, which costs {cost} evaluations here. Got nfe = {nfe}.")
     for own in (field.recommended(nfe, args), field.path.recommended(field, nfe, args)):
         if own is not None:
             return own
     if not isinstance(field.path, AbstractAffinePath):
         return AdaptiveSteps()
-    cost = field.evaluations(args, 0.5)
-    cost = cost if isinstance(cost, int) else 2  # guidance on an interval of times
-    if nfe < cost:
-        raise ValueError(f"nfe must be enough for one step, which costs {cost} evaluations here. Got nfe = {nfe}.")
     n = nfe // cost
     if cost > 1:
         return _adams(n, Adams(2) if n < 12 else Adams(3, corrector=True), 1.5)

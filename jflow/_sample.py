@@ -4,7 +4,6 @@ from typing import Any
 
 import diffrax as dfx
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import PyTree
 
 from ._brownian import Recorded
@@ -32,7 +31,7 @@ from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._source import has_score
 from ._types import PRNGKey, Solution
-from ._validate import check_key, check_kind, stream
+from ._validate import check_key, check_kind, stream, streams
 
 
 def sample(
@@ -174,7 +173,7 @@ def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, ev
     if shape is None:
         key = None if key is None else stream(key, "decode")
     else:
-        key_start, key = jr.split(stream(key, "sample"))
+        key_start, key = streams(key, "sample", 2)
         x = draw_start(field, key_start, shape.like, sampler, args, start)
     field = lowered(field, dtype)
     if log_prob:
@@ -287,8 +286,8 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
     if start is not None and noisy and has_score(field.path.source):
         raise ValueError(
             "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and "
-            "from another start its law is wrong. Got a sampler with noise: give the path that source; a draw of a true "
-            "marginal is carried by jflow.decode(field, x, sampler, key=key)."
+            "from another start its law is wrong. Got a sampler with noise: give the path that source; a draw of a "
+            "true marginal is carried by jflow.decode(field, x, sampler, key=key)."
         )
     if brownian is not None and not noisy:
         raise ValueError(

@@ -77,3 +77,11 @@ def check_key(key: Any, why: str, *, batched: bool = True) -> None:
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """A key of the purpose's own: one key used for data, training and sampling alike gives independent draws."""
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
+
+
+def streams(key: Key[Array, ""], name: str, n: int) -> Key[Array, "{n}"]:
+    """`n` independent keys of the purpose's own, by one pass of the generator: it is most of what a small program costs
+    to compile.
+    """
+    own = jnp.asarray([zlib.crc32(f"{name} {i}".encode()) for i in range(n)], jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, own)

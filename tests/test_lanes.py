@@ -13,7 +13,7 @@ from references import Counter
 
 import jflow as jf
 from jflow._engine.pool import takes_lanes
-from jflow._validate import stream
+from jflow._validate import streams
 
 KEY = jr.key(5)
 N, LANES = 70, 16  # not a multiple
@@ -75,7 +75,7 @@ def test_samples_steps_and_statuses_are_those_of_one_solve_at_a_time(x64):
 
     got, expected = run(), alone(field, sampler, rates=jnp.asarray(rates))
     agree(got, expected)
-    keys = jax.vmap(lambda i: jr.split(stream(jr.fold_in(KEY, i), "sample"))[0])(jnp.arange(N))
+    keys = jax.vmap(lambda i: streams(jr.fold_in(KEY, i), "sample", 2)[0])(jnp.arange(N))
     starts = jax.vmap(lambda key: Sixth().sample(key, None))(keys)
     bad = np.isnan(starts).any(1) | np.isnan(rates)
     assert 5 < bad.sum() < N // 2

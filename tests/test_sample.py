@@ -11,7 +11,7 @@ import pytest
 from references import MIX1, PATHS, Counter, ExactNet, gaussian, mixture, refuses, schedule
 
 import jflow as jf
-from jflow._validate import stream
+from jflow._validate import streams
 
 KEY = jr.key(0)
 STEPS = dfx.SaveAt(t0=True, steps=True)
@@ -288,7 +288,7 @@ class Uniforms(eqx.Module):
 def test_a_sample_is_a_draw_at_the_first_time_decoded():
     """With the noise that a stepper draws from the same key; the key of `sample` has a stream of its own."""
     field, times = PLAIN["velocity"], jf.UniformGrid(5, t0=0.1)
-    key_start, key_noise = jr.split(stream(KEY, "sample"))
+    key_start, key_noise = streams(KEY, "sample", 2)
     x0 = 0.9 * jr.normal(key_start, (3,))
     steps = jf.stepper(field, grid(times, eta=1.0))
     (normals,) = jax.vmap(lambda i: steps.noise(key_noise, i, x0))(jnp.arange(5))

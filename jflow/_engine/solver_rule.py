@@ -297,7 +297,7 @@ def choose_clock(field: Any, sampler: Any) -> AbstractClock:
     if sampler.diffusion is not None and own is not None:
         raise ValueError(
             f"diffusion= must be in the path's own time. Got {type(solver).__name__}(), a method of "
-            f"{type(own).__name__}(): pass eta= for noise in any clock, or take a solver of any clock, as diffrax.Euler()."
+            f"{type(own).__name__}(): pass eta= for noise in any clock, or a solver of any clock, as diffrax.Euler()."
         )
     clock = own or given or (PathClock() if sampler.eta is None else ThetaClock())
     if not clock.own_time and not isinstance(field.path, AbstractAffinePath):

@@ -52,7 +52,7 @@ class AbstractPath(Noun):
     def __check_init__(self):
         if not isinstance(self.source, AbstractSource):
             raise TypeError(
-                "A path's source must be a source, as jflow.GIVEN or jflow.Normal(jflow.ZeroCentre()), of a linear map. "
+                "A path's source must be an AbstractSource, as jflow.GIVEN or jflow.Normal(jflow.ZeroCentre()). "
                 f"Got {self.source!r}."
             )
 

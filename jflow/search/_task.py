@@ -19,7 +19,7 @@ from .._sample import draw_start
 from .._sampler import FixedSteps
 from .._solver import Adams
 from .._types import Solution
-from .._validate import check_count, check_key, stream
+from .._validate import check_count, check_key, streams
 
 FINE_STEPS, FINE_LEVEL = 400, 1e-3
 
@@ -50,7 +50,7 @@ class Task(eqx.Module):
         """
 
         def one(key, args):
-            key_start, _ = jr.split(stream(key, "sample"))
+            key_start, _ = streams(key, "sample", 2)
             x0 = draw_start(self.field, key_start, self.like, sampler, args, self.start)
             steps = stepper(lowered(self.field, self.dtype), sampler, dtype=state_dtype(x0))
             return run_grid(steps, x0, args, unroll=unroll)
