@@ -43,6 +43,23 @@ def test_the_middle_column_errs_a_quarter_of_heun_at_equal_calls():
     assert error["middle"] < error["heun"] / 4 and error["middle"] < error["euler"] / 50, error
 
 
+def test_the_recommended_samplers_are_those_of_the_page():
+    """The first table, row for row, at the fewest and the most steps of each row."""
+    names = {"Adams": jf.Adams, "EasedGrid": jf.EasedGrid}
+    rows = re.findall(
+        r"^\| (up to|\d+)(?: to| and)? (\d+|more) \|(.*)\|(.*)\|$", PAGE.read_text().split("## By hand")[0], re.M
+    )
+    assert len(rows) == 5
+    plain = jf.Field(lambda t, x, args: x, jf.CondOT(), "velocity")
+    guided, args, above = jf.Guided(plain, null=0), jf.Args(1, scale=2.0), [None, None]
+    for first, last, *cells in rows:
+        above = [cell if "`" in cell else before for cell, before in zip(cells, above, strict=True)]
+        for n in (2 if first == "up to" else int(first), 40 if last == "more" else int(last)):
+            for cell, got in zip(above, (jf.recommended(plain, n), jf.recommended(guided, 2 * n, args)), strict=True):
+                solver, grid = (eval(code, names | {"n": n}) for code in re.findall(r"`([^`]+)`", cell))
+                assert repr(got) == repr(jf.FixedSteps(grid, solver, clock=jf.RatioClock(), end="stop")), n
+
+
 @pytest.mark.slow
 def test_python_blocks_run_in_order():
     text, namespace = PAGE.read_text(), {"__name__": "page"}

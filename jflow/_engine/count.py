@@ -1,6 +1,6 @@
 """How many evaluations a step makes, and where in it: read off a tableau, declared, or found on a trial step."""
 
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple, TypeGuard, TypeVar, get_origin
 
 import diffrax as dfx
 import equinox as eqx
@@ -16,9 +16,17 @@ from .._validate import concrete
 from .noise import step_path
 
 
+_Kind = TypeVar("_Kind")
+
+
+def is_itself(solver: Any, kind: type[_Kind]) -> TypeGuard[_Kind]:
+    """Whether a solver is of a kind, and does not wrap one: diffrax lets a wrapper pass for what it wraps."""
+    return isinstance(solver, kind) and not isinstance(solver, dfx.AbstractWrappedSolver)
+
+
 def explicit_tableau(solver: Any) -> dfx.ButcherTableau | None:
     """The tableau of an explicit Runge-Kutta method; `None` for other solvers."""
-    tableau: Any = solver.tableau if isinstance(solver, dfx.AbstractERK) else None  # not a MultiButcherTableau
+    tableau: Any = solver.tableau if is_itself(solver, dfx.AbstractERK) else None  # not a MultiButcherTableau
     return tableau
 
 
@@ -127,11 +135,11 @@ def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[f
     """
     if isinstance(solver, dfx.AbstractImplicitSolver):
         return None
-    if isinstance(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
+    if is_itself(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
         return declared
     if (tableau := explicit_tableau(solver)) is not None:
         return tuple(0.0 if stage == 0 else float(tableau.c[stage - 1]) for stage in sorted(needed_stages(tableau)))
-    if isinstance(solver, dfx.AbstractSRK):
+    if is_itself(solver, dfx.AbstractSRK):
         return None
     return trial(solver, noisy).nodes
 
@@ -140,7 +148,7 @@ def evaluates_at_start(solver: dfx.AbstractSolver, noisy: bool) -> bool:
     """Whether a solver evaluates once a step, at its start in the state that it began with: then no clock has to be
     inverted inside the loop.
     """
-    if isinstance(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
+    if is_itself(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
         return declared == (0.0,)
     if isinstance(solver, (dfx.AbstractImplicitSolver, dfx.AbstractRungeKutta, dfx.AbstractSRK)):
         return False
@@ -149,7 +157,7 @@ def evaluates_at_start(solver: dfx.AbstractSolver, noisy: bool) -> bool:
 
 def step_evaluations(solver: dfx.AbstractSolver, noisy: bool) -> int | None:
     """The number of right-hand sides of one step, `None` where it is not known."""
-    if isinstance(solver, dfx.AbstractSRK):
+    if is_itself(solver, dfx.AbstractSRK):
         skipped = solver.tableau.ignore_stage_f
         return len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped)))
     nodes = evaluation_nodes(solver, noisy)

@@ -125,7 +125,7 @@ def _singular(equation, t, level, evaluated):
         values: dict[str, list[Any]] = {own: [clock.time(path, t, level)]}
         if (factor := clock.scale(path, t, level)) is not None:
             values[own].append(factor)
-        if evaluated and field.sources:
+        if evaluated:
             plain = clock.own_time and not equation.noisy
             target = prediction_row(path, "velocity", t) if plain else equation_row(equation, t, level)
             if target is not None:

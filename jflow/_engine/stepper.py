@@ -18,7 +18,7 @@ from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, as_sampler
 from .._solver import AbstractFieldSolver
 from .._types import Event, PRNGKey
-from .count import evaluation_nodes, rule_evaluations, unwrapped
+from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
 from .ends import check_ends, check_grid, check_noise, decide_end
 from .equation import AbstractEquation, FieldEquation
 from .solver_rule import SolverRule, choose_clock
@@ -234,7 +234,7 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
     """Raises `ValueError` where a solver moves the state by noise before its first evaluation, and the start has no
     scale.
     """
-    tableau = solver.tableau if isinstance(solver, dfx.AbstractSRK) else None
+    tableau = solver.tableau if is_itself(solver, dfx.AbstractSRK) else None
     if tableau is None or not tableau.is_additive_noise() or not isinstance(equation, FieldEquation):
         return
     path: Any = equation.field.path
