@@ -1,4 +1,4 @@
-"""The eager front of the verbs: a second call compiles nothing, and a plain function is never answered with old numbers."""
+"""The eager front of the verbs: a second call compiles nothing, a plain function gives no old numbers."""
 
 import contextlib
 import gc
@@ -212,16 +212,16 @@ class Plain:
 
 
 PLAIN = jf.Field(net, jf.CondOT(), "velocity")
-TIMES = jnp.linspace(0.0, 1.0, 3)
+NET, EARLY = Net(jnp.asarray(1.0)), jf.UniformGrid(4, t1=0.9)
 READERS = {  # each reads the global when it is called
     "a network": lambda: jf.sample(PLAIN, KEYS[0], (2,), GRID).x,
     "a network that is jitted": lambda: jf.sample(
-        jf.Field(lambda t, x, args: net(t, x, args), jf.CondOT(), "velocity"), KEYS[0], (2,), GRID
+        jf.Field(jax.jit(lambda t, x, args: net(t, x, args)), jf.CondOT(), "velocity"), KEYS[0], (2,), GRID
     ).x,
     "an object": lambda: jf.sample(jf.Field(Plain(), jf.CondOT(), "velocity"), KEYS[0], (2,), GRID).x,
     "a method": lambda: jf.sample(jf.Field(Plain().method, jf.CondOT(), "velocity"), KEYS[0], (2,), GRID).x,
     "under a guide": lambda: jf.sample(jf.Thresholded(PLAIN, limit=5.0), KEYS[0], (2,), GRID).x,
-    "on another path": lambda: jf.sample(jf.change_path(PLAIN, jf.Cosine()), KEYS[0], (2,), jf.UniformGrid(4, t1=0.9)).x,
+    "on another path": lambda: jf.sample(jf.change_path(PLAIN, jf.Cosine()), KEYS[0], (2,), EARLY).x,
     "encode": lambda: jf.encode(PLAIN, STATES[0], GRID).x,
     "log_prob": lambda: jf.log_prob(PLAIN, STATES[0], GRID).x,
     "generate": lambda: jf.generate(PLAIN, KEYS[0], 3, (2,), GRID).x,
@@ -232,7 +232,7 @@ READERS = {  # each reads the global when it is called
     "ODEFlow": lambda: jf.ODEFlow(drift, 0.0, 1.0)(STATES[0]),
     "diffusion= of a sampler": lambda: jf.sample(field(0), KEYS[0], (2,), jf.FixedSteps(GRID, diffusion=at_level)).x,
     "a path": lambda: jf.sample(
-        jf.Field(Net(jnp.asarray(1.0)), jf.CustomPath(lambda t: LEVEL * t, lambda t: 1 - t), "data"), KEYS[0], (2,), GRID
+        jf.Field(NET, jf.CustomPath(lambda t: LEVEL * t, lambda t: 1 - t), "data"), KEYS[0], (2,), GRID
     ).x,
     "what is saved": lambda: jf.sample(field(0), KEYS[0], (2,), GRID, saveat=dfx.SaveAt(steps=True, fn=watch)).xs,
     "an event": lambda: jf.decode(

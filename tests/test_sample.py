@@ -711,6 +711,7 @@ def test_bad_input_raises_with_a_reason():
     rule, letters = jf.Jump(), jax.ShapeDtypeStruct((2,), jnp.int32)
     past, backward = jf.UniformGrid(4, 0.0, 1000.0), jf.AdaptiveSteps(t0=1.0, t1=0.0)
     eta, twice = grid(times, eta=1.0), jf.KarrasGrid(4)
+    jumps = jf.FlowMap(lambda s, t, x, args: -x, jf.CondOT())
     cases = [
         (lambda: jf.sample(lambda t, x, a: x, KEY, (2,), times), TypeError, "A field must be given"),
         (lambda: jf.sample(field, None, (2,), times), ValueError, "pass key="),
@@ -752,6 +753,10 @@ def test_bad_input_raises_with_a_reason():
         ),
         (lambda: jf.sample(gaussian(jf.VE()), KEY, (2,), grid(twice, end="stop")), ValueError, "last point twice"),
         (lambda: jf.sample(field, KEY, letters, times), ValueError, "floating"),
+        (lambda: jf.brownian_tree(field, times, KEY, (2,)), ValueError, "must go with an SDE"),
+        (lambda: jf.brownian_tree(field, jf.samplers.ddpm(4), KEY, (2,)), ValueError, "must have one eta"),
+        (lambda: jf.brownian_tree(field, grid(times, eta=[1.0, 1.0, 0.5, 0.5]), KEY, (2,)), ValueError, "one eta"),
+        (lambda: jf.brownian_tree(jumps, grid(times, jf.Jump(0.5)), KEY, (2,)), ValueError, "must go with a diffrax"),
         (lambda: jf.decode(jf.Field(lambda t, x, a: x[0], jf.CondOT(), "data"), x, times), ValueError, "shape"),
         (lambda: jf.sample(field, KEY, (2,), times, eta=1.0), TypeError, "eta"),
         (lambda: jf.sample(field, KEY, (2,), times, divergnce=None), TypeError, "divergnce"),

@@ -15,7 +15,6 @@ from .._solver import AbstractFieldSolver, unwrapped
 from .._validate import concrete
 from .noise import step_path
 
-
 _Kind = TypeVar("_Kind")
 
 
