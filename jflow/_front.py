@@ -130,22 +130,18 @@ def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
     """The Python numbers of a pytree as arrays, so that new values are no new program: those that people sweep, in
     samplers and, with `integers`, in `args`.
 
-    They have a strong type: a weak one would be another program.
+    These and the pytree's arrays get a strong type: a weak one would be another program.
     """
     kinds = (float, int) if integers else float
 
     def leaf(value):
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            return value
-        return np.asarray(value, jax.dtypes.canonicalize_dtype(type(value)))
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            return np.asarray(value, jax.dtypes.canonicalize_dtype(type(value)))
+        return value.astype(value.dtype) if isinstance(value, jax.Array) and value.aval.weak_type else value
 
     return jtu.tree_map(leaf, tree)
 
 
 def as_arrays(args: PyTree) -> PyTree:
-    """A condition, with arrays for its numbers and strong types for its arrays."""
-    return jtu.tree_map(_strong, numbers(args, integers=True))
-
-
-def _strong(leaf: Any) -> Any:
-    return leaf.astype(leaf.dtype) if isinstance(leaf, jax.Array) and leaf.aval.weak_type else leaf
+    """A condition, with arrays for its numbers."""
+    return numbers(args, integers=True)

@@ -23,7 +23,7 @@ from ._engine import (
     with_density,
     with_divergence,
 )
-from ._event import as_state, event_like, rounded, state_dtype, widened
+from ._event import as_state, cast_like, event_like, rounded, state_dtype, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
 from ._path import AbstractDifferentiablePath
@@ -103,7 +103,8 @@ class _Shape:
 def draw_start(field: AbstractField, key: PRNGKey, like: PyTree, sampler: Sampler, args: Any, start: Any) -> PyTree:
     """The state at the first time: the path's, from a draw of its source, or a draw of `start`."""
     if start is not None:
-        return as_state(start.sample(key), "A start", letters=field.path.letters)
+        x = as_state(start.sample(key), "A start", letters=field.path.letters)
+        return x if field.path.letters else cast_like(x, like, "A draw of start")
     x0 = field.path.source.sample(key, like, args)
     return field.path.start(first_time(field, sampler, like), x0)
 
@@ -283,6 +284,9 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
     else:
         rule, _ = meet(field, sampler, brownian)
         noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
+    for name in ("sample", "log_prob") if log_prob else ("sample",):
+        if start is not None and not hasattr(start, name):
+            raise TypeError(f"start must have a method {name}. Got {type(start).__name__}.")
     if start is not None and noisy and has_score(field.path.source):
         raise ValueError(
             "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and "

@@ -309,6 +309,15 @@ def test_a_sample_is_a_draw_at_the_first_time_decoded():
     assert abs(wide.std() / 50 - 1) < 4 / np.sqrt(4000)
 
 
+def test_a_start_has_the_shape_and_the_type_of_the_state(x64):
+    field, grid = gaussian(jf.CondOT()), jf.UniformGrid(4)
+    out = jf.sample(field, KEY, (3,), grid, start=Uniforms(), saveat=dfx.SaveAt(t0=True), dtype=jnp.float64)
+    assert out.x.dtype == out.xs.dtype == "float64" and (out.xs[0] >= 0).all()
+    refuses(lambda: jf.sample(field, KEY, (2,), grid, start=Uniforms()), "A draw of start must have the shape")
+    refuses(lambda: jf.sample(field, KEY, (3,), grid, start=3), "a method sample. Got int", TypeError)
+    refuses(lambda: jf.sample(field, KEY, (3,), grid, start=Uniforms(), log_prob=True), "method log_prob", TypeError)
+
+
 def test_one_key_used_everywhere_gives_independent_draws():
     """What draws folds in a constant of its own, so people may use one key for data, training and sampling."""
     field, n = PLAIN["velocity"], 512
