@@ -290,8 +290,7 @@ def _split_args(args, axes, n):
     except ValueError as error:
         raise ValueError(
             "args_in_axes must be a pytree prefix of args, as Args(0, scale=None) for labels and one scale. Got "
-            f"{axes!r}: "
-            f"{error}"
+            f"{axes!r}: {error}"
         ) from None
     for axis in jtu.tree_leaves(axes):
         if axis != 0:

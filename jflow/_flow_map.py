@@ -114,8 +114,7 @@ class Jump(AbstractStepRule):
         if not isinstance(field, FlowMap):
             raise TypeError(
                 f"Jump() must have a flow map, jflow.FlowMap(net, path). Got {type(field).__name__}, which has one "
-                "time: "
-                "take a diffrax solver; a guide over a flow map is a field, and has no jump."
+                "time: take a diffrax solver; a guide over a flow map is a field, and has no jump."
             )
         if self.renoise is not None:
             check_score(field.path.source, "Jump(renoise=)")

@@ -123,10 +123,8 @@ def _check(field, key, x0, law, weight, t):
     if x0 is not None and isinstance(source, AbstractGaussianSource) and not source.coupled:
         raise ValueError(
             "Pairs must have a source that says so, for with dependent pairs the score is not -noise/sigma. Got x0= "
-            "along a "
-            f"path with the source {type(source).__name__}(): take jf.CondOT(source=jf.Normal(coupled=True)) where x0 "
-            "is "
-            "Gaussian, or source=jf.GIVEN."
+            f"along a path with the source {type(source).__name__}(): take jf.CondOT(source=jf.Normal(coupled=True)) "
+            "where x0 is Gaussian, or source=jf.GIVEN."
         )
     if t is None:
         _check_expectation(field, law, weight)
@@ -141,8 +139,6 @@ def _check_expectation(field, law, weight):
             why = "sigma prime is infinite" if name == "velocity" else "the score is"
             raise ValueError(
                 f"The {name} loss must have a finite expectation. Got times up to t = 1 along {type(path).__name__}, "
-                "where "
-                f"{why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or train a field that predicts 'data', "
-                "'noise' or "
-                "'v' and sample it alike."
+                f"where {why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or train a field that predicts 'data', "
+                "'noise' or 'v' and sample it alike."
             )

@@ -112,16 +112,14 @@ def _checked(sampler: Sampler) -> Sampler:
     if given := [name for name, value in parts.items() if value is not None]:
         raise ValueError(
             f"The sampler of jflow.solve must be without {', '.join(given)}=: these are for fields. The noise of an "
-            "SDE is "
-            "diffusion=, an argument of solve."
+            "SDE is diffusion=, an argument of solve."
         )
     given_solver: Any = sampler.solver
     solver = None if given_solver is None else unwrapped(given_solver)
     if isinstance(solver, AbstractFieldSolver) and (solver.clock is not None or solver.adds_noise):
         raise ValueError(
             f"A drift must be integrated in its own time. Got {type(solver).__name__}(), a method of a field's clock: "
-            "take a "
-            "solver of any clock, as diffrax.Heun() or jflow.Adams(3)."
+            "take a solver of any clock, as diffrax.Heun() or jflow.Adams(3)."
         )
     return sampler
 

@@ -318,6 +318,31 @@ def test_a_start_has_the_shape_and_the_type_of_the_state(x64):
     refuses(lambda: jf.sample(field, KEY, (3,), grid, start=Uniforms(), log_prob=True), "method log_prob", TypeError)
 
 
+class Raised(jf.AbstractAffinePath):
+    """A path that begins at a signal of its own, which decides whether its ends are singular."""
+
+    first: jax.Array
+    source: jf.AbstractSource = jf.Normal()
+
+    def alpha(self, t):
+        return self.first + (1 - self.first) * t
+
+    def sigma(self, t):
+        return 1 - t
+
+
+@pytest.mark.parametrize("order", [(0.05, 0.0, 0.05), (0.0, 0.05, 0.0)])
+def test_an_end_is_judged_by_the_numbers_of_its_path(order):
+    """And not by those of another path of the same class, seen before."""
+    net = jax.tree_util.Partial(lambda w, t, x, args: w * x, jnp.ones(()))
+    for first in order:
+        field = jf.Field(net, Raised(jnp.asarray(first)), "noise")
+        if first:
+            assert jf.sample(field, KEY, (2,), jf.UniformGrid(3)).status == 0
+        else:
+            refuses(lambda field=field: jf.sample(field, KEY, (2,), jf.UniformGrid(3)), "finite at every time")
+
+
 def test_one_key_used_everywhere_gives_independent_draws():
     """What draws folds in a constant of its own, so people may use one key for data, training and sampling."""
     field, n = PLAIN["velocity"], 512

@@ -38,10 +38,8 @@ def decide_end(field: AbstractField, sampler: Any, finite_end: bool) -> str:
     if at_data is None or (facts.repeats_last is None and not at_data):
         raise ValueError(
             "The end of this grid must be given: the field predicts the data, or the clock is infinite where sigma = "
-            "0, so "
-            "it matters whether the last time is t = 1. Got a traced array of times: pass end='denoise' or end='stop' "
-            "to "
-            "jflow.FixedSteps, or take a grid rule, whose end is known."
+            "0, so it matters whether the last time is t = 1. Got a traced array of times: pass end='denoise' or "
+            "end='stop' to jflow.FixedSteps, or take a grid rule, whose end is known."
         )
     return "denoise" if at_data else "stop"
 
@@ -62,8 +60,7 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
     if facts.repeats_last and end != "denoise":
         raise ValueError(
             "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is "
-            "for "
-            "end='denoise': pass that, or another grid."
+            "for end='denoise': pass that, or another grid."
         )
 
 
@@ -95,23 +92,30 @@ def _check_end(equation, t, *, evaluated):
     # What is finite for one level of noise is finite for all. A traced one may be 0, so it is not known to fail.
     eta = equation.eta
     silent = eta is None or isinstance(eta, Tracer) or (isinstance(eta, (int, float, np.ndarray)) and not np.any(eta))
-    # Structure and functions tell whether the weights are finite, the numbers in a path do not. A verb asks twice,
-    # before it traces and inside, and again at each call: what is known is remembered, but for a user's coefficient.
+    # A verb asks twice, before it traces and inside, and again at each call: what is known is remembered, but for a
+    # user's coefficient.
+    leaves, structure = jtu.tree_flatten((field.path, equation.clock))
     key = (
-        jtu.tree_structure((field.path, equation.clock)),
-        tuple(leaf for leaf in jtu.tree_leaves(field.path) if callable(leaf)),
+        structure, tuple(map(_identity, leaves)),
         tuple(as_prediction(p).name for p in field.sources), t, evaluated, silent, equation.noisy,
     )  # fmt: skip
     found = _SINGULAR.get(key, "") if equation.coefficient is None else ""
     if found == "":
         found = _singular(equation, t, 0.0 if silent else 1.0, evaluated)
-        if len(_SINGULAR) > 4096:
+        if len(_SINGULAR) > 256:
             _SINGULAR.clear()
-        known = found is not None or not any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(field.path))
+        known = found is not None or not any(isinstance(leaf, Tracer) for leaf in leaves)
         if known and equation.coefficient is None:
             _SINGULAR[key] = found
     if found is not None:
         raise ValueError(_message(equation, t, found))
+
+
+def _identity(leaf):
+    """What two leaves of equal values share; a traced array has none of its own."""
+    if isinstance(leaf, Tracer):
+        return None
+    return np.asarray(leaf).tobytes() if isinstance(leaf, (jax.Array, np.ndarray)) else leaf
 
 
 def _singular(equation, t, level, evaluated):

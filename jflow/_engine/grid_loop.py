@@ -158,6 +158,5 @@ def check_recorded(recorded: Recorded, n: int, like: PyTree, rule: Any) -> None:
         if jnp.shape(normals) != (n, *leaf.shape):
             raise ValueError(
                 f"Recorded noise must be one normal event for each step: {n} for this grid, of shape {leaf.shape} "
-                "each. "
-                f"Got an array of shape {jnp.shape(normals)}, where {(n, *leaf.shape)} is due."
+                f"each. Got an array of shape {jnp.shape(normals)}, where {(n, *leaf.shape)} is due."
             )

@@ -303,7 +303,6 @@ def choose_clock(field: Any, sampler: Any) -> AbstractClock:
     if not clock.own_time and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(
             f"{type(clock).__name__}() must have an affine path, with alpha and sigma. Got "
-            f"{type(field.path).__name__}: "
-            "leave out the clock, and take a solver that brings none along."
+            f"{type(field.path).__name__}: leave out the clock, and take a solver that brings none along."
         )
     return clock

@@ -243,10 +243,9 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
     if lost and any(weights is not None and weights.a[0] != 0 for weights in noise):
         raise ValueError(
             f"{type(solver).__name__} must start where alpha > 0: it evaluates the field at the start of a step in a "
-            "state "
-            "that noise has moved, and at alpha = 0 the clock's state does not tell the path's. Got t = 0: start a "
-            "little "
-            "later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1(), diffrax.SPaRK() or diffrax.SlowRK()."
+            "state that noise has moved, and at alpha = 0 the clock's state does not tell the path's. Got t = 0: "
+            "start a little later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1(), diffrax.SPaRK() or "
+            "diffrax.SlowRK()."
         )
 
 
@@ -270,9 +269,8 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
     if denoises:
         raise ValueError(
             f"{what} must follow the ODE to the end: the data prediction as a last step has no inverse and no "
-            "divergence. "
-            "Got end='denoise': leave it out, and for a field that predicts data stop the grid short of t = 1, as "
-            "jflow.UniformGrid(n, t1=0.999)."
+            "divergence. Got end='denoise': leave it out, and for a field that predicts data stop the grid short of t "
+            "= 1, as jflow.UniformGrid(n, t1=0.999)."
         )
     check_grid(field, sampler, "stop")
     rule = solver_rule(sampler, clock, sampler.n)
@@ -293,8 +291,7 @@ def _check_ode(sampler, what):
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
             f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise of its own: take another "
-            "solver, "
-            "as diffrax.Heun()."
+            "solver, as diffrax.Heun()."
         )
 
 
@@ -317,8 +314,7 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
             f"{type(inner).__name__} must have a fixed grid: it adds noise of its own to each step. Got adaptive "
-            "steps: "
-            "take jflow.FixedSteps, or another solver, as diffrax.Heun()."
+            "steps: take jflow.FixedSteps, or another solver, as diffrax.Heun()."
         )
     if sampler.eta is not None:
         check_noise(field, "eta")
@@ -328,8 +324,7 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     if equation.noisy and not clock.keeps_start and path.starts_at_noise and sampler.facts.starts_at_zero:
         raise ValueError(
             f"An adaptive SDE must start where alpha > 0 in {type(clock).__name__}: at alpha = 0 its state does not "
-            "tell "
-            "the path's. Got t0 = 0: start a little later, as t0=1e-3, or take jflow.FixedSteps."
+            "tell the path's. Got t0 = 0: start a little later, as t0=1e-3, or take jflow.FixedSteps."
         )
     check_ends(equation, sampler, first=True, last=True, reaches=True)
     return equation

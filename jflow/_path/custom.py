@@ -117,14 +117,12 @@ def _check_ends(path):
     if not (sigma[0] > 0 and alpha[-1] > 0):
         raise ValueError(
             f"A path must have sigma(0) > 0 and alpha(1) > 0. Got sigma(0) = {sigma[0]:.4g}, alpha(1) = "
-            f"{alpha[-1]:.4g}. "
-            "Time runs from noise (t = 0) to data (t = 1): are alpha and sigma swapped?"
+            f"{alpha[-1]:.4g}. Time runs from noise (t = 0) to data (t = 1): are alpha and sigma swapped?"
         )
     if alpha[0] / sigma[0] > BOUND or sigma[-1] / alpha[-1] > BOUND:
         raise ValueError(
             f"A path must have alpha(0)/sigma(0) and sigma(1)/alpha(1) of at most {BOUND}, so that it starts at noise "
-            "and "
-            f"ends at data. Got {alpha[0] / sigma[0]:.4g} and {sigma[-1] / alpha[-1]:.4g}."
+            f"and ends at data. Got {alpha[0] / sigma[0]:.4g} and {sigma[-1] / alpha[-1]:.4g}."
         )
     _check_signs(grid, alpha=alpha, sigma=sigma)
     with np.errstate(divide="ignore"):
