@@ -7,6 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Key
 
 
@@ -80,8 +81,13 @@ def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
 
 
 def streams(key: Key[Array, ""], name: str, n: int) -> Key[Array, "{n}"]:
-    """`n` independent keys of the purpose's own, by one pass of the generator: it is most of what a small program costs
-    to compile.
+    """`n` independent keys of the purpose's own, each a `fold_in` of a constant.
+
+    It is one pass of the generator, which is most of what a small program costs to compile. threefry is called in the
+    shape that `split` and a draw of `n` numbers have, so that XLA compiles it once for both; `vmap` would add an axis.
     """
-    own = jnp.asarray([zlib.crc32(f"{name} {i}".encode()) for i in range(n)], jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, own)
+    own = [zlib.crc32(f"{name} {i}".encode()) for i in range(n)]
+    if (impl := jax.random.key_impl(key)) != "threefry2x32":
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(own, jnp.uint32))
+    words = threefry_2x32(jax.random.key_data(key), jnp.asarray([0] * n + own, jnp.uint32))
+    return jax.random.wrap_key_data(words.reshape(2, n).T, impl=impl)

@@ -1,5 +1,7 @@
 """Samplers of one example against textbook recursions written out in numpy (closed forms A11 and H9)."""
 
+import zlib
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -316,6 +318,13 @@ def test_a_start_has_the_shape_and_the_type_of_the_state(x64):
     refuses(lambda: jf.sample(field, KEY, (2,), grid, start=Uniforms()), "A draw of start must have the shape")
     refuses(lambda: jf.sample(field, KEY, (3,), grid, start=3), "a method sample. Got int", TypeError)
     refuses(lambda: jf.sample(field, KEY, (3,), grid, start=Uniforms(), log_prob=True), "method log_prob", TypeError)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_streams_are_fold_ins_of_constants(impl):
+    key = jr.key(7, impl=impl)
+    want = [jr.fold_in(key, np.uint32(zlib.crc32(f"sample {i}".encode()))) for i in range(3)]
+    assert all((jr.key_data(a) == jr.key_data(b)).all() for a, b in zip(streams(key, "sample", 3), want, strict=True))
 
 
 class Raised(jf.AbstractAffinePath):
