@@ -58,7 +58,7 @@ def batched(
         raise TypeError(f"fn must be a function of one example. Got {type(fn).__name__}.")
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
-    mapped = jtu.tree_map(lambda leaf: leaf if _is_key(leaf) else np.asarray(leaf), mapped)
+    mapped = _on_host(mapped)
     example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)
     # what a function closes over becomes an argument; a module is one already
     held = _Closed.of(fn, example) if jtu.all_leaves([fn]) else fn
@@ -134,8 +134,7 @@ def generate(
         sampler: As in `sample`; an SDE needs fixed steps here.
         args: The condition, as in `sample`.
         args_in_axes: Which of its leaves have a leading axis of length `n` (0) or are shared (`None`): a pytree
-        prefix, as
-            `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale.
+            prefix, as `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale.
         batch_size: Samples a chunk, or lanes; chunks of one size compile once.
         mesh: Devices over whose first axis each chunk is split, or which share the lanes.
         progress: Whether a progress bar is shown, on a terminal.
@@ -175,7 +174,7 @@ def generate(
     def chunk(index, part):
         return program(*given, (jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)).unpack()
 
-    return _drive(chunk, split, n, size, order, "generate", "sample", progress)
+    return _drive(chunk, _on_host(split), n, size, order, "generate", "sample", progress)
 
 
 def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh, lanes, dtype):
@@ -256,8 +255,12 @@ def _length(mapped):
     return lengths.pop()
 
 
+def _on_host(tree):
+    """The arrays of a pytree in numpy, where rows are cheap to take, but for typed keys, which numpy does not hold."""
+    return jtu.tree_map(lambda leaf: leaf if _is_key(leaf) else np.asarray(leaf), tree)
+
+
 def _is_key(leaf):
-    """Whether an array is one of typed keys, which numpy does not hold."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

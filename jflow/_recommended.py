@@ -1,5 +1,6 @@
 """The default sampler of a field."""
 
+import functools as ft
 from typing import Any
 
 from ._clock import RatioClock
@@ -47,10 +48,11 @@ def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sample
         return AdaptiveSteps()
     n = nfe // cost
     if cost > 1:
-        return _adams(n, Adams(2) if n < 12 else Adams(3, corrector=True), 1.5)
+        return _adams(n, 2, False, 1.5) if n < 12 else _adams(n, 3, True, 1.5)
     order = next(order for order, least in ((5, 24), (4, 16), (3, 8), (2, 0)) if n >= least)
-    return _adams(n, Adams(order, corrector=True), 1.3 if order == 2 else 1.5)
+    return _adams(n, order, True, 1.3 if order == 2 else 1.5)
 
 
-def _adams(n: int, solver: Adams, last: float) -> FixedSteps:
-    return FixedSteps(EasedGrid(n, 1.0, last), solver, clock=RatioClock(), end="stop")
+@ft.lru_cache(256)  # a verb without a sampler asks at each call; it holds no array
+def _adams(n: int, order: int, corrector: bool, last: float) -> FixedSteps:
+    return FixedSteps(EasedGrid(n, 1.0, last), Adams(order, corrector=corrector), clock=RatioClock(), end="stop")

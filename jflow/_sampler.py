@@ -294,14 +294,12 @@ def _check_noise(sampler: Any) -> None:
 
 def _facts(times: Any) -> Facts:
     if isinstance(times, AbstractGridRule):
+        increases, decreases = times.direction
+        plain = increases and times.within and not times.repeats_last  # no message is about it, and printing takes time
         return Facts(
-            times.starts_at_zero,
-            times.ends_at_one,
-            times.repeats_last,
-            *times.direction,
-            times.within,
-            _Quiet(str(times)),
-        )
+            times.starts_at_zero, times.ends_at_one, times.repeats_last, increases, decreases, times.within,
+            _Quiet("" if plain else str(times)),
+        )  # fmt: skip
     if jnp.ndim(times) != 1 or jnp.shape(times)[0] < 2:
         raise ValueError(
             f"A grid must be a vector of at least two times (one step). Got shape {jnp.shape(times)}; "
