@@ -315,6 +315,8 @@ def test_a_start_has_the_shape_and_the_type_of_the_state(x64):
     field, grid = gaussian(jf.CondOT()), jf.UniformGrid(4)
     out = jf.sample(field, KEY, (3,), grid, start=Uniforms(), saveat=dfx.SaveAt(t0=True), dtype=jnp.float64)
     assert out.x.dtype == out.xs.dtype == "float64" and (out.xs[0] >= 0).all()
+    normal = jf.distributions.Gaussian(jnp.zeros(3, jnp.float64), std=1.0)  # wider than the shape: it is not rounded
+    assert jf.sample(field, KEY, (3,), grid, start=normal).x.dtype == "float64"
     refuses(lambda: jf.sample(field, KEY, (2,), grid, start=Uniforms()), "A draw of start must have the shape")
     refuses(lambda: jf.sample(field, KEY, (3,), grid, start=3), "a method sample. Got int", TypeError)
     refuses(lambda: jf.sample(field, KEY, (3,), grid, start=Uniforms(), log_prob=True), "method log_prob", TypeError)
