@@ -286,10 +286,8 @@ def _split_args(args, axes, n):
     try:
         flags = jtu.tree_map(
             lambda axis, sub: jtu.tree_map(lambda _: axis is not None, sub),
-            axes,
-            args,
-            is_leaf=lambda leaf: leaf is None,
-        )
+            axes, args, is_leaf=lambda leaf: leaf is None,
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(
             "args_in_axes must be a pytree prefix of args, as Args(0, scale=None) for labels and one scale. Got "

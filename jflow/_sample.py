@@ -104,8 +104,6 @@ def draw_start(field: AbstractField, key: PRNGKey, like: PyTree, sampler: Sample
     """The state at the first time: the path's, from a draw of its source, or a draw of `start`."""
     if start is not None:
         x = as_state(start.sample(key), "A start", letters=field.path.letters)
-        if field.path.letters:
-            return x
         cast_like(x, like, "A draw of start")  # raises where the shapes differ; a wider type than the shape's is kept
         return widened(x, state_dtype(like))
     x0 = field.path.source.sample(key, like, args)
