@@ -349,6 +349,30 @@ def check_affine(path: Any, what: str) -> None:
         raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {type(path).__name__}.")
 
 
+class AbstractWrappedField(AbstractField):
+    """A field inside another of the same heads, cost and ends: only `predict` is left."""
+
+    field: AbstractField
+
+    @property
+    def path(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.field.path
+
+    @property
+    def predicts(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.field.predicts
+
+    @property
+    def sources(self):
+        return self.field.sources
+
+    def evaluations(self, args=None, t=None):
+        return self.field.evaluations(args, t)
+
+    def undefined(self, t):
+        return self.field.undefined(t)
+
+
 def check_field(field: Any) -> None:
     """Raises `TypeError` for what is not a field."""
     if not isinstance(field, AbstractField):

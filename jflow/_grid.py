@@ -248,7 +248,20 @@ class LogSNRGrid(AbstractGridRule):
         return _ended(times, 0.0 if self.lo is None else None, 1.0 if self.hi is None else None)
 
 
-class RatioGrid(AbstractGridRule):
+class _AbstractWholeGrid(AbstractGridRule):
+    """`n` steps from t = 0 to t = 1."""
+
+    n: int = eqx.field(static=True)
+
+    starts_at_zero: ClassVar[bool | None] = True
+    ends_at_one: ClassVar[bool | None] = True
+    within: ClassVar[bool | None] = True
+
+    def __check_init__(self):
+        check_count(n=self.n)
+
+
+class RatioGrid(_AbstractWholeGrid):
     """`n` steps equal in `alpha/(alpha + sigma)`, the time of `RatioClock`, from t = 0 to t = 1.
 
     On CondOT these are the times of `UniformGrid(n)`; on another path the times of equal signal-to-noise ratio.
@@ -263,20 +276,11 @@ class RatioGrid(AbstractGridRule):
     ```
     """
 
-    n: int = eqx.field(static=True)
-
-    starts_at_zero: ClassVar[bool | None] = True
-    ends_at_one: ClassVar[bool | None] = True
-    within: ClassVar[bool | None] = True
-
-    def __check_init__(self):
-        check_count(n=self.n)
-
     def times(self, path: AbstractPath | None = None) -> Float[Array, "{self.n}+1"]:
         return _at_shares(jnp.linspace(0.0, 1.0, self.n + 1), affine_path(path, "RatioGrid"))
 
 
-class CosineGrid(AbstractGridRule):
+class CosineGrid(_AbstractWholeGrid):
     """`n` steps from t = 0 to t = 1 that grow from noise to data, `t_i = 1 - cos(pi i / (2 n))`. It needs no path.
 
     Args:
@@ -289,20 +293,11 @@ class CosineGrid(AbstractGridRule):
     ```
     """
 
-    n: int = eqx.field(static=True)
-
-    starts_at_zero: ClassVar[bool | None] = True
-    ends_at_one: ClassVar[bool | None] = True
-    within: ClassVar[bool | None] = True
-
-    def __check_init__(self):
-        check_count(n=self.n)
-
     def times(self, path: AbstractPath | None = None) -> Float[Array, "{self.n}+1"]:
         return _ended(2 * jnp.sin(jnp.pi / 4 * jnp.linspace(0.0, 1.0, self.n + 1)) ** 2, 0.0, 1.0)
 
 
-class EasedGrid(AbstractGridRule):
+class EasedGrid(_AbstractWholeGrid):
     """`n` steps that are shorter at both ends, from t = 0 to t = 1, for multistep methods of few calls.
 
     The ratio clock's time `tau = alpha/(alpha + sigma)` has come a share `1 - (1 - s^first)^last` of its way at
@@ -322,16 +317,10 @@ class EasedGrid(AbstractGridRule):
     ```
     """
 
-    n: int = eqx.field(static=True)
     first: Time = 1.2
     last: Time = 1.3
 
-    starts_at_zero: ClassVar[bool | None] = True
-    ends_at_one: ClassVar[bool | None] = True
-    within: ClassVar[bool | None] = True
-
     def __check_init__(self):
-        check_count(n=self.n)
         parameter(self.first, "first")
         parameter(self.last, "last")
 

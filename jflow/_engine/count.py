@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._field import AbstractField
+from .._field import AbstractField, AbstractWrappedField
 from .._solver import AbstractFieldSolver, unwrapped
 from .._validate import concrete
 from .noise import step_path
@@ -187,18 +187,8 @@ def rule_evaluations(rule: Any, field: Any, row: Any, x: PyTree, noise: Any, arg
     return _marks(jax.make_jaxpr(step)(row, x, noise).jaxpr)
 
 
-class _Stub(AbstractField):
+class _Stub(AbstractWrappedField):
     """A field whose answers are zeros, and whose calls are marked."""
-
-    field: AbstractField
-
-    @property
-    def path(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.field.path
-
-    @property
-    def predicts(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.field.predicts
 
     def predict(self, targets, t, x, args=None):
         cost = self.field.evaluations(args, t)

@@ -6,27 +6,14 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from .._event import cast_like, rounded
-from .._field import AbstractField
+from .._field import AbstractField, AbstractWrappedField
 from .._prediction import given, heads
 
 
-class _Lowered(AbstractField):
+class _Lowered(AbstractWrappedField):
     """The inner field at the rounded state; conversions take the state as it is."""
 
-    field: AbstractField
     dtype: Any = eqx.field(static=True)
-
-    @property
-    def path(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.field.path
-
-    @property
-    def predicts(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.field.predicts
-
-    @property
-    def sources(self):
-        return self.field.sources
 
     def predict(self, targets, t, x, args=None):
         own = heads(self.predicts)
@@ -36,12 +23,6 @@ class _Lowered(AbstractField):
             for value in values
         )
         return given(self.path, t, x, wide, own, targets, args)
-
-    def evaluations(self, args=None, t=None):
-        return self.field.evaluations(args, t)
-
-    def undefined(self, t):
-        return self.field.undefined(t)
 
 
 def lowered(field: AbstractField, dtype: Any) -> AbstractField:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from .._field import AbstractField
+from .._field import AbstractField, AbstractWrappedField
 from .._path import AbstractAffinePath, CondOT
 from .._sampler import AdaptiveSteps
 from .._solve import solve
@@ -168,36 +168,17 @@ def _looks_at_noise(sampler, path, t0, n, key):
     return not bool(jnp.array_equal(run(jnp.zeros((n, 2))), run(jr.normal(key, (n, 2)))))
 
 
-class _Counted(AbstractField):
+class _Counted(AbstractWrappedField):
     """A field that counts its evaluations as they happen, and is else that field."""
 
-    field: AbstractField
     count: Callable[[], None]
 
     def __init__(self, field: AbstractField, count: Callable[[], None]):
         self.field, self.count = field, count
 
-    @property
-    def path(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.field.path
-
-    @property
-    def predicts(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.field.predicts
-
-    @property
-    def sources(self):
-        return self.field.sources
-
     def predict(self, targets, t, x, args=None):
         jax.debug.callback(self.count)
         return self.field.predict(targets, t, x, args)
-
-    def evaluations(self, args=None, t=None):
-        return self.field.evaluations(args, t)
-
-    def undefined(self, t):
-        return self.field.undefined(t)
 
 
 def _count_calls(sampler, path, t0, n):

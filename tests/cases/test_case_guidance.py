@@ -27,7 +27,7 @@ def test_advice_of_classifier_guidance(parts):
         return
     for name in ("RatioClock", "AngleClock", "ThetaClock"):
         if f"{name}()" in advice:
-            draw(parts | {"clock": getattr(jf, name)()})
+            assert draw(parts | {"clock": getattr(jf, name)()}).status == 0
 
 
 NULLS = {
