@@ -55,7 +55,7 @@ _DIFFRAX = [
 
 
 def _is_final(name: str, kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun"))
+    return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun", "_"))
 
 
 TABLE: dict[str, type] = {
