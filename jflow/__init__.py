@@ -5,6 +5,7 @@ optax. Time runs from noise (t = 0) to data (t = 1); everything along time is a 
 """
 
 import importlib as _importlib
+import typing as _typing
 
 from . import laws as laws
 from ._args import Args as Args
@@ -115,11 +116,14 @@ __version__ = "0.2.0.dev0"
 
 _WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search")
 
+if _typing.TYPE_CHECKING:  # what an editor sees; at run time a wing is imported when it is asked for
+    from . import data, distributions, metrics, nn, plot, processes, samplers, search, testing, train
+else:
 
-def __getattr__(name: str):
-    if name in _WINGS:
-        return _importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'jflow' has no attribute {name!r}")
+    def __getattr__(name: str):
+        if name in _WINGS:
+            return _importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module 'jflow' has no attribute {name!r}")
 
 
 def __dir__():

@@ -1,8 +1,7 @@
 """The condition of a field, with named entries beside it."""
 
-from typing import Any
-
 import jax.tree_util as jtu
+from jaxtyping import PyTree
 
 
 @jtu.register_pytree_with_keys_class
@@ -19,29 +18,29 @@ class Args:
     ```
     """
 
-    def __init__(self, condition: Any = None, **entries: Any):
+    def __init__(self, condition: PyTree = None, **entries: PyTree):
         """`condition` any pytree; `entries` any pytrees, by name."""
         self.condition, self.entries = condition, entries
 
     @classmethod
-    def of(cls, args: Any) -> "Args":
+    def of(cls, args: PyTree) -> "Args":
         """`args` as `Args`: as it is, or a bare condition without entries."""
         return args if isinstance(args, Args) else cls(args)
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> PyTree:
         """The entry of that name, `None` where there is none."""
         return self.entries.get(name)
 
-    def take(self, name: str) -> tuple[Any, "Args"]:
+    def take(self, name: str) -> tuple[PyTree, "Args"]:
         """The entry of that name (`None` where there is none), and the rest."""
         rest = {key: value for key, value in self.entries.items() if key != name}
         return self.entries.get(name), Args(self.condition, **rest)
 
-    def replace(self, condition: Any) -> "Args":
+    def replace(self, condition: PyTree) -> "Args":
         """The same entries beside another condition."""
         return Args(condition, **self.entries)
 
-    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+    def tree_flatten_with_keys(self) -> tuple[PyTree, tuple[str, ...]]:
         """The parts as JAX asks for them, with their names."""
         names = tuple(sorted(self.entries))
         children = [(jtu.GetAttrKey("condition"), self.condition)]
@@ -49,7 +48,7 @@ class Args:
         return children, names
 
     @classmethod
-    def tree_unflatten(cls, names: Any, children: Any) -> "Args":
+    def tree_unflatten(cls, names: tuple[str, ...], children: PyTree) -> "Args":
         """The object again, as JAX makes it: nothing is checked."""
         condition, *values = children
         return cls(condition, **dict(zip(names, values, strict=True)))
@@ -59,7 +58,7 @@ class Args:
         return f"Args({self.condition!r}{entries})"
 
 
-def bare(args: Any) -> Any:
+def bare(args: PyTree) -> PyTree:
     """The bare condition, for the network: what is left when every guide has taken its entry.
 
     Raises `ValueError` for an entry that nobody read; `mask` is read beside the network.
@@ -79,6 +78,6 @@ def bare(args: Any) -> Any:
     return args.condition
 
 
-def masked(args: Any) -> Any:
+def masked(args: PyTree) -> PyTree:
     """The entry `mask`, `None` where there is none."""
     return args.get("mask") if isinstance(args, Args) else None

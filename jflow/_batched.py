@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.core
@@ -21,16 +22,16 @@ from ._front import as_arrays, numbers, prepare
 from ._mesh import check_split, count_devices, shard_batch
 from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
-from ._sampler import as_sampler
-from ._types import Noun, PRNGKey, Solution
+from ._sampler import SamplerLike, as_sampler
+from ._types import Checked, DType, Noun, PRNGKey, Shape, Solution
 from ._validate import check_count, check_key, streams
 
 QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
 
 
 def batched(
-    fn: Callable[..., Any], *mapped: PyTree, batch_size: int = 1024, mesh: Mesh | None = None, progress: bool = True
-) -> Any:
+    fn: Callable[..., PyTree], *mapped: PyTree, batch_size: int = 1024, mesh: Mesh | None = None, progress: bool = True
+) -> PyTree:
     """A function of one example over many: chunks of one compiled program, devices, a progress bar.
 
     Args:
@@ -109,16 +110,16 @@ def generate(
     field: AbstractField,
     key: PRNGKey,
     n: int,
-    shape: Any,
-    sampler: Any = None,
+    shape: Checked[Shape],
+    sampler: Checked[SamplerLike | None] = None,
     *,
     args: Any = None,
-    args_in_axes: Any = None,
+    args_in_axes: PyTree = None,
     batch_size: int = 1024,
     mesh: Mesh | None = None,
     progress: bool = True,
-    saveat: Any = None,
-    dtype: Any = None,
+    saveat: Checked[dfx.SaveAt | None] = None,
+    dtype: DType = None,
 ) -> Solution:
     """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, sampler, args=args_i)`.
 

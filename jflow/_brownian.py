@@ -1,7 +1,6 @@
 """Noise that a user hands in for a fixed grid: recorded normals, and normals that refine consistently."""
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -9,7 +8,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree, Shaped
 
 from ._event import event_like, float_type
-from ._types import Noun, PRNGKey
+from ._types import Checked, Noun, PRNGKey, Shape
 from ._validate import check_count, check_key, stream
 
 
@@ -30,7 +29,7 @@ class Recorded(Noun):
     normals: PyTree[Shaped[Array, "n ..."]]
 
 
-def dyadic_noise(key: PRNGKey, n: int, shape: Any) -> Recorded:
+def dyadic_noise(key: PRNGKey, n: int, shape: Checked[Shape]) -> Recorded:
     """One Brownian path seen on uniform grids of `n = 1, 2, 4, ...` steps: noise that refines consistently.
 
     From the normals `z` of a grid those of the grid twice as fine are `(z + e)/sqrt(2)` and `(z - e)/sqrt(2)`, with

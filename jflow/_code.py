@@ -1,17 +1,17 @@
 """Objects as the code that makes them: class name and constructor arguments."""
 
 import inspect
-from typing import Any
 
 import jax
 import jax.core
 import numpy as np
+from jaxtyping import PyTree
 
 SHORT = {"jflow": "jf", "diffrax": "dfx"}
 """The prefixes of the printed names, as `import jflow as jf, diffrax as dfx` gives them."""
 
 
-def constructor_arguments(obj: Any) -> dict[str, Any]:
+def constructor_arguments(obj: PyTree) -> dict[str, PyTree]:
     """The arguments of an object's constructor, by the attributes of the same names; those with an attribute alone.
 
     The attribute of a `**kwargs` holds arguments by name, as in `diffrax.BacksolveAdjoint`.
@@ -24,7 +24,7 @@ def constructor_arguments(obj: Any) -> dict[str, Any]:
     return found
 
 
-def as_code(value: Any) -> str:
+def as_code(value: PyTree) -> str:
     """A value as code: `eval(as_code(value))` is the value again, with jf, dfx, jnp imported."""
     if isinstance(value, jax.core.Tracer):
         return f"<{value.dtype}{list(value.shape)}, traced>"
@@ -40,7 +40,7 @@ def as_code(value: Any) -> str:
     return f"{prefix}.{type(value).__name__}({', '.join(_parts(value))})"
 
 
-def _parts(value: Any) -> list[str]:
+def _parts(value: PyTree) -> list[str]:
     """The arguments that are not the default, the first ones by position."""
     parts, by_position = [], True
     given, parameters = arguments(value), inspect.signature(type(value)).parameters
@@ -55,7 +55,7 @@ def _parts(value: Any) -> list[str]:
     return parts
 
 
-def _argument(value: Any, name: str, given: dict[str, Any]) -> str:
+def _argument(value: PyTree, name: str, given: dict[str, PyTree]) -> str:
     """An argument as code: a single number stands for its array, where the constructor makes that array of it."""
     item = given[name]
     if isinstance(item, (jax.Array, np.ndarray)) and item.ndim == 0 and not isinstance(item, jax.core.Tracer):
@@ -65,7 +65,7 @@ def _argument(value: Any, name: str, given: dict[str, Any]) -> str:
     return as_code(item)
 
 
-def arguments(value: Any) -> dict[str, Any]:
+def arguments(value: PyTree) -> dict[str, PyTree]:
     """The constructor's arguments of an object, as it tells them itself or by its attributes."""
     return value.arguments() if isinstance(value, Written) else constructor_arguments(value)
 
@@ -73,12 +73,12 @@ def arguments(value: Any) -> dict[str, Any]:
 class Written:
     """The marker of an object that tells the arguments of its constructor itself."""
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, PyTree]:
         """The arguments of the constructor, by name; by default the attributes of the same names."""
         return constructor_arguments(self)
 
 
-def _same(value: Any, default: Any) -> bool:
+def _same(value: PyTree, default: PyTree) -> bool:
     """Whether an argument is its default."""
     if default is inspect.Parameter.empty:
         return False

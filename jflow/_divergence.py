@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -43,12 +43,12 @@ class AbstractDivergence(Noun):
         """Shape of the divergence: `()`, or the number of estimates."""
 
     @abc.abstractmethod
-    def probes(self, key: PRNGKey | None, x: PyTree) -> Any:
+    def probes(self, key: PRNGKey | None, x: PyTree) -> PyTree:
         """What is drawn once and held fixed during a solve."""
 
     @abc.abstractmethod
     def __call__(
-        self, f: Callable[[PyTree], PyTree], x: PyTree, probes: Any
+        self, f: Callable[[PyTree], PyTree], x: PyTree, probes: PyTree
     ) -> tuple[PyTree, Float[Array, "*estimates"]]:
         """`f(x)`, and the divergence: a scalar, or one estimate a probe."""
 
@@ -123,7 +123,7 @@ class Hutchinson(AbstractDivergence):
     def estimates(self):
         return (self.count,)
 
-    def probes(self, key: Any, x):
+    def probes(self, key: PyTree, x):
         check_key(key, "Hutchinson's estimate of a divergence")
         shape = (self.count, ravel_pytree(x)[0].shape[0])
         draw = jr.rademacher if self.law == "rademacher" else jr.normal
@@ -162,7 +162,7 @@ class HutchPlusPlus(AbstractDivergence):
     def estimates(self):
         return (self.count,)
 
-    def probes(self, key: Any, x):
+    def probes(self, key: PyTree, x):
         check_key(key, "The estimate of a divergence by Hutch++")
         d = ravel_pytree(x)[0].shape[0]
         if self.sketch > d:

@@ -2,7 +2,6 @@
 
 import functools as ft
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,15 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from ._types import Checked, Shape
 
-def float_type(x: Any) -> Any:
+
+def float_type(x: PyTree) -> PyTree:
     """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
     return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
 
 
-def combine(*terms: tuple[Any, PyTree]) -> PyTree:
+def combine(*terms: tuple[PyTree, PyTree]) -> PyTree:
     """The linear combination `sum(a * x)` of events, in the `float_type` of the first event's leaves."""
 
     def leaf(*xs):
@@ -26,7 +27,7 @@ def combine(*terms: tuple[Any, PyTree]) -> PyTree:
     return jtu.tree_map(leaf, *(x for _, x in terms))
 
 
-def scale(a: Any, x: PyTree) -> PyTree:
+def scale(a: PyTree, x: PyTree) -> PyTree:
     """`a * x`, leaf by leaf, in the `float_type` of `x`."""
     return combine((a, x))
 
@@ -60,7 +61,7 @@ def shape_of(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     return jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
 
 
-def state_dtype(x: PyTree) -> Any:
+def state_dtype(x: PyTree) -> PyTree:
     """The floating type in which coefficients and times of the state `x` are computed: float32 or wider."""
     return jnp.result_type(jnp.float32, *map(float_type, jtu.tree_leaves(x)))
 
@@ -88,7 +89,7 @@ def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTr
     return state
 
 
-def event_like(shape: Any, *, letters: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
+def event_like(shape: Checked[Shape], *, letters: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and types of the state of an event's shape: a tuple of integers, or a pytree of `ShapeDtypeStruct`."""
     if isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape):
         return jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
@@ -110,7 +111,7 @@ def event_like(shape: Any, *, letters: bool = False) -> PyTree[jax.ShapeDtypeStr
     return jtu.tree_map(wide, shape)
 
 
-def widened(x: PyTree, dtype: Any) -> PyTree:
+def widened(x: PyTree, dtype: PyTree) -> PyTree:
     """The leaves of a state, or of its `jax.ShapeDtypeStruct`s, in a type that is not narrower than `dtype`."""
 
     def leaf(a):
@@ -120,7 +121,7 @@ def widened(x: PyTree, dtype: Any) -> PyTree:
     return x if dtype is None else jtu.tree_map(leaf, x)
 
 
-def rounded(x: PyTree, dtype: Any) -> PyTree:
+def rounded(x: PyTree, dtype: PyTree) -> PyTree:
     """The floating-point leaves of `x` in another type."""
     return jtu.tree_map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, x)
 
@@ -144,6 +145,6 @@ def normal_like(key: Key[Array, ""], x: PyTree) -> PyTree:
     return jtu.tree_unflatten(treedef, draws)
 
 
-def row(tree: PyTree, i: Any) -> PyTree:
+def row(tree: PyTree, i: PyTree) -> PyTree:
     """The `i`-th row of every leaf."""
     return jtu.tree_map(lambda leaf: leaf[i], tree)

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 from ._args import bare
 from ._event import cast_like, combine
 from ._path import AbstractAffinePath, AbstractPath
-from ._prediction import Prediction, Row, as_prediction, given, heads, prediction_row
+from ._prediction import Prediction, Row, Target, as_prediction, given, heads, prediction_row
 from ._source import noise_map, precision
 from ._trainable import frozen
 from ._types import Event, Noun, PRNGKey, Time
@@ -39,14 +39,14 @@ class AbstractField(Noun):
     """
 
     path: eqx.AbstractVar[AbstractPath]
-    predicts: eqx.AbstractVar[Any]
+    predicts: eqx.AbstractVar[Prediction | tuple[Prediction, ...]]
     """What it gives without conversion: a prediction, or a tuple of them for several heads. The loss regresses it."""
 
     @abc.abstractmethod
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         """The targets (names, predictions or rows) from one evaluation."""
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
         """What training regresses, `predicts`, with `args` the bare condition; `key` is for a network that draws.
 
         By default `predict`, without the key.
@@ -61,12 +61,12 @@ class AbstractField(Noun):
         """
         return 1
 
-    def recommended(self, nfe: int, args: Any = None) -> Any:
+    def recommended(self, nfe: int, args: Any = None) -> PyTree:
         """The field's own default sampler; by default `None`, that of its path."""
         return None
 
     @property
-    def sources(self) -> tuple[Any, ...]:
+    def sources(self) -> tuple[Prediction, ...]:
         """The predictions that others are converted from, each of which must determine what is asked; by default the
         heads. They decide where a sampler must not evaluate.
         """
@@ -106,14 +106,14 @@ class Field(AbstractField):
     ```
     """
 
-    net: Callable[..., Any]
+    net: Callable[..., PyTree]
     path: AbstractPath
     predicts: Prediction | tuple[Prediction, ...] = eqx.field(static=True)
     draws: bool = eqx.field(static=True)
 
     def __init__(
         self,
-        net: Callable[..., Any],
+        net: Callable[..., PyTree],
         path: AbstractPath,
         predicts: Prediction | tuple[Prediction, ...],
         *,
@@ -138,12 +138,12 @@ class Field(AbstractField):
         if not callable(self.net):
             raise TypeError(f"A field's network must be callable, net(t, x, args). Got {type(self.net).__name__}.")
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
         values = self._outputs(self.net(t, x, bare(args)), x)
         return given(self.path, t, x, values, heads(self.predicts), targets, args)
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
         extra = {"key": key} if self.draws else {}
         values = self._outputs(self.net(scalar_time(t), x, bare(args), **extra), x)
         return values if isinstance(self.predicts, tuple) else values[0]
@@ -176,19 +176,16 @@ class Preconditioned(AbstractField):
     ```
     """
 
-    net: Callable[..., Any]
+    net: Callable[..., PyTree]
     path: AbstractAffinePath
     sigma_data: Array = frozen()
-    c_noise: Callable[[Any], Any] | None = frozen()
+    c_noise: Callable[[Array], ArrayLike] | None = frozen()
     predicts: ClassVar[Prediction] = "data"
 
     def __init__(
-        self,
-        net: Callable[..., Any],
-        path: AbstractAffinePath,
-        sigma_data: ArrayLike,
-        c_noise: Callable[[Any], Any] | None = None,
-    ):
+        self, net: Callable[..., PyTree], path: AbstractAffinePath, sigma_data: ArrayLike,
+        c_noise: Callable[[Array], ArrayLike] | None = None,
+    ):  # fmt: skip
         """Makes a field of a network.
 
         Args:
@@ -203,7 +200,7 @@ class Preconditioned(AbstractField):
     def __check_init__(self):
         check_affine(self.path, "A preconditioned field")
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         spread = self.sigma_data.astype(t.dtype)
@@ -268,10 +265,10 @@ class _Rematched(AbstractField):
         own = jnp.hypot(path.alpha(t_own), path.sigma(t_own))
         return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         mapped = noise_map(self.path.source)
 
-        def asked(target: Any):  # data and noise are the same along both paths, so a row is too
+        def asked(target: PyTree):  # data and noise are the same along both paths, so a row is too
             alike = isinstance(target, Row) or as_prediction(target).name in ("data", "noise")
             return target if alike else prediction_row(self.path, target, t)  # pyright: ignore[reportArgumentType]
 
@@ -282,7 +279,7 @@ class _Rematched(AbstractField):
         values = self.field.predict(tuple(map(asked, targets)), *self._source(t, x), args)
         return tuple(map(answer, targets, values))
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
         t, x = self._source(t, x)
         value, predicts = self.field.conditional(t, x, args, key), self.field.predicts
         values, own = (value, predicts) if isinstance(predicts, tuple) else ((value,), (predicts,))
@@ -292,7 +289,7 @@ class _Rematched(AbstractField):
         return self.field.evaluations(args, None if t is None else self._matched(t)[0])
 
     @property
-    def sources(self) -> tuple[Any, ...]:
+    def sources(self) -> tuple[Prediction, ...]:
         return tuple(dict.fromkeys(("data", *self.field.sources)))
 
     def undefined(self, t: float) -> str | None:
@@ -373,7 +370,7 @@ class AbstractWrappedField(AbstractField):
         return self.field.undefined(t)
 
 
-def check_field(field: Any) -> None:
+def check_field(field: PyTree) -> None:
     """Raises `TypeError` for what is not a field."""
     if not isinstance(field, AbstractField):
         raise TypeError(

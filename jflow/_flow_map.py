@@ -13,7 +13,7 @@ from ._event import cast_like, combine, safe_sqrt, state_dtype
 from ._field import AbstractField, check_affine
 from ._grid import UniformGrid
 from ._path import AbstractAffinePath
-from ._prediction import given
+from ._prediction import Target, given
 from ._rule import AbstractStepRule
 from ._sampler import FixedSteps
 from ._source import check_score, noise_map
@@ -36,11 +36,11 @@ class FlowMap(AbstractField):
     ```
     """
 
-    net: Callable[..., Any]
+    net: Callable[..., PyTree]
     path: AbstractAffinePath
     predicts: ClassVar[str] = "velocity"
 
-    def __init__(self, net: Callable[..., Any], path: AbstractAffinePath):
+    def __init__(self, net: Callable[..., PyTree], path: AbstractAffinePath):
         """`net` the network, `net(s, t, x, args)`; `path` the path it is trained along."""
         self.net, self.path = net, path
 
@@ -56,11 +56,11 @@ class FlowMap(AbstractField):
         s, t = scalar_time(s), scalar_time(t)
         return combine((1, x), (t - s, self.average(s, t, x, args)))
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
         return given(self.path, t, x, (self.average(t, t, x, args),), ("velocity",), targets, args)
 
-    def recommended(self, nfe: int, args: Any = None) -> Any:
+    def recommended(self, nfe: int, args: Any = None) -> PyTree:
         """One jump an evaluation, at most four."""
         return FixedSteps(UniformGrid(min(nfe, 4)), Jump(), end="stop")
 
@@ -83,7 +83,7 @@ class Jump(AbstractStepRule):
     ```
     """
 
-    renoise: Any = frozen(default=None)
+    renoise: PyTree = frozen(default=None)
 
     def __check_init__(self):
         known = concrete(self.renoise)
@@ -95,7 +95,7 @@ class Jump(AbstractStepRule):
         """Whether a step takes noise."""
         return self.renoise is not None
 
-    def step(self, field: Any, row: Any, x: PyTree, state: Any, noise: Any, args: Any) -> tuple[Event, Any]:
+    def step(self, field, row, x, state, noise, args):
         if self.renoise is None:
             return field.jump(row.t0, row.t1, x, args), state
         path, t, amount = field.path, row.t1, jnp.asarray(self.renoise).astype(row.t1.dtype)
@@ -107,10 +107,10 @@ class Jump(AbstractStepRule):
         noise = noise if mapped is None else mapped.apply(noise, args)
         return combine((back, field.jump(row.t0, ahead, x, args)), (std, noise)), state
 
-    def nfe(self, field: Any, args: Any) -> int | None:
+    def nfe(self, field: PyTree, args: Any) -> int | None:
         return field.evaluations(args)
 
-    def check(self, field: Any, sampler: Any) -> None:
+    def check(self, field: PyTree, sampler: PyTree) -> None:
         if not isinstance(field, FlowMap):
             raise TypeError(
                 f"Jump() must have a flow map, jflow.FlowMap(net, path). Got {type(field).__name__}, which has one "
@@ -119,7 +119,7 @@ class Jump(AbstractStepRule):
         if self.renoise is not None:
             check_score(field.path.source, "Jump(renoise=)")
 
-    def log_det(self, field: Any, row: Any, x: PyTree, args: Any) -> Float[Array, ""]:
+    def log_det(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> Float[Array, ""]:
         """`log |det(I + (t - s) d_x u(s, t, x))|`, exact, by the whole Jacobian."""
         if self.renoise is not None:
             raise ValueError("A density must be of a map. Got Jump(renoise=), which draws: leave renoise out.")

@@ -14,22 +14,22 @@ from ._event import as_state, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
 from ._sample import check_density, check_ode, transport
-from ._sampler import AdaptiveSteps, as_sampler
-from ._types import Number, PRNGKey, Solution
+from ._sampler import AdaptiveSteps, SamplerLike, as_sampler
+from ._types import Checked, DType, Number, PRNGKey, Solution
 from ._validate import check_count, check_key, stream
 
 
 def log_prob(
     field: AbstractField,
     x: PyTree,
-    sampler: Any = None,
+    sampler: Checked[SamplerLike | None] = None,
     *,
     key: PRNGKey | None = None,
     args: Any = None,
-    start: Any = None,
+    start: PyTree = None,
     divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
 ) -> Solution:
     """The log-density of one example under a field's ODE, in nats: `log p_1(x) = log p_0(x_0) - int div u dt`.
 

@@ -1,13 +1,13 @@
 """Meshes: the same function over the shards of a batch."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import PyTree
 
 
-def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callable[..., Any]:
+def shard_batch(fn: Callable[..., PyTree], mesh: Mesh, num_batched: int) -> Callable[..., PyTree]:
     """`fn` with its last `num_batched` arguments and its outputs split over the first axis of the mesh.
 
     The other arguments are replicated. There are no collectives: each device works on its samples alone.
@@ -22,7 +22,7 @@ def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callabl
     return sharded
 
 
-def count_devices(mesh: Any) -> int:
+def count_devices(mesh: PyTree) -> int:
     """Devices that a batch is split over; raises `TypeError` for what is no mesh."""
     if mesh is None:
         return 1

@@ -1,12 +1,11 @@
 """Noise rules: amplitudes of the noise as other families count them, a value a step."""
 
 import abc
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ._event import safe_sqrt
 from ._path import AbstractAffinePath
@@ -52,7 +51,7 @@ class Ancestral(AbstractNoiseRule):
     ```
     """
 
-    eta: Any
+    eta: PyTree
 
     def __check_init__(self):
         number = concrete(self.eta) if not callable(self.eta) else np.asarray(np.nan)

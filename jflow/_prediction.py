@@ -29,9 +29,9 @@ class Row(NamedTuple):
     ```
     """
 
-    s: Any
-    a: Any
-    b: Any
+    s: PyTree
+    a: PyTree
+    b: PyTree
 
 
 class AbstractPrediction(Noun):
@@ -57,11 +57,11 @@ class AbstractPrediction(Noun):
     name: eqx.AbstractClassVar[str]
 
     @abc.abstractmethod
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         """What the network is trained towards, for one example."""
 
-    def row(self, path: Any, t: Time) -> Row | None:
-        """The prediction as weights of data and noise; by default `None`, where there are none."""
+    def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
+        """The prediction as weights of data and noise along an affine path; by default `None`: it has none."""
         return None
 
     def output(self, value: PyTree, x: PyTree) -> Event:
@@ -84,7 +84,7 @@ class Velocity(AbstractPrediction):
 
     name: ClassVar[str] = "velocity"
 
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         if not isinstance(path, AbstractDifferentiablePath):
             raise ValueError(
                 "A velocity must have a path with one, an AbstractDifferentiablePath. "
@@ -92,8 +92,8 @@ class Velocity(AbstractPrediction):
             )
         return path.velocity(t, x0, x1, z)
 
-    def row(self, path: Any, t: Time) -> Row | None:
-        return Row(*path.velocity_row(t)) if isinstance(path, AbstractAffinePath) else None
+    def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
+        return Row(*path.velocity_row(t))
 
 
 class Data(AbstractPrediction):
@@ -101,10 +101,10 @@ class Data(AbstractPrediction):
 
     name: ClassVar[str] = "data"
 
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         return x1
 
-    def row(self, path: Any, t: Time) -> Row | None:
+    def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
         one = jnp.ones_like(scalar_time(t))
         return Row(one, one, None)
 
@@ -114,10 +114,10 @@ class Noise(AbstractPrediction):
 
     name: ClassVar[str] = "noise"
 
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         return x0
 
-    def row(self, path: Any, t: Time) -> Row | None:
+    def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
         one = jnp.ones_like(scalar_time(t))
         return Row(one, None, one)
 
@@ -130,15 +130,13 @@ class Score(AbstractPrediction):
 
     name: ClassVar[str] = "score"
 
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         check_score(path.source, "A field that predicts the score")
-        value = jtu.tree_map(lambda leaf: -leaf / path.sigma(t), x0)
+        value = jtu.tree_map(lambda leaf: -leaf / path.sigma(t), x0)  # pyright: ignore[reportAttributeAccessIssue]
         mapped = noise_map(path.source)
         return value if mapped is None else precision(mapped, value, args)
 
-    def row(self, path: Any, t: Time) -> Row | None:
-        if not isinstance(path, AbstractAffinePath):
-            return None
+    def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
         check_score(path.source, "A score")
         sigma = path.sigma(t)
         return Row(sigma, None, -jnp.ones_like(sigma))
@@ -149,12 +147,10 @@ class V(AbstractPrediction):
 
     name: ClassVar[str] = "v"
 
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
-        return combine((path.alpha(t), x0), (-path.sigma(t), x1))
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
+        return combine((path.alpha(t), x0), (-path.sigma(t), x1))  # pyright: ignore[reportAttributeAccessIssue]
 
-    def row(self, path: Any, t: Time) -> Row | None:
-        if not isinstance(path, AbstractAffinePath):
-            return None
+    def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
         sigma = path.sigma(t)
         return Row(jnp.ones_like(sigma), -sigma, path.alpha(t))
 
@@ -171,7 +167,7 @@ class Logits(AbstractPrediction):
 
     name: ClassVar[str] = "logits"
 
-    def target(self, path: Any, t: Time, x0: PyTree, x1: PyTree, z: Any = None, args: Any = None) -> Event:
+    def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         return x1
 
     def output(self, value: PyTree, x: PyTree) -> Event:
@@ -196,6 +192,9 @@ PREDICTIONS: dict[str, AbstractPrediction] = {
 
 Prediction = str | AbstractPrediction
 """A prediction, by name or as an object."""
+
+Target = Prediction | Row
+"""What may be asked of a field."""
 
 
 def as_prediction(prediction: Any) -> AbstractPrediction:
@@ -248,7 +247,7 @@ def coefficients(path: AbstractAffinePath, t: Time, source: Row, target: Row) ->
 
 
 def convert(
-    path: AbstractPath, t: Time, x: PyTree, value: PyTree, source: Prediction, target: Any, args: Any = None
+    path: AbstractPath, t: Time, x: PyTree, value: PyTree, source: Prediction, target: Target, args: Any = None
 ) -> Event:
     """A prediction turned into another one, for one example.
 
@@ -289,14 +288,9 @@ def convert(
 
 
 def given(
-    path: AbstractPath,
-    t: Time,
-    x: PyTree,
-    values: tuple[Any, ...],
-    predicts: tuple[Any, ...],
-    targets: tuple[Any, ...],
-    args: Any = None,
-) -> tuple[Event, ...]:
+    path: AbstractPath, t: Time, x: PyTree, values: tuple[PyTree, ...], predicts: tuple[Prediction, ...],
+    targets: tuple[Target, ...], args: Any = None,
+) -> tuple[Event, ...]:  # fmt: skip
     """The targets from the values of a network's heads: a head by its name, else converted from the first one that has
     a row.
 

@@ -14,8 +14,8 @@ from ._types import Event, Noun, PRNGKey
 class Times(NamedTuple):
     """The row of a step that knows its two path times alone."""
 
-    t0: Any
-    t1: Any
+    t0: Float[Array, "..."]
+    t1: Float[Array, "..."]
 
 
 class AbstractStepRule(Noun):
@@ -39,27 +39,29 @@ class AbstractStepRule(Noun):
     """Whether a step takes noise."""
 
     @abc.abstractmethod
-    def step(self, field: Any, row: Any, x: PyTree, state: Any, noise: Any, args: Any) -> tuple[Event, Any]:
+    def step(
+        self, field: PyTree, row: PyTree, x: PyTree, state: PyTree, noise: PyTree, args: Any
+    ) -> tuple[Event, PyTree]:
         """The state after the step of `row`, and the memory; `noise` is `None` for a rule that is not `noisy`, else
         white noise as `draw` gives it.
         """
 
-    def rows(self, field: Any, times: Float[Array, " points"]) -> Any:
+    def rows(self, field: PyTree, times: Float[Array, " points"]) -> PyTree:
         """What each step must know; by default its path times, `row.t0` and `row.t1`."""
         return Times(times[:-1], times[1:])
 
-    def init(self, field: Any, row: Any, x: PyTree, args: Any) -> Any:
+    def init(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> PyTree:
         """The memory before the first step; by default `None`."""
         return None
 
-    def draw(self, key: PRNGKey, n: int, like: PyTree) -> Any:
+    def draw(self, key: PRNGKey, n: int, like: PyTree) -> PyTree:
         """White noise of `n` consecutive steps, with a leading axis of length n; by default standard normals."""
         leaves, treedef = jtu.tree_flatten(like)
         keys = [key] if len(leaves) == 1 else list(jr.split(key, len(leaves)))
         draws = [jr.normal(k, (n, *leaf.shape), float_type(leaf)) for k, leaf in zip(keys, leaves, strict=True)]
         return jtu.tree_unflatten(treedef, draws)
 
-    def noise_like(self, field: Any, row: Any, x: PyTree, args: Any) -> Any:
+    def noise_like(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> PyTree:
         """Shapes of the noise of a step; by default those of the state."""
         return shape_of(x)
 
@@ -71,26 +73,27 @@ class AbstractStepRule(Noun):
         """
         return max(1, min(20, 64 // max(size(like), 1)))
 
-    def nfe(self, field: Any, args: Any) -> int | None:
+    def nfe(self, field: PyTree, args: Any) -> int | None:
         """Network evaluations of a step; by default `None`, and then they are counted on one abstract step."""
         return None
 
-    def check(self, field: Any, sampler: Any) -> None:
+    def check(self, field: PyTree, sampler: PyTree) -> None:
         """Raises `ValueError` where field and sampler do not go with the rule."""
         return
 
     def log_ratio(
-        self, field: Any, target: Any, row: Any, x: PyTree, x1: PyTree, args: Any, state: Any, target_state: Any
-    ) -> Float[Array, ""]:
+        self, field: PyTree, target: PyTree, row: PyTree, x: PyTree, x1: PyTree, args: Any, state: PyTree,
+        target_state: PyTree,
+    ) -> Float[Array, ""]:  # fmt: skip
         """`log p_target(x1 | x) - log p_field(x1 | x)` of one step, for weights of particles; `target_state` is the
         target's own memory. By default it raises, since no density of a step is known.
         """
         raise NotImplementedError(f"{type(self).__name__} must have a log_ratio for weights of particles. Got none.")
 
-    def log_det(self, field: Any, row: Any, x: PyTree, args: Any) -> Float[Array, ""]:
+    def log_det(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> Float[Array, ""]:
         """`log |det|` of the derivative of the step in `x`, for steps that are maps. By default it raises."""
         raise NotImplementedError(f"{type(self).__name__} must have a log_det for a density. Got none.")
 
-    def inverse(self, field: Any, row: Any, x: PyTree, args: Any) -> Event:
+    def inverse(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> Event:
         """The state before the step that led to `x`, for steps that are maps. By default it raises."""
         raise NotImplementedError(f"{type(self).__name__} must have an inverse for a density. Got none.")

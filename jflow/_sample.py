@@ -28,25 +28,25 @@ from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
-from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
+from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
 from ._source import has_score
-from ._types import PRNGKey, Solution
+from ._types import Checked, DType, PRNGKey, Shape, Solution
 from ._validate import check_key, check_kind, stream, streams
 
 
 def sample(
     field: AbstractField,
     key: PRNGKey,
-    shape: Any,
-    sampler: Any = None,
+    shape: Checked[Shape],
+    sampler: Checked[SamplerLike | None] = None,
     *,
     args: Any = None,
-    start: Any = None,
-    brownian: Any = None,
+    start: PyTree = None,
+    brownian: Checked[dfx.AbstractPath | Recorded | None] = None,
     log_prob: bool = False,
     divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
 ) -> Solution:
     """Draws one sample: a draw of the source, as the state at the first time, carried to data.
 
@@ -100,7 +100,7 @@ class _Shape:
         return hash(str(self.like))
 
 
-def draw_start(field: AbstractField, key: PRNGKey, like: PyTree, sampler: Sampler, args: Any, start: Any) -> PyTree:
+def draw_start(field: AbstractField, key: PRNGKey, like: PyTree, sampler: Sampler, args: Any, start: PyTree) -> PyTree:
     """The state at the first time: the path's, from a draw of its source, or a draw of `start`."""
     if start is not None:
         x = as_state(start.sample(key), "A start", letters=field.path.letters)
@@ -122,16 +122,16 @@ def first_time(field: AbstractField, sampler: Sampler, like: PyTree) -> Any:
 def decode(
     field: AbstractField,
     x: PyTree,
-    sampler: Any = None,
+    sampler: Checked[SamplerLike | None] = None,
     *,
     key: PRNGKey | None = None,
     args: Any = None,
-    brownian: Any = None,
+    brownian: Checked[dfx.AbstractPath | Recorded | None] = None,
     event: dfx.Event | None = None,
     log_prob: bool = False,
     divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
 ) -> Solution:
     """Carries a given state at the first time to data: `sample` without its draw.
 
@@ -192,17 +192,9 @@ def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, ev
 
 
 def transport(
-    field: AbstractField,
-    x: PyTree,
-    sampler: Sampler,
-    args: Any,
-    what: str,
-    forward: bool,
-    divergence: Any = None,
-    key: PRNGKey | None = None,
-    saveat: dfx.SaveAt | None = None,
-    event: dfx.Event | None = None,
-) -> tuple[Any, Solution, Any, Any]:
+    field: AbstractField, x: PyTree, sampler: Sampler, args: Any, what: str, forward: bool, divergence: Any = None,
+    key: PRNGKey | None = None, saveat: dfx.SaveAt | None = None, event: dfx.Event | None = None,
+) -> tuple[Any, Solution, Any, Any]:  # fmt: skip
     """The state carried along the ODE, with the divergence accumulated beside it unless that is `False`: the equation,
     the solution, the first and the last time of the sampler.
     """
@@ -225,11 +217,11 @@ def transport(
 def encode(
     field: AbstractField,
     x: PyTree,
-    sampler: Any = None,
+    sampler: Checked[SamplerLike | None] = None,
     *,
     args: Any = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
 ) -> Solution:
     """Carries data to noise: `x` at the last time of the sampler along the ODE back to the first.
 

@@ -1,6 +1,6 @@
 """Samplers: how a field is integrated, as one noun that prints, compares and travels through every verb."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import diffrax as dfx
@@ -9,6 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ._clock import AbstractClock
 from ._code import as_code
@@ -16,12 +17,17 @@ from ._grid import AbstractGridRule
 from ._noise_rule import AbstractNoiseRule
 from ._rule import AbstractStepRule
 from ._solver import unwrapped
-from ._types import Noun, Time
+from ._types import Checked, Noun, Number, Time
 from ._validate import check_count, concrete
 
 End = Literal["denoise", "stop"]
 """How a grid ends: by the data prediction in the place of its last step, or like its other steps."""
 
+GridLike = AbstractGridRule | ArrayLike | Sequence[Time]
+"""A grid rule, or the times themselves."""
+
+Eta = ArrayLike | Sequence[Number] | AbstractNoiseRule | None
+"""The amplitude of the noise: a number, a value a step, or a noise rule; `None` for the ODE."""
 
 TIMES = "times must be a grid rule, as jflow.UniformGrid(32),"
 
@@ -61,23 +67,23 @@ class FixedSteps(Noun):
     ```
     """
 
-    times: Any
+    times: PyTree
     solver: dfx.AbstractSolver | AbstractStepRule | None
     clock: AbstractClock | None
-    eta: Any
-    diffusion: Callable[[Any], Any] | None
+    eta: PyTree
+    diffusion: Callable[[Array], ArrayLike] | None
     end: End | None = eqx.field(static=True)
     _facts: Facts = eqx.field(static=True, repr=False)
 
     def __init__(
         self,
-        times: Any,
+        times: Checked[GridLike],
         solver: dfx.AbstractSolver | AbstractStepRule | None = None,
         *,
         clock: AbstractClock | None = None,
-        eta: Any = None,
-        diffusion: Callable[[Any], Any] | None = None,
-        end: Any = None,
+        eta: Checked[Eta] = None,
+        diffusion: Callable[[Array], ArrayLike] | None = None,
+        end: Checked[End | None] = None,
     ):
         """Makes a sampler; what needs a field as well is checked when both meet.
 
@@ -147,12 +153,12 @@ class AdaptiveSteps(Noun):
 
     solver: dfx.AbstractSolver | None
     controller: dfx.AbstractStepSizeController | None
-    t0: Any
-    t1: Any
+    t0: PyTree
+    t1: PyTree
     clock: AbstractClock | None
-    eta: Any
-    diffusion: Callable[[Any], Any] | None
-    dt0: Any
+    eta: PyTree
+    diffusion: Callable[[Array], ArrayLike] | None
+    dt0: PyTree
     max_steps: int | None = eqx.field(static=True)
     adjoint: dfx.AbstractAdjoint | None
     _facts: Facts = eqx.field(static=True, repr=False)
@@ -165,13 +171,13 @@ class AdaptiveSteps(Noun):
         t0: Time | None = None,
         t1: Time | None = None,
         clock: AbstractClock | None = None,
-        eta: Any = None,
-        diffusion: Callable[[Any], Any] | None = None,
+        eta: Checked[Eta] = None,
+        diffusion: Callable[[Array], ArrayLike] | None = None,
         dt0: Time | None = None,
         max_steps: int | None = 4096,
         adjoint: dfx.AbstractAdjoint | None = None,
-        rtol: Any = None,
-        atol: Any = None,
+        rtol: Number | Array | None = None,
+        atol: Number | Array | None = None,
     ):
         """Makes a sampler; what needs a field as well is checked when both meet.
 
@@ -233,6 +239,7 @@ class AdaptiveSteps(Noun):
 
 
 Sampler = FixedSteps | AdaptiveSteps
+SamplerLike = Sampler | GridLike
 
 
 def as_sampler(sampler: Any) -> Sampler:

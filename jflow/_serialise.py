@@ -2,12 +2,12 @@
 
 import inspect
 import json
-from typing import Any
 
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from . import _clock, _grid, _noise_rule, _path, _sampler, _solver, _source
 from ._code import SHORT, arguments
@@ -54,7 +54,7 @@ _DIFFRAX = [
 ]
 
 
-def _is_final(name: str, kind: Any) -> bool:
+def _is_final(name: str, kind: PyTree) -> bool:
     return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun", "_"))
 
 
@@ -73,7 +73,7 @@ TABLE: dict[str, type] = {
 _NAMES = {kind: name for name, kind in TABLE.items()}
 
 
-def to_json(obj: Any) -> str:
+def to_json(obj: PyTree) -> str:
     """A sampler, a path, or a part of one as JSON: class names, constructor arguments, numbers and arrays.
 
     Raises `TypeError` for anything else, and says what: a function, a class that is not jflow's or diffrax's.
@@ -86,7 +86,7 @@ def to_json(obj: Any) -> str:
     return json.dumps(_encoded(obj, type(obj).__name__))
 
 
-def from_json(text: str) -> Any:
+def from_json(text: str) -> PyTree:
     """What `to_json` wrote. Nothing but the constructors of a closed table of classes is called.
 
     Raises `ValueError` for what is not of that table.
@@ -102,7 +102,7 @@ def from_json(text: str) -> Any:
     return _decoded(data)
 
 
-def _encoded(value: Any, where: str) -> Any:
+def _encoded(value: PyTree, where: str) -> PyTree:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
@@ -124,7 +124,7 @@ def _encoded(value: Any, where: str) -> Any:
     return {"class": name, **{key: _encoded(item, f"{where}.{key}") for key, item in given.items()}}
 
 
-def _array(data: dict[str, Any]) -> Any:
+def _array(data: dict[str, PyTree]) -> PyTree:
     try:
         kind = np.dtype(data["dtype"])
         if kind.kind not in "biuf":
@@ -134,7 +134,7 @@ def _array(data: dict[str, Any]) -> Any:
         raise ValueError(f"An array must be numbers and their dtype. Got {str(data)[:60]}: {error}.") from None
 
 
-def _decoded(data: Any) -> Any:
+def _decoded(data: PyTree) -> PyTree:
     if not isinstance(data, dict):
         return data
     if "array" in data:

@@ -13,24 +13,24 @@ from ._front import as_arrays, numbers, run
 from ._grid import AbstractGridRule, UniformGrid
 from ._rule import AbstractStepRule
 from ._sample import ends
-from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
+from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
 from ._solver import AbstractFieldSolver, unwrapped
-from ._types import Noun, PRNGKey, Solution, Time
+from ._types import Checked, DType, Noun, PRNGKey, Solution, Time
 from ._validate import check_key, check_kind, stream
 
 
 def solve(
-    drift: Callable[..., Any],
+    drift: Callable[..., PyTree],
     x0: PyTree,
-    sampler: Any,
+    sampler: Checked[SamplerLike],
     *,
     args: Any = None,
-    diffusion: Callable[..., Any] | None = None,
+    diffusion: Callable[..., PyTree] | None = None,
     key: PRNGKey | None = None,
-    brownian: Any = None,
+    brownian: Checked[dfx.AbstractPath | Recorded | None] = None,
     event: dfx.Event | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DType = None,
 ) -> Solution:
     """Solves `dx = drift(t, x, args) dt + diffusion(t, x, args) dW` from `x0`, for one example.
 
@@ -137,15 +137,15 @@ class ODEFlow(Noun):
     ```
     """
 
-    velocity: Callable[..., Any]
-    t0: Any
-    t1: Any
-    args: Any
+    velocity: Callable[..., PyTree]
+    t0: Time
+    t1: Time
+    args: PyTree
     sampler: AdaptiveSteps
 
     def __init__(
         self,
-        velocity: Callable[..., Any],
+        velocity: Callable[..., PyTree],
         t0: Time,
         t1: Time,
         *,
@@ -166,6 +166,6 @@ class ODEFlow(Noun):
 
     def __call__(self, x0: PyTree) -> PyTree:
         """The state at `t1` from that at `t0`."""
-        options = self.sampler.arguments() | {"t0": self.t0, "t1": self.t1}
+        options: PyTree = self.sampler.arguments() | {"t0": self.t0, "t1": self.t1}
         sol = solve(self.velocity, x0, AdaptiveSteps(**options), args=self.args)
         return sol.x

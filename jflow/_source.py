@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ._args import masked
 from ._event import normal_like, size, state_dtype
 from ._trainable import frozen
-from ._types import Event, Noun, PRNGKey
+from ._types import Event, Noun, Number, PRNGKey
 from ._validate import concrete
 
 
@@ -52,7 +52,7 @@ class AbstractSource(Noun):
             "a log_prob, or pass start=, a distribution with log_prob."
         )
 
-    def dimension(self, x: PyTree, args: Any = None) -> Any:
+    def dimension(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         """The dimension of the space that the draws fill; by default the number of components."""
         return size(x)
 
@@ -90,11 +90,11 @@ class AbstractNoiseMap(Noun):
         """`A^+ x`, the pseudo-inverse."""
 
     @abc.abstractmethod
-    def log_det(self, x: PyTree, args: Any = None) -> Any:
+    def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         """The logarithm of the product of the singular values of `A` that are not zero."""
 
     @abc.abstractmethod
-    def rank(self, x: PyTree, args: Any = None) -> Any:
+    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         """The rank of `A`, the dimension of its image."""
 
 
@@ -141,7 +141,7 @@ class Normal(AbstractGaussianSource):
             -squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x)
         )
 
-    def dimension(self, x: PyTree, args: Any = None) -> Any:
+    def dimension(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         return size(x) if self.map is None else self.map.rank(x, args)
 
 
@@ -191,10 +191,10 @@ class ZeroCentre(AbstractNoiseMap):
     def solve(self, x: PyTree, args: Any = None) -> Event:
         return self.apply(x, args)
 
-    def log_det(self, x: PyTree, args: Any = None) -> Any:
+    def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         return 0.0
 
-    def rank(self, x: PyTree, args: Any = None) -> Any:
+    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         return sum((jnp.sum(self._present(a, args)) - 1) * (a.size // a.shape[0]) for a in jtu.tree_leaves(x))
 
     def _present(self, a, args):
@@ -253,11 +253,11 @@ class Coloured(AbstractNoiseMap):
         flat, unravel = ravel_pytree(x)
         return unravel(jsp.linalg.solve_triangular(self._factor(flat), flat, lower=True))
 
-    def log_det(self, x: PyTree, args: Any = None) -> Any:
+    def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         flat, _ = ravel_pytree(x)
         return jnp.sum(jnp.log(jnp.diag(self._factor(flat))))
 
-    def rank(self, x: PyTree, args: Any = None) -> Any:
+    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         return size(x)
 
 

@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 
-def frozen(**options: Any) -> Any:
+def frozen(**options: PyTree) -> PyTree:
     """A field of a module whose arrays are never trained, as `sigma_data: Array = jf.frozen()`.
 
     `options` are those of `equinox.field`.

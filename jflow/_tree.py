@@ -10,19 +10,19 @@ from ._event import event_like
 from ._field import AbstractField
 from ._noise_rule import AbstractNoiseRule
 from ._sample import ends
-from ._sampler import AdaptiveSteps, as_sampler
-from ._types import Number, PRNGKey
+from ._sampler import AdaptiveSteps, SamplerLike, as_sampler
+from ._types import Checked, Number, PRNGKey, Shape
 from ._validate import check_key, stream
 
 
 def brownian_tree(
     field: AbstractField,
-    sampler: Any,
+    sampler: Checked[SamplerLike],
     key: PRNGKey,
-    shape: Any,
+    shape: Checked[Shape],
     *,
     resolution: Number = 2**-12,
-    levy_area: Any = dfx.BrownianIncrement,
+    levy_area: type[dfx.BrownianIncrement | dfx.SpaceTimeLevyArea | dfx.SpaceTimeTimeLevyArea] = dfx.BrownianIncrement,
 ) -> dfx.VirtualBrownianTree:
     """A Brownian path known at every time, for `brownian=` of a sampler whose steps are adaptive or look inside.
 

@@ -1,8 +1,9 @@
 """Aliases, the base of every noun, and the result of a solve."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import equinox as eqx
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
 
 from ._code import Written
@@ -18,6 +19,27 @@ Number = float | int
 
 PRNGKey = Key[Array, ""]
 """One typed key, as `jax.random.key` makes it."""
+
+DType = DTypeLike | None
+"""A type of numbers; `None` for the one that is there."""
+
+Shape = tuple[int, ...] | PyTree
+"""The shape of an event, as a tuple or as a pytree of shapes with types."""
+
+if TYPE_CHECKING:
+    _T = TypeVar("_T")
+    Checked = Annotated[_T, "checked by jflow"]
+else:
+
+    class Checked:
+        """`Checked[T]` is `T` for an editor, and anything at run time.
+
+        It annotates an argument that the function checks itself, whose message then says the rule and the fix, where
+        that of a run-time type checker would not.
+        """
+
+        def __class_getitem__(cls, kind):
+            return object
 
 
 class Noun(Written, eqx.Module):
@@ -50,13 +72,13 @@ class Solution(eqx.Module):
     ```
     """
 
-    x: Any
+    x: PyTree
     log_prob: Float[Array, "*batch"] | None = None
     log_prob_se: Float[Array, "*batch"] | None = None
     nfe: Int[Array, "*batch"] | None = None
     vjps: Int[Array, "*batch"] | None = None
     status: Int[Array, "*batch"] | None = None
     t: Float[Array, "*batch"] | None = None
-    ts: Any = None
-    xs: Any = None
-    interpolation: Any = None
+    ts: PyTree = None
+    xs: PyTree = None
+    interpolation: PyTree = None

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int, Integer, Num
+from jaxtyping import ArrayLike, Float, Int, Integer, Num, PyTree
 
 from ._types import PRNGKey
 
@@ -97,7 +97,7 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
     return float(costs.mean() ** (1 / p))
 
 
-def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any = None) -> float:
+def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTree = None) -> float:
     """Classifier two-sample test: how often a classifier tells the samples apart, from 1/2 (never) to 1.
 
     The accuracy on held-out points, averaged over `folds` stratified folds drawn by `key`; the larger sample
@@ -130,7 +130,7 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any 
     return float(scores.mean())
 
 
-def frechet_distance(x: Sample, y: Sample, features: Callable[[Any], Any] | None = None) -> float:
+def frechet_distance(x: Sample, y: Sample, features: Callable[[ArrayLike], ArrayLike] | None = None) -> float:
     """Squared Fréchet distance between the Gaussians with the moments of two samples; in squared units.
 
     `|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))`, `m` the means and `C` the covariances (divided by n - 1) of
@@ -165,7 +165,7 @@ def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
 
 
 def class_accuracy(
-    x: Sample, label: Integer[ArrayLike, "_"], classifier: Callable[[Any], Int[ArrayLike, "_"]]
+    x: Sample, label: Integer[ArrayLike, "_"], classifier: Callable[[ArrayLike], Int[ArrayLike, "_"]]
 ) -> float:
     """The share of draws that `classifier`, a function of a sample to labels, puts into the class asked for.
 

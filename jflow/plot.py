@@ -15,21 +15,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import ArrayLike, Num
+from jaxtyping import Array, ArrayLike, Num, PyTree
 
 # of Okabe and Ito's palette, told apart whatever the colour vision
 NOISE, DATA, INK = "#0072B2", "#D55E00", "#444444"
 
-Numbers = Num[ArrayLike, "..."] | Sequence[Any]
+Numbers = Num[ArrayLike, "..."] | Sequence[PyTree]
 
 
 def image_grid(
     images: Numbers,
-    labels: Any = None,
+    labels: Sequence[object] | Num[np.ndarray, " n"] | None = None,
     *,
     ncols: int | None = None,
     title: str | None = None,
-    ax: Any = None,
+    ax: PyTree = None,
 ) -> "matplotlib.figure.Figure":
     """Images `(n, H, W, C)` in [-1, 1], `C` 1 or 3, row by row in `ncols` columns (by default a square).
 
@@ -56,7 +56,7 @@ def image_grid(
 
 
 def trajectories(
-    xs: Numbers, ts: Numbers | None = None, *, title: str | None = None, ax: Any = None
+    xs: Numbers, ts: Numbers | None = None, *, title: str | None = None, ax: PyTree = None
 ) -> "matplotlib.figure.Figure":
     """Paths `(batch, n + 1, 2)` in the plane, or `(batch, n + 1)` over the times `ts`, `(n + 1,)`.
 
@@ -88,13 +88,13 @@ def trajectories(
 
 
 def density(
-    log_density: Callable[[Any], Any],
+    log_density: Callable[[Array], Array],
     particles: Numbers | None = None,
     *,
     extent: tuple[float | int, float | int, float | int, float | int] | None = None,
     resolution: int = 200,
     title: str | None = None,
-    ax: Any = None,
+    ax: PyTree = None,
 ) -> "matplotlib.figure.Figure":
     """A density in the plane as a heat map, with `particles` `(n, 2)` over it.
 
@@ -136,7 +136,7 @@ def loss_curve(
     *,
     smooth: float | int = 0.95,
     title: str | None = None,
-    ax: Any = None,
+    ax: PyTree = None,
 ) -> "matplotlib.figure.Figure":
     """Losses over steps, pale, and over them their running mean.
 

@@ -132,10 +132,10 @@ class Langevin(Noun):
     ```
     """
 
-    log_density: Callable[[Any], Any]
+    log_density: Callable[[Array], Array]
     sigma: Array
 
-    def __init__(self, log_density: Callable[[Any], Any], sigma: ArrayLike = 1.0):
+    def __init__(self, log_density: Callable[[Array], Array], sigma: ArrayLike = 1.0):
         """Makes the dynamics of a density.
 
         Args:

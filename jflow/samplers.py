@@ -158,7 +158,7 @@ def unipc(
     assert jf.samplers.unipc(10).solver == jf.UniPC(2, "bh2")
     ```
     """
-    return FixedSteps(_grid(n, shift, grid), UniPC(order, variant), end="denoise")
+    return FixedSteps(_grid(n, shift, grid), UniPC(order, variant), end="denoise")  # pyright: ignore[reportArgumentType]
 
 
 def names() -> list[str]:

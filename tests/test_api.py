@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import subprocess
 import sys
 import time
@@ -119,6 +120,68 @@ def test_the_rule_of_annotations():
     assert [function.__qualname__ for function in members(jf.CondOT)["alpha"]] == [
         *("CondOT.alpha", "AbstractAffinePath.alpha"),
     ]
+
+
+def loose(kind: object) -> bool:
+    """Whether an annotation says nothing, in itself or in a part of it: `Any`, `Callable[..., Any]`."""
+    if isinstance(kind, list):
+        return any(map(loose, kind))
+    return kind is typing.Any or (typing.get_origin(kind) is not type and any(map(loose, typing.get_args(kind))))
+
+
+def loosely_typed(function: types.FunctionType) -> list[str]:
+    """The parameters, and the result, whose annotation says nothing; a condition `args` is any pytree."""
+    signature = inspect.signature(function)
+    given = {name: p.annotation for name, p in signature.parameters.items() if name != "args"}
+    return [name for name, kind in (given | {"return": signature.return_annotation}).items() if loose(kind)]
+
+
+def test_no_public_signature_says_any():
+    """Arrays have their shapes, pytrees are `PyTree`, functions say what they return."""
+    found = {}
+    for name, value in PUBLIC.items():
+        if name.startswith(("jflow.recipes", "jflow.samplers", "jflow.search", "jflow.testing")):
+            continue
+        functions = {name: [value]} if inspect.isfunction(value) else {}
+        if inspect.isclass(value):
+            functions = {f"{name}.{method}": definitions for method, definitions in members(value).items()}
+            fields = {k: v for b in value.__mro__ for k, v in vars(b).get("__annotations__", {}).items()}
+            found |= {f"{name}.{k}": ["a field"] for k, v in fields.items() if loose(v) and not k.startswith("_")}
+        for key, definitions in functions.items():
+            own = [f for f in map(inspect.unwrap, definitions) if f.__module__.startswith("jflow")]
+            if lines := [line for function in own for line in loosely_typed(function)]:
+                found[key] = lines
+    assert not found
+    assert loose(Callable[..., typing.Any]) and loose(list[typing.Any] | None) and not loose(type[typing.Any])
+
+
+EDITOR = """
+import diffrax as dfx
+import jax.random as jr
+
+import jflow as jf
+
+field = jf.distributions.Gaussian([0.0, 0.0], std=0.5).field(jf.CondOT())
+good = jf.sample(field, jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(4), dfx.Heun(), end="stop"), dtype="float32")
+also = jf.solve(lambda t, x, args: -x, good.x, [0.0, 0.5, 1.0]), jf.nn.MLP, jf.train.fit, jf.search.best_sampler
+jf.sample(field, jr.key(0), (2,), samplr=jf.UniformGrid(4))
+jf.sample(field, jr.key(0), (2,), dfx.Heun())
+jf.FixedSteps(jf.UniformGrid(4), end="stopp")
+jf.Adams("3")
+jf.nn.MPL
+jf.nonsense
+"""
+
+
+@pytest.mark.slow
+def test_an_editor_knows_the_wings_and_sees_mistakes(tmp_path):
+    """What a user types is checked by pyright against the annotations: right code passes, each mistake is found."""
+    (tmp_path / "code.py").write_text(EDITOR)
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(PACKAGE.parent)]}))
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", "-p", str(tmp_path)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["generalDiagnostics"]
+    lines = [EDITOR.splitlines()[error["range"]["start"]["line"]] for error in found if error["severity"] == "error"]
+    assert lines == EDITOR.splitlines()[9:]
 
 
 def test_every_module_of_the_package_has_a_docstring():

@@ -15,9 +15,9 @@ from .._field import AbstractField, check_field
 from .._grid import AbstractGridRule
 from .._noise_rule import AbstractNoiseRule
 from .._rule import AbstractStepRule
-from .._sampler import AdaptiveSteps, FixedSteps, as_sampler
+from .._sampler import AdaptiveSteps, FixedSteps, SamplerLike, as_sampler
 from .._solver import AbstractFieldSolver
-from .._types import Event, PRNGKey
+from .._types import Checked, DType, Event, PRNGKey
 from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
 from .ends import check_ends, check_grid, check_noise, decide_end
 from .equation import AbstractEquation, FieldEquation
@@ -33,9 +33,9 @@ class Stepper(eqx.Module):
     """
 
     rule: AbstractStepRule
-    field: Any
+    field: PyTree
     times: Float[Array, " points"]
-    rows: Any
+    rows: PyTree
     n: int = eqx.field(static=True)
     end: str = eqx.field(static=True)
 
@@ -49,15 +49,17 @@ class Stepper(eqx.Module):
         """Whether a step takes noise."""
         return self.rule.noisy
 
-    def row(self, i: Any) -> Any:
+    def row(self, i: int | Int[Array, ""]) -> PyTree:
         """What step `i` must know."""
         return row(self.rows, i)
 
-    def init(self, x: PyTree, args: Any = None) -> Any:
+    def init(self, x: PyTree, args: Any = None) -> PyTree:
         """The memory before the first step."""
         return self.rule.init(self.field, self.row(0), x, args) if self.steps else None
 
-    def step(self, row: Any, x: PyTree, state: Any, noise: Any = None, args: Any = None) -> tuple[Event, Any]:
+    def step(
+        self, row: PyTree, x: PyTree, state: PyTree, noise: PyTree = None, args: Any = None
+    ) -> tuple[Event, PyTree]:
         """The state after the step of `row`, and the memory."""
         return self.rule.step(self.field, row, x, state, noise, args)
 
@@ -65,7 +67,7 @@ class Stepper(eqx.Module):
         """The state at the end from that after the last step: itself, or the data prediction at `times[-2]`."""
         return x if self.end == "stop" else self.field.data(self.times[-2], x, args)
 
-    def noise(self, key: PRNGKey, i: Any, x: PyTree, args: Any = None) -> Any:
+    def noise(self, key: PRNGKey, i: int | Int[Array, ""], x: PyTree, args: Any = None) -> PyTree:
         """The white noise of step `i`: the one that `sample` draws from the same key of noise."""
         like = self.rule.noise_like(self.field, self.row(0), x, args)
         block = self.rule.block(like)
@@ -87,7 +89,7 @@ class Stepper(eqx.Module):
 
     def _solver_nfe(self, args):
         """The evaluations of a diffrax solver: where their cost depends on the time, it is taken at each of them."""
-        rule: Any = self.rule
+        rule: PyTree = self.rule
         each = rule.nfe(self.field, args)
         if each is not None:
             return each * self.steps
@@ -107,28 +109,24 @@ class Stepper(eqx.Module):
         return jnp.sum(jax.vmap(step)(self.rows))
 
     def log_ratio(
-        self,
-        target: Any,
-        row: Any,
-        x: PyTree,
-        x1: PyTree,
-        args: Any = None,
-        state: Any = None,
-        target_state: Any = None,
-    ) -> Float[Array, ""]:
+        self, target: PyTree, row: PyTree, x: PyTree, x1: PyTree, args: Any = None, state: PyTree = None,
+        target_state: PyTree = None,
+    ) -> Float[Array, ""]:  # fmt: skip
         """`log p_target(x1 | x) - log p(x1 | x)` of one step, for weights of particles."""
         return self.rule.log_ratio(self.field, target, row, x, x1, args, state, target_state)
 
-    def log_det(self, row: Any, x: PyTree, args: Any = None) -> Float[Array, ""]:
+    def log_det(self, row: PyTree, x: PyTree, args: Any = None) -> Float[Array, ""]:
         """`log |det|` of the derivative of a step that is a map."""
         return self.rule.log_det(self.field, row, x, args)
 
-    def inverse(self, row: Any, x: PyTree, args: Any = None) -> Event:
+    def inverse(self, row: PyTree, x: PyTree, args: Any = None) -> Event:
         """The state before a step that is a map."""
         return self.rule.inverse(self.field, row, x, args)
 
 
-def stepper(field: AbstractField, sampler: Any, *, dtype: Any = None, brownian: Any = None) -> Stepper:
+def stepper(
+    field: AbstractField, sampler: Checked[SamplerLike], *, dtype: DType = None, brownian: PyTree = None
+) -> Stepper:
     """The steps of a sampler with a field, for a loop of one's own: particles, steering, what the verbs do not do.
 
     Args:
@@ -152,7 +150,7 @@ def stepper(field: AbstractField, sampler: Any, *, dtype: Any = None, brownian: 
     """
     sampler = as_sampler(sampler)
     rule, end = meet(field, sampler, brownian)
-    return bind(field, rule, sampler, end, dtype)
+    return bind(field, rule, sampler, end, dtype)  # pyright: ignore[reportArgumentType]  # `meet` raises for others
 
 
 def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[AbstractStepRule, str]:
@@ -200,7 +198,7 @@ def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -
 
 
 def bind(
-    field: Any, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
+    field: PyTree, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
 ) -> Stepper:
     """The stepper of parts that go together.
 

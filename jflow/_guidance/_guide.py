@@ -5,11 +5,12 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
 from .._field import AbstractField, _Rematched, check_field
 from .._path import AbstractPath
+from .._prediction import Prediction
 from .._rule import AbstractStepRule
 from .._types import PRNGKey, Time
 
@@ -66,20 +67,20 @@ class AbstractGuide(AbstractField):
         return self.field.path
 
     @property
-    def predicts(self) -> Any:
+    def predicts(self) -> Prediction | tuple[Prediction, ...]:
         return self.field.predicts
 
     @property
-    def sources(self) -> tuple[Any, ...]:
+    def sources(self) -> tuple[Prediction, ...]:
         return self.field.sources
 
-    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
         return self.field.conditional(t, x, args, key)
 
     def evaluations(self, args: Any = None, t: Time | None = None) -> int | Int[Array, ""]:
         return self.field.evaluations(without(args, self.takes), t)
 
-    def recommended(self, nfe: int, args: Any = None) -> Any:
+    def recommended(self, nfe: int, args: Any = None) -> PyTree:
         """The default sampler of the field inside, for its share of the evaluations; `None` where that has a step rule,
         as the jump of a flow map: a step rule knows its own kind of field.
         """
@@ -93,7 +94,7 @@ class AbstractGuide(AbstractField):
         return next((why for part in self.parts if (why := part.undefined(t)) is not None), None)
 
 
-def check_scale(scale: Any) -> None:
+def check_scale(scale: ArrayLike) -> None:
     """Raises `ValueError` unless a scale of guidance is one number."""
     if jnp.ndim(scale) != 0:
         raise ValueError(

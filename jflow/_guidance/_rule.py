@@ -3,7 +3,6 @@
 import abc
 import functools as ft
 import operator
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -35,11 +34,11 @@ class AbstractGuidanceRule(Noun):
     predicts: eqx.AbstractClassVar[Prediction]
 
     @abc.abstractmethod
-    def __call__(self, t: Time, conditional: Event, other: Event, scale: Any) -> Event:
+    def __call__(self, t: Time, conditional: Event, other: Event, scale: PyTree) -> Event:
         """The guided prediction, from a pair of them at the time `t`."""
 
 
-def extrapolate(conditional: Event, other: Event, scale: Any) -> Event:
+def extrapolate(conditional: Event, other: Event, scale: PyTree) -> Event:
     """Classifier-free guidance, `other + scale (conditional - other)`."""
     return jtu.tree_map(lambda c, u: u + jnp.asarray(scale, u.dtype) * (c - u), conditional, other)
 

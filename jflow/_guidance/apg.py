@@ -1,6 +1,6 @@
 """Adaptive projected guidance."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
@@ -43,7 +43,7 @@ class APG(AbstractGuidanceRule):
         self.parallel = parameter(parallel, "parallel", positive=False)
         self.norm_threshold = None if norm_threshold is None else parameter(norm_threshold, "norm_threshold")
 
-    def __call__(self, t, conditional, other, scale: Any):
+    def __call__(self, t, conditional, other, scale: ArrayLike):
         change = combine((1, conditional), (-1, other))
         along = ratio(inner(change, conditional), inner(conditional, conditional))
         cut = jnp.ones_like(along)

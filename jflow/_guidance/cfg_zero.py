@@ -1,6 +1,6 @@
 """CFG-Zero*."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
@@ -31,7 +31,7 @@ class CFGZero(AbstractGuidanceRule):
         """`zero_before`: the time before which the velocity is zero, `times[1]` for the first step of a grid."""
         self.zero_before = parameter(zero_before, "zero_before", positive=False)
 
-    def __call__(self, t, conditional, other, scale: Any):
+    def __call__(self, t, conditional, other, scale: ArrayLike):
         fit = ratio(inner(conditional, other), inner(other, other))
         moves = jnp.where(t < self.zero_before.astype(jnp.result_type(t)), 0, 1)
         return combine((moves * scale, conditional), (moves * (1 - scale) * fit, other))

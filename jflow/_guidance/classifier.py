@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from .._args import Args
 from .._event import combine
 from .._field import AbstractField, check_affine, check_field
-from .._prediction import Row, as_prediction, prediction_row
+from .._prediction import Prediction, Row, Target, as_prediction, prediction_row
 from .._source import check_score, covariance, noise_map, precision
 from .._trainable import frozen
 from .._types import Event, Time
@@ -43,11 +43,11 @@ class ClassifierGuided(AbstractGuide):
 
     field: AbstractField
     scale: str = eqx.field(static=True)
-    log_prob: Callable[..., Any] = frozen()
+    log_prob: Callable[..., PyTree] = frozen()
 
     reads_condition: ClassVar[bool] = True
 
-    def __init__(self, field: AbstractField, log_prob: Callable[..., Any], *, scale: str = "scale"):
+    def __init__(self, field: AbstractField, log_prob: Callable[..., PyTree], *, scale: str = "scale"):
         """Makes the guide.
 
         Args:
@@ -70,10 +70,10 @@ class ClassifierGuided(AbstractGuide):
         return (self.scale,)
 
     @property
-    def sources(self) -> tuple[Any, ...]:
+    def sources(self) -> tuple[Prediction, ...]:
         return "noise", *self.field.sources
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         scale, rest = Args.of(args).take(self.scale)
         values = self.field.predict(targets, t, x, rest)
         if scale is None:

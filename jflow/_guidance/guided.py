@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
 from .._field import AbstractField, check_field
-from .._prediction import given
+from .._prediction import Prediction, Target, given
 from .._trainable import frozen
 from .._types import Event, PRNGKey, Time
 from .._validate import check_key, concrete, parameter, scalar_time, stream
@@ -132,7 +132,7 @@ class Guided(AbstractGuide):
         return (self.field,) if self.weak is None else (self.field, self.weak)
 
     @property
-    def sources(self) -> tuple[Any, ...]:
+    def sources(self) -> tuple[Prediction, ...]:
         own = self.field.sources if self.rule is None else (self.rule.predicts, *self.field.sources)
         return own if self.weak is None else (*own, *self.weak.sources)
 
@@ -151,7 +151,7 @@ class Guided(AbstractGuide):
             )
         return jnp.where(self._inside(t), both, one).astype(jnp.int32)
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         scale, strong, other = self._split(args)
 
         def alone():

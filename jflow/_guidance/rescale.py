@@ -1,6 +1,6 @@
 """Guidance that keeps the spread of the conditional prediction."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -52,7 +52,7 @@ class Rescaled(AbstractGuidanceRule):
                 f"Got {type(self.rule).__name__}, on {name!r}."
             )
 
-    def __call__(self, t, conditional, other, scale: Any):
+    def __call__(self, t, conditional, other, scale: ArrayLike):
         guided = (
             extrapolate(conditional, other, scale) if self.rule is None else self.rule(t, conditional, other, scale)
         )

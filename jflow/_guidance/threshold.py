@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._field import AbstractField
-from .._prediction import given
+from .._prediction import Prediction, Target, given
 from .._trainable import frozen
 from .._types import Event, Time
 from .._validate import concrete, parameter
@@ -53,10 +53,10 @@ class Thresholded(AbstractGuide):
             raise ValueError(f"A percentile must be in percent, above 1 and at most 100. Got {number}{why}.")
 
     @property
-    def sources(self) -> tuple[Any, ...]:
+    def sources(self) -> tuple[Prediction, ...]:
         return "data", *self.field.sources
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         (data,) = self.field.predict(("data",), t, x, args)
         return given(self.path, t, x, (self._cut(data),), ("data",), targets, args)
 

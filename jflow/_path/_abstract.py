@@ -57,10 +57,10 @@ class AbstractPath(Noun):
             )
 
     @abc.abstractmethod
-    def interpolate(self, t: Time, x0: PyTree, x1: PyTree, z: Any = None) -> Event:
+    def interpolate(self, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None) -> Event:
         """`x_t`, for one example of the event's shape and the latent `z`."""
 
-    def latent(self, key: PRNGKey, like: PyTree, args: Any = None) -> Any:
+    def latent(self, key: PRNGKey, like: PyTree, args: Any = None) -> PyTree:
         """What the path draws beside x0; by default `None`."""
         return None
 
@@ -72,7 +72,7 @@ class AbstractPath(Noun):
         """The log-density in nats of the state at the first time; by default that of the source."""
         return self.source.log_prob(x, args)
 
-    def recommended(self, field: Any, nfe: int, args: Any = None) -> Any:
+    def recommended(self, field: PyTree, nfe: int, args: Any = None) -> PyTree:
         """The default sampler of fields along this path; by default `None`, the one of affine paths."""
         return None
 
@@ -91,7 +91,7 @@ class AbstractDifferentiablePath(AbstractPath):
     ```
     """
 
-    def velocity(self, t: Time, x0: PyTree, x1: PyTree, z: Any = None) -> Event:
+    def velocity(self, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None) -> Event:
         """`d/dt interpolate(t, x0, x1, z)`; by default by forward-mode differentiation."""
         t = scalar_time(t)
         return jax.jvp(lambda s: self.interpolate(s, x0, x1, z), (t,), (jnp.ones_like(t),))[1]
@@ -188,12 +188,12 @@ class AbstractAffinePath(AbstractDifferentiablePath):
         """
         return self.log_snr_inverse(self.log_snr(t) - 2 * jnp.log(jnp.asarray(factor)))
 
-    def interpolate(self, t: Time, x0: PyTree, x1: PyTree, z: Any = None) -> Event:
+    def interpolate(self, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None) -> Event:
         """`x_t = alpha(t) x1 + sigma(t) x0`, for one example of the event's shape."""
         t = scalar_time(t)
         return combine((self.alpha(t), x1), (self.sigma(t), x0))
 
-    def velocity(self, t: Time, x0: PyTree, x1: PyTree, z: Any = None) -> Event:
+    def velocity(self, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None) -> Event:
         """`alpha' x1 + sigma' x0`."""
         s, a, b = self.velocity_row(scalar_time(t))
         return combine((a / s, x1), (b / s, x0))

@@ -1,10 +1,9 @@
 """Adams-Bashforth in any clock, alone or corrected by Adams-Moulton."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 
+from .._types import Checked
 from ._multistep import AbstractMultistep
 
 
@@ -47,7 +46,7 @@ class Adams(AbstractMultistep):
     """The order that was asked for."""
     corrector: bool = eqx.field(static=True)
 
-    def __init__(self, order: Any = 3, corrector: Any = False):
+    def __init__(self, order: Checked[int] = 3, corrector: Checked[bool] = False):
         """Makes the solver.
 
         Args:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from .._clock import AbstractClock, SigmaClock
 from .._event import combine, safe_sqrt
+from .._types import Time
 from .._validate import check_count, concrete
 from ._traits import AbstractFieldSolver
 
@@ -54,7 +55,7 @@ class EDMChurn(AbstractFieldSolver, dfx.AbstractItoSolver[None]):
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
     def __init__(
-        self, s_churn: Any, s_min: Any = 0.0, s_max: Any = math.inf, s_noise: Any = 1.0, steps: int | None = None
+        self, s_churn: Time, s_min: Time = 0.0, s_max: Time = math.inf, s_noise: Time = 1.0, steps: int | None = None
     ):
         """Makes the solver; all numbers but `steps` may be traced.
 

@@ -1,11 +1,12 @@
 """DEIS: the noise prediction as a polynomial in log-SNR."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, SigmaClock
+from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
 
@@ -36,7 +37,7 @@ class DEIS(AbstractMultistep):
     corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = SigmaClock()
 
-    def __init__(self, order: Any = 3):
+    def __init__(self, order: Checked[int] = 3):
         """`order`: 1, 2 or 3.
 
         Raises `ValueError` for another order.

@@ -1,11 +1,12 @@
 """DPM-Solver++, multistep, and its stochastic forms."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
 
@@ -49,7 +50,7 @@ class DPMpp(AbstractMultistep):
     corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = ThetaClock()
 
-    def __init__(self, order: Any = 2, variant: Any = "exact"):
+    def __init__(self, order: Checked[int] = 2, variant: Checked[Variant] = "exact"):
         """Makes the solver.
 
         Args:

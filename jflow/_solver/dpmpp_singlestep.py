@@ -1,7 +1,7 @@
 """DPM-Solver++, singlestep, with error estimates, and DPM-Solver++ SDE."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
 from .._event import combine
+from .._types import Checked
 from ._phi import exponential_moments
 from ._traits import AbstractFieldSolver
 
@@ -53,7 +54,7 @@ class DPMppSinglestep(AbstractFieldSolver, dfx.AbstractItoSolver[None], dfx.Abst
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
-    def __init__(self, order: Any = 2):
+    def __init__(self, order: Checked[int] = 2):
         """`order`: 2 or 3.
 
         Raises `ValueError` for another order.

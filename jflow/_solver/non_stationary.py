@@ -1,15 +1,16 @@
 """A multistep method with weights of its own for each step."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import diffrax as dfx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .._event import combine
+from .._types import Checked, Number
 from .._validate import concrete
 from ._traits import AbstractFieldSolver
 
@@ -38,7 +39,7 @@ class NonStationary(AbstractFieldSolver, dfx.AbstractSolver[tuple[Int[Array, ""]
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
-    def __init__(self, weights: Any):
+    def __init__(self, weights: Checked[ArrayLike | Sequence[Sequence[Number]]]):
         """`weights`: a lower triangular matrix, one row a step.
 
         Raises `ValueError` unless they are square, finite, and zero above the diagonal.

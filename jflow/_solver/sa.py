@@ -1,11 +1,12 @@
 """SA-Solver: the stochastic Adams predictor and corrector."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
 
@@ -41,7 +42,7 @@ class SASolver(AbstractMultistep):
     corrector: int = eqx.field(static=True)
     clock: ClassVar[AbstractClock | None] = ThetaClock()
 
-    def __init__(self, predictor: Any = 3, corrector: Any = 3):
+    def __init__(self, predictor: Checked[int] = 3, corrector: Checked[int] = 3):
         """Makes the solver.
 
         Args:

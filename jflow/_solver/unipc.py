@@ -1,11 +1,12 @@
 """UniPC: a predictor and a corrector for the ODE that share one evaluation a step."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means, exponential_moments
 
@@ -47,7 +48,7 @@ class UniPC(AbstractMultistep):
     variant: Variant = eqx.field(static=True)
     clock: ClassVar[AbstractClock | None] = ThetaClock()
 
-    def __init__(self, order: Any = 2, variant: Any = "bh2"):
+    def __init__(self, order: Checked[int] = 2, variant: Checked[Variant] = "bh2"):
         """Makes the solver.
 
         Args:

@@ -1,12 +1,12 @@
 """Batches: of arrays in memory by seed and step, of anything larger through grain."""
 
 import functools as ft
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import ArrayLike, Int
 
+from .._types import Checked
 from ._dataset import Dataset
 
 
@@ -38,7 +38,9 @@ def _order(n: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,))).permutation(n)
 
 
-def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, Any]]:
+def loader(
+    source: Checked[Sequence[dict[str, ArrayLike]]], batch_size: int, seed: int = 0
+) -> Iterable[dict[str, np.ndarray]]:
     """Endless shuffled batches of a set too large for memory, as a `grain.IterDataset`.
 
     `source` has `len(source)` and `source[i]`, one record as a dictionary of arrays: grain's own sources, or

@@ -16,7 +16,7 @@ from .._event import as_state, float_type
 from .._field import AbstractField, check_affine
 from .._grid import EasedGrid
 from .._path import AbstractAffinePath, AbstractPath
-from .._prediction import Prediction, Row, as_prediction, prediction_row
+from .._prediction import Prediction, Row, Target, as_prediction, prediction_row
 from .._sampler import FixedSteps
 from .._solver import Adams
 from .._source import has_score, noise_map
@@ -24,7 +24,7 @@ from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
 from .._validate import concrete, scalar_time
 
-Numbers = ArrayLike | Sequence[Any]
+Numbers = ArrayLike | Sequence[PyTree]
 """Parameters as people write them: arrays, numbers, lists of numbers."""
 
 
@@ -36,9 +36,9 @@ class Moments(NamedTuple):
     - `score`: the gradient of `log_prob` with respect to `x`. Then `E[eps | x] = -sigma score`.
     """
 
-    log_prob: Any
-    data: Any
-    score: Any
+    log_prob: Float[Array, "*batch"]
+    data: Float[Array, "..."]
+    score: Float[Array, "..."]
 
 
 class AbstractDistribution(Noun):
@@ -53,7 +53,7 @@ class AbstractDistribution(Noun):
         """The event's shape."""
 
     @abc.abstractmethod
-    def sample(self, key: PRNGKey) -> Any:
+    def sample(self, key: PRNGKey) -> PyTree:
         """One event; where the distribution has a condition, the pair of an event and its condition."""
 
     @abc.abstractmethod
@@ -157,14 +157,14 @@ class ExactField(AbstractField):
         """None where there is a density: data and score are known at every time, whatever the field predicts."""
         return () if isinstance(self.distribution, AbstractDensity) else (self.predicts,)
 
-    def recommended(self, nfe: int, args: Any = None) -> Any:
+    def recommended(self, nfe: int, args: Any = None) -> PyTree:
         """Of a density, whose field is smooth: Adams methods of high order; else that of the path."""
         if not isinstance(self.distribution, AbstractDensity):
             return None
         order, clock, first, last = next(row for least, *row in _SMOOTH if nfe >= least)
         return FixedSteps(EasedGrid(nfe, first, last), Adams(order, corrector=True), clock=clock, end="stop")
 
-    def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+    def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t).astype(as_state(x).dtype)  # in the type in which the event is computed
         return self._combine([self._weights(target, t) for target in targets], t, x, bare(args))
 

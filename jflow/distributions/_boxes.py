@@ -1,13 +1,11 @@
 """Uniform distributions on boxes."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._path import AbstractPath
 from .._types import Number, PRNGKey, Time
@@ -92,7 +90,7 @@ class Boxes(AbstractDensity):
         root = jnp.hypot(alpha * self.noise, sigma)
         sharp = root == 0
 
-        def component(row: Any) -> Moments:
+        def component(row: PyTree) -> Moments:
             log_prob, inner, score = interval_moments(x, alpha, root, *row)
             # of the blur at hand, alpha noise / root belongs to the data
             share = alpha * (self.noise / jnp.where(sharp, 1, root)) ** 2

@@ -69,8 +69,8 @@ class Moons(AbstractRecipe):
         exact, points = jf.distributions.moons(), fresh[1][:1000]
         gap = jax.vmap(exact.log_prob)(points) - _log_prob(field, points)
         return [
-            Bar("energy distance to data, over that of data", energy[0] / np.mean(energy[1:]), at_most=1.5),
-            Bar("sliced Wasserstein to data, over that of data", sliced[0] / np.mean(sliced[1:]), at_most=1.5),
+            Bar("energy distance to data, over that of data", float(energy[0] / np.mean(energy[1:])), at_most=1.5),
+            Bar("sliced Wasserstein to data, over that of data", float(sliced[0] / np.mean(sliced[1:])), at_most=1.5),
             Bar("divergence KL(data || model), nats", float(jnp.mean(gap)), at_most=0.1),
         ]
 
@@ -94,7 +94,7 @@ class Moons(AbstractRecipe):
         jf.plot.animation(paths.swapaxes(0, 1), folder / ANIMATION)
 
 
-def _log_density(field, x):
+def _log_density(field, x) -> Any:
     return jf.log_prob(field, x, jf.samplers.heun_flow(32)).log_prob
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from ._state import State, average_dtype
 
-Loss = Callable[[Any, Any, Any], Any]
+Loss = Callable[[PyTree, Key[Array, ""], PyTree], Array]
 """`loss(field, key, example) -> scalar`, of one example."""
 
 
