@@ -28,6 +28,40 @@ class AbstractClock(Noun):
 
     Source: Song et al. 2021, arXiv:2011.13456, section 4; Zhang & Chen 2023, arXiv:2204.13902, proposition 1
     (both in reversed time).
+
+    ```python
+    class HalfLogSNRClock(jf.AbstractClock):  # tau = log(alpha/sigma), u = x/alpha
+        finite_start = False
+        finite_end = False
+
+        def time(self, path, t, eta=0.0):
+            return path.log_snr(t) / 2
+
+        def path_time(self, path, tau, eta=0.0):
+            return path.log_snr_inverse(2 * tau)
+
+        def scale(self, path, t, eta=0.0):
+            return 1 / path.alpha(t)
+
+        def rhs(self, path, t, eta=0.0):
+            s = path.sigma(t) / path.alpha(t)
+            return jf.Row(jnp.ones_like(s), None, -(1 + eta**2) * s)
+
+        def diffusion(self, path, t, eta=0.0):
+            return eta * jnp.sqrt(2) * path.sigma(t) / path.alpha(t)
+
+        def noise_time(self, path, t, eta=0.0):
+            return self.time(path, t)
+
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+
+    grid = jf.UniformGrid(40, t0=0.1, t1=0.9)
+    mine, path = (
+        jf.decode(field, jnp.ones(2), jf.FixedSteps(grid, dfx.Heun(), clock=clock)).x
+        for clock in (HalfLogSNRClock(), jf.PathClock())
+    )
+    assert jnp.allclose(mine, path, atol=1e-2)
+    ```
     """
 
     finite_end: eqx.AbstractClassVar[bool]

@@ -99,7 +99,20 @@ class AbstractNoiseMap(Noun):
 
 
 class AbstractGaussianSource(AbstractSource):
-    """The marker of a source that is Gaussian, `x0 = A e`: score, `eta`, churn and density formulas are for these."""
+    """The marker of a source that is Gaussian, `x0 = A e`: score, `eta`, churn and density formulas are for these.
+
+    ```python
+    class Wide(jf.AbstractGaussianSource):  # x0 ~ N(0, 9 I)
+        map = jf.Coloured(9 * jnp.eye(2))
+        coupled = False
+
+        def sample(self, key, like, args=None):
+            return self.map.apply(jr.normal(key, like.shape), args)
+
+    field = jf.Field(lambda t, x, args: x, jf.CondOT(source=Wide()), "noise")
+    assert jnp.allclose(field.score(0.5, jnp.ones(2)), -1 / 9 / 0.5)  # -(A A^T)^-1 noise / sigma
+    ```
+    """
 
     map: eqx.AbstractVar[AbstractNoiseMap | None]
 

@@ -47,6 +47,11 @@ class Noun(Written, eqx.Module):
 
     A plain function that a noun holds itself may read Python globals, so an eager call compiles it anew; what a
     network or a diffrax object holds is compiled once.
+
+    ```python
+    grid = jf.UniformGrid(8)
+    assert isinstance(grid, jf.Noun) and grid == jf.UniformGrid(8) and jf.from_json(jf.to_json(grid)) == grid
+    ```
     """
 
 

@@ -30,6 +30,11 @@ def energy_distance(x: Sample, y: Sample) -> float:
     Zero only where the laws agree. It is not the square root of this, which some authors call by the name.
 
     Source: Székely and Rizzo 2013, Energy statistics, J. Statistical Planning and Inference 143.
+
+    ```python
+    x, y = jr.normal(jr.key(0), (2, 50, 2))
+    assert abs(jf.metrics.energy_distance(x, x)) < 1e-6 and jf.metrics.energy_distance(x, y + 3) > 1
+    ```
     """
     x, y = _centred(x, y)
     return 2 * _mean(np.sqrt, x, y) - _mean(np.sqrt, x, x) - _mean(np.sqrt, y, y)
@@ -43,6 +48,11 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
     reference, fix it. Raises `ValueError` where it is not positive.
 
     Source: Gretton et al. 2012, A kernel two-sample test, JMLR 13, equation 5 (squared) and section 8.
+
+    ```python
+    x, y = jr.normal(jr.key(0), (2, 50, 2))
+    assert abs(jf.metrics.mmd(x, x)) < 1e-6 and jf.metrics.mmd(x, y + 3) > 0.5
+    ```
     """
     x, y = _centred(x, y)
     if bandwidth is None:
@@ -67,6 +77,11 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
     `(int_0^1 |F^-1(u) - G^-1(u)|^p du)^(1/p)`, `F` and `G` the empirical distribution functions.
 
     Source: Villani 2003, Topics in Optimal Transportation, theorem 2.18.
+
+    ```python
+    x = np.arange(5.0)
+    assert jf.metrics.wasserstein_1d(x, x[::-1] + 2) == 2.0
+    ```
     """
     x, y = _pair(x, y)
     if x.shape[1] != 1:
@@ -85,6 +100,11 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
 
     Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Mathematical Imaging
     and Vision 51.
+
+    ```python
+    x = jr.normal(jr.key(0), (50, 2))
+    assert np.isclose(jf.metrics.sliced_wasserstein(jr.key(1), x, x + 1), 1.0, rtol=0.1)  # |a| / sqrt(d)
+    ```
     """
     x, y = _pair(x, y)
     if num_projections < 1:
@@ -106,6 +126,11 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTr
     of 64 ReLUs on standardised inputs, trained by Adam for 100 epochs. Needs scikit-learn.
 
     Source: Lopez-Paz and Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545, section 3.
+
+    ```python
+    x = jr.normal(jr.key(0), (20, 2))
+    assert jf.metrics.c2st(jr.key(1), x, x + 10, folds=2) == 1.0
+    ```
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -140,6 +165,11 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[ArrayLike], Array
 
     Source: Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions,
     J. Multivariate Analysis 12; Heusel et al. 2017, arXiv:1706.08500, equation 6.
+
+    ```python
+    x = jr.normal(jr.key(0), (50, 2))
+    assert np.isclose(jf.metrics.frechet_distance(x, x + 3), 18.0)  # |m - m'|^2
+    ```
     """
     if features is not None:
         x, y = features(x), features(y)
@@ -158,6 +188,11 @@ def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
     """Euclidean distance of each point of `x` to the nearest of `reference`, shape `(n,)`; 0 for a copy.
 
     Draws that lie closer to the training set than held-out data do are memorised: compare the medians.
+
+    ```python
+    reference = np.zeros((4, 2))
+    assert jf.metrics.nearest_distance(np.array([[3.0, 4.0], [0.0, 0.0]]), reference).tolist() == [5.0, 0.0]
+    ```
     """
     x, reference = _centred(x, reference)
     nearest = np.concatenate([block.argmin(axis=1) for block in _square_distances(x, reference)])
@@ -170,6 +205,12 @@ def class_accuracy(
     """The share of draws that `classifier`, a function of a sample to labels, puts into the class asked for.
 
     Raises `ValueError` where labels, predictions and draws are not as many.
+
+    ```python
+    x, label = np.array([[-1.0], [2.0], [3.0]]), np.array([0, 1, 0])
+    accuracy = jf.metrics.class_accuracy(x, label, lambda x: (x[:, 0] > 0).astype(int))
+    assert np.isclose(accuracy, 2 / 3)
+    ```
     """
     predicted, label = np.asarray(classifier(x)), np.asarray(label)
     if not (predicted.shape == label.shape == (np.shape(x)[0],)):

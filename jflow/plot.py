@@ -35,6 +35,11 @@ def image_grid(
 
     What lies outside [-1, 1] is shown as the nearer end. `labels`, one for each image, are written above them.
     Raises `ValueError` for another shape, values that are not finite, or another number of labels.
+
+    ```python
+    figure = jf.plot.image_grid(np.zeros((4, 8, 8, 1)), labels=[0, 1, 2, 3])
+    assert len(figure.axes) == 1
+    ```
     """
     images = _images(images, 4, "(n, H, W, C)")
     n, height, width, _ = images.shape
@@ -62,6 +67,11 @@ def trajectories(
 
     Without `ts`, paths of numbers run over the steps. Starts and ends are marked by colour. Raises `ValueError`
     for other shapes.
+
+    ```python
+    figure = jf.plot.trajectories(np.zeros((3, 5, 2)))
+    assert len(figure.axes[0].lines) == 3
+    ```
     """
     xs = np.asarray(xs, np.float64)
     if xs.ndim == 3 and xs.shape[2] == 1:
@@ -102,6 +112,11 @@ def density(
     on a grid of `resolution` points a side over `extent`, `(left, right, bottom, top)`, by default the range of
     the particles and a tenth more. Raises `ValueError` without particles and extent, and where the density is
     nowhere positive and finite.
+
+    ```python
+    figure = jf.plot.density(lambda x: -(x**2).sum(), extent=(-2, 2, -2, 2), resolution=10)
+    assert figure.axes[0].get_xlim() == (-2, 2)
+    ```
     """
     if particles is not None:
         particles = np.asarray(particles, np.float64)
@@ -143,6 +158,11 @@ def loss_curve(
     The mean is `sum_i smooth^(k - i) loss_i / sum_i smooth^(k - i)` over the finite losses up to `k`, hence
     without the bias of its start; `smooth` 0 leaves it out. Raises `ValueError` where steps and losses are not
     as many, or for `smooth` outside [0, 1).
+
+    ```python
+    figure = jf.plot.loss_curve(np.arange(3), np.array([3.0, 2.0, 1.0]))
+    assert len(figure.axes[0].lines) == 2  # the losses and their running mean
+    ```
     """
     steps, losses = np.asarray(steps), np.asarray(losses, np.float64)
     if steps.ndim != 1 or steps.shape != losses.shape or len(steps) == 0:
@@ -170,6 +190,13 @@ def animation(
     `frames` are states along generation: images `(n, batch, H, W, C)` in [-1, 1], laid out as by `image_grid`,
     or points `(n, batch, 2)`. The file appears whole or not at all. Returns its path. Raises `ValueError` for
     another shape, images that are not finite, a path that does not end in `.gif`, or `fps` outside 1..50.
+
+    ```python
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert jf.plot.animation(np.zeros((3, 4, 2)), f"{folder}/still.gif").exists()
+    ```
     """
     path = pathlib.Path(path)
     if path.suffix.lower() != ".gif":

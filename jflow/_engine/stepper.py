@@ -30,6 +30,14 @@ class Stepper(eqx.Module):
     - `times`: the grid, `n + 1` points. `rows`: what each step must know, with a leading axis of length `steps`.
     - `n`: the steps of the grid; `steps`: those the rule takes, one less where the last is the data prediction.
     - `end`: `"denoise"` or `"stop"`.
+
+    ```python
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
+
+    steps, x = jf.stepper(field, jf.UniformGrid(4)), jnp.ones(2)
+    after, state = steps.step(steps.row(0), x, steps.init(x))
+    assert isinstance(steps, jf.Stepper) and jnp.allclose(after, x + field.velocity(0.0, x) / 4)
+    ```
     """
 
     rule: AbstractStepRule

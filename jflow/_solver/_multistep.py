@@ -57,6 +57,30 @@ class AbstractMultistep(AbstractFieldSolver, dfx.AbstractItoSolver[History]):
                 keeps tau_1, f_1, count 1 and base = v_1 + z_1
 
     `memory = 1` here: step 1 needs `f_0` twice, and nothing older.
+
+    ```python
+    class Bashforth(jf.AbstractMultistep):  # Adams-Bashforth of order two: xi is the time of the clock
+        points = 2
+        corrected = 0
+
+        def order(self, terms):
+            return 2
+
+        def gap(self, t0, t1):
+            return t1 - t0
+
+        def moments(self, gap, n, degree):
+            return tuple(gap**k / (k + 1) for k in range(1, n + 1))
+
+        def finite(self, t):
+            return jnp.isfinite(t)
+
+    mine, adams = (
+        jf.solve(lambda t, x, args: -x, jnp.ones(1), jf.FixedSteps(jf.UniformGrid(20), solver)).x
+        for solver in (Bashforth(), jf.Adams(2))
+    )
+    assert jnp.allclose(mine, adams)
+    ```
     """
 
     points: eqx.AbstractVar[int]

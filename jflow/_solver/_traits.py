@@ -13,6 +13,12 @@ class AbstractFieldSolver(Noun, dfx.AbstractSolver):
 
     A solver of diffrax's own, or of yours, needs none of this: the defaults are those of a one-step solver of any
     clock, and where in a step it evaluates is found by trying one step.
+
+    ```python
+    solver = jf.DPMpp(2)  # in a clock of its own, with a memory of one right-hand side, one more at the start of a step
+    assert isinstance(solver, jf.AbstractFieldSolver) and solver.clock == jf.ThetaClock()
+    assert solver.memory == 1 and solver.nodes() == (0.0,) and not solver.error_estimate
+    ```
     """
 
     clock: ClassVar[AbstractClock | None] = None

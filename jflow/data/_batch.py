@@ -19,6 +19,12 @@ def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, 
 
     Returns `{"x": (batch_size, *event), "label": (batch_size,)}`, without `"label"` where there is none.
     Raises `ValueError` for a batch size below 1 or a negative step or seed.
+
+    ```python
+    data = jf.data.from_array(np.arange(6.0)[:, None])
+    epoch = [x for step in range(3) for x in jf.data.batch(data, seed=0, step=step, batch_size=2)["x"][:, 0]]
+    assert sorted(epoch) == [0, 1, 2, 3, 4, 5]
+    ```
     """
     # Not grain's MapDataset, which gives the same promise one example at a time: a batch of 128 digits takes it
     # milliseconds, this gather ten microseconds.
@@ -49,6 +55,11 @@ def loader(
     `grain.checkpoint.CheckpointSave` hands to orbax. Needs grain. For arrays in memory prefer `batch`.
 
     Raises `ValueError` for an empty source or a batch size below 1.
+
+    ```python
+    data = jf.data.from_array(np.arange(6.0)[:, None])
+    assert next(iter(jf.data.loader(data, batch_size=4)))["x"].shape == (4, 1)
+    ```
     """
     import grain
 

@@ -24,6 +24,11 @@ class Dataset:
     an array of indices: one record, or a batch of them.
 
     Raises `ValueError` where one of these rules is broken.
+
+    ```python
+    data = jf.data.Dataset(np.zeros((3, 2), np.float32), np.array([0, 1, 1]), "mine", num_classes=2)
+    assert len(data) == 3 and data[1:]["x"].shape == (2, 2) and data[0]["label"] == 0
+    ```
     """
 
     x: Float[np.ndarray, "..."]
@@ -72,6 +77,12 @@ def from_array(
 
     Raises `ValueError` for any other type, a wrong rank or length, an empty set, a value that is not finite
     in float32, a label out of range.
+
+    ```python
+    images = np.full((3, 8, 8, 1), 255, np.uint8)
+    data = jf.data.from_array(images, np.array([0, 1, 2]), name="white")
+    assert (data.x == 1).all() and data.num_classes == 3
+    ```
     """
     x = np.asarray(x)
     if x.dtype == np.uint8:
@@ -99,6 +110,15 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
 
     Nothing is unpickled. Raises `FileNotFoundError` where there is no such file, and `ValueError` for a file
     that is not an `.npz`, is truncated or damaged, holds Python objects or lacks `x`.
+
+    ```python
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/mine.npz", x=np.ones((3, 2), np.float32), label=np.array([0, 1, 1]))
+        data = jf.data.from_npz(f"{folder}/mine.npz")
+    assert len(data) == 3 and data.name == "mine" and data.num_classes == 2
+    ```
     """
     hint = "write it with np.savez(path, x=x, label=label)"
     try:

@@ -12,6 +12,11 @@ def digits(split: str = "train", seed: int = 0) -> Dataset:
     drawn, with the order, by `seed`. Needs scikit-learn, which holds the files: nothing is downloaded.
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), the test part.
+
+    ```python
+    data = jf.data.digits("test")
+    assert data.x.shape == (360, 8, 8, 1) and data.num_classes == 10
+    ```
     """
     from sklearn.datasets import load_digits
 

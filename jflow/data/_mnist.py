@@ -51,6 +51,11 @@ def mnist(split: str = "train", dir: str | os.PathLike[str] | None = None, seed:
     truncated or altered, `OSError` where a download fails or the folder cannot be written.
 
     Source: LeCun, Cortes and Burges 1998, The MNIST database of handwritten digits.
+
+    ```python
+    data = jf.data.mnist("test")
+    assert data.x.shape[1:] == (28, 28, 1) and data.num_classes == 10
+    ```
     """
     check_split(split)
     folder = _folder(dir)

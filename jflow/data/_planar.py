@@ -12,6 +12,10 @@ def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int
 
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` on `(cos a, sin a)` or `(1 - cos a, 1/2 - sin a)`, each
     with probability 1/2, and `a` uniform on `[0, pi]`.
+
+    ```python
+    assert jf.data.moons(jr.key(0), 100).shape == (100, 2)
+    ```
     """
     key_angle, key_moon, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=jnp.pi)
@@ -28,6 +32,11 @@ def circles(
 
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` uniform on the circle of radius 1 or `factor`, each
     with probability 1/2.
+
+    ```python
+    radius = jnp.linalg.norm(jf.data.circles(jr.key(0), 100, noise=0.0), axis=1)
+    assert jnp.allclose(jnp.minimum(abs(radius - 5), abs(radius - 2.5)), 0, atol=1e-5)
+    ```
     """
     key_angle, key_circle, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=2 * jnp.pi)
@@ -43,6 +52,10 @@ def spirals(
 
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c = +-r (cos a, sin a)`, `a = 2 pi turns r`, each sign
     with probability 1/2, and `r = sqrt(v)`, `v` uniform on `[0, 1]`: nearly uniform along the arms.
+
+    ```python
+    assert jnp.linalg.norm(jf.data.spirals(jr.key(0), 100, noise=0.0), axis=1).max() <= 5.0
+    ```
     """
     key_radius, key_arm, key_noise = jr.split(_checked(key, n), 3)
     radius = jnp.sqrt(jr.uniform(key_radius, (n,)))
@@ -57,6 +70,11 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
 
     Square `(i, j)` is taken where `i + j` is even. One of these squares is drawn, then a point in it, so no
     draw is rejected. With the defaults the density is 1/50 on the squares and `E |x|^2 = 50/3`.
+
+    ```python
+    cells = jnp.floor((jf.data.checkerboard(jr.key(0), 100) + 5) / 2.5)
+    assert (cells.sum(1) % 2 == 0).all()
+    ```
     """
     if cells < 1:
         raise ValueError(f"A board has at least one cell to a side. Got cells={cells}.")
@@ -67,7 +85,13 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
 
 
 def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: float | int = 0.5) -> Float[Array, "n 2"]:
-    """`n` points of eight equal Gaussians `N(c, std^2 I)`, `c` spaced evenly on the circle of `radius`."""
+    """`n` points of eight equal Gaussians `N(c, std^2 I)`, `c` spaced evenly on the circle of `radius`.
+
+    ```python
+    x = jf.data.eight_gaussians(jr.key(0), 100, std=0.0)
+    assert jnp.allclose(jnp.linalg.norm(x, axis=1), 5.0, atol=1e-5)
+    ```
+    """
     key_centre, key_noise = jr.split(_checked(key, n))
     angle = jnp.pi / 4 * jr.randint(key_centre, (n,), 0, 8)
     centre = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)

@@ -34,6 +34,12 @@ class Moments(NamedTuple):
     - `log_prob`: the log-density of `x`, in nats.
     - `data`: `E[z | x]`, of the shape of `x`.
     - `score`: the gradient of `log_prob` with respect to `x`. Then `E[eps | x] = -sigma score`.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(1), std=1.0)
+    moments = world.moments(0.6, 0.8, jnp.ones(1))  # 0.6 z + 0.8 eps ~ N(0, 1)
+    assert jnp.allclose(moments.score, -1.0) and jnp.allclose(moments.data, 0.6)
+    ```
     """
 
     log_prob: Float[Array, "*batch"]
@@ -45,6 +51,12 @@ class AbstractDistribution(Noun):
     """A distribution of one event `z` whose noised versions `alpha z + sigma eps`, `eps ~ N(0, I)`, are known exactly.
 
     `args` is a condition, for the distributions that have one.
+
+    ```python
+    world = jf.distributions.PointSet([[-1.0], [1.0]])
+    assert isinstance(world, jf.distributions.AbstractDistribution) and world.shape == (1,)
+    assert jnp.allclose(world.field(jf.CondOT()).data(0.5, jnp.zeros(1)), 0.0)
+    ```
     """
 
     @property
@@ -99,7 +111,13 @@ class AbstractDistribution(Noun):
 
 
 class AbstractDensity(AbstractDistribution):
-    """A distribution that has a density."""
+    """A distribution that has a density.
+
+    ```python
+    world = jf.distributions.Gaussian(jnp.zeros(1), std=2.0)
+    assert isinstance(world, jf.distributions.AbstractDensity) and jnp.allclose(world.score(jnp.ones(1)), -0.25)
+    ```
+    """
 
     def log_prob(self, x: Shaped[ArrayLike, "..."], args: Any = None) -> Float[Array, ""]:
         """The log-density at `x`, in nats."""

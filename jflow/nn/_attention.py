@@ -14,6 +14,11 @@ class SelfAttention(nnx.Module):
     Without positions in the tokens it commutes with every permutation of them.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.
+
+    ```python
+    attention, x = jf.nn.SelfAttention(4, heads=2, rngs=nnx.Rngs(0)), jr.normal(jr.key(0), (3, 4))
+    assert jnp.allclose(attention(x[::-1]), attention(x)[::-1], atol=1e-5)
+    ```
     """
 
     def __init__(

@@ -24,6 +24,11 @@ def patchify(x: Shaped[Array, "h w c"], patch: int) -> Shaped[Array, "n p"]:
     """An image as its `(H/p) (W/p)` patches, row by row, each flattened to `p * p * C` numbers.
 
     Raises `ValueError` where `patch` does not divide both sides.
+
+    ```python
+    image = jnp.arange(16.0).reshape(4, 4, 1)
+    assert jf.nn.patchify(image, 2)[0].tolist() == [0, 1, 4, 5]
+    ```
     """
     height, width, channels = _image_shape("patchify", x.shape, patch)
     grid = x.reshape(height // patch, patch, width // patch, patch, channels)
@@ -34,6 +39,11 @@ def depatchify(tokens: Shaped[Array, "n p"], patch: int, shape: Sequence[int]) -
     """The image of `shape` whose patches are `tokens`: the inverse of `patchify`.
 
     Raises `ValueError` where the tokens are not those of an image of that shape.
+
+    ```python
+    image = jnp.arange(16.0).reshape(4, 4, 1)
+    assert (jf.nn.depatchify(jf.nn.patchify(image, 2), 2, (4, 4, 1)) == image).all()
+    ```
     """
     height, width, channels = _image_shape("depatchify", shape, patch)
     rows, columns = height // patch, width // patch
@@ -64,6 +74,11 @@ class DiTBlock(nnx.Module):
     linear maps of `silu(c)`, zero at the start (adaLN-Zero). The norm is the root mean square, without parameters.
 
     Source: Peebles and Xie 2022, arXiv:2212.09748, section 3.2.
+
+    ```python
+    block, x = jf.nn.DiTBlock(4, heads=2, rngs=nnx.Rngs(0)), jnp.ones((3, 4))
+    assert (block(x, jnp.ones(4)) == x).all()  # the identity at the start
+    ```
     """
 
     def __init__(self, dim: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
@@ -89,6 +104,11 @@ class DiT(nnx.Module):
 
     Source: Peebles and Xie 2022, arXiv:2212.09748, with the widths, features and head of the third lab of
     MIT 6.S184 (2026).
+
+    ```python
+    net = jf.nn.DiT((4, 4, 1), patch=2, dim=8, layers=1, heads=2, rngs=nnx.Rngs(0))
+    assert net(0.5, jnp.zeros((4, 4, 1))).shape == (4, 4, 1)
+    ```
     """
 
     def __init__(

@@ -21,6 +21,11 @@ def fourier_features(t: ArrayLike, frequencies: Float[Array, " k"]) -> Float[Arr
     high frequency is lost. Raises `ValueError` where `t` is batched.
 
     Source: Tancik et al. 2020, arXiv:2006.10739, section 5.
+
+    ```python
+    features = jf.nn.fourier_features(0.25, jnp.ones(1))
+    assert jnp.allclose(features, jnp.array([jnp.sqrt(2), 0.0]), atol=1e-6)
+    ```
     """
     t = scalar_time(t)
     dtype = jnp.promote_types(jnp.promote_types(t.dtype, frequencies.dtype), jnp.float32)
@@ -29,7 +34,12 @@ def fourier_features(t: ArrayLike, frequencies: Float[Array, " k"]) -> Float[Arr
 
 
 class FourierFeatures(nnx.Module):
-    """`fourier_features` with `size / 2` frequencies drawn from N(0, 1) and trained."""
+    """`fourier_features` with `size / 2` frequencies drawn from N(0, 1) and trained.
+
+    ```python
+    assert jf.nn.FourierFeatures(8, rngs=nnx.Rngs(0))(0.5).shape == (8,)
+    ```
+    """
 
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         """`size` the number of features, even; raises `ValueError` where it is not."""
@@ -51,6 +61,11 @@ class Condition(nnx.Module):
 
     A label out of range raises where its value is known, and is a vector of NaN where it is traced: never the
     nearest row in silence.
+
+    ```python
+    condition = jf.nn.Condition(4, num_classes=10, rngs=nnx.Rngs(0))
+    assert condition(3).shape == (4,) and condition.null == 10
+    ```
     """
 
     def __init__(

@@ -19,6 +19,11 @@ class MLP(nnx.Module):
     """`net(t, x, args)`: the flattened event, the time and the condition, through `depth` SiLU layers of `width`.
 
     Nothing follows the last linear map; the output has the shape of `x`.
+
+    ```python
+    net = jf.nn.MLP(2, width=16, depth=2, num_classes=10, rngs=nnx.Rngs(0))
+    assert net(0.5, jnp.zeros(2), 3).shape == (2,) and net.null == 10
+    ```
     """
 
     def __init__(

@@ -107,6 +107,11 @@ class UNet(nnx.Module):
     Source: Ronneberger et al. 2015, arXiv:1505.04597, in the residual form of Ho et al. 2020, arXiv:2006.11239,
     appendix B, with the widths and features of the third lab of MIT 6.S184 (2025), GroupNorm for its BatchNorm, and
     what is added taken before the convolution of stride 2, not after it.
+
+    ```python
+    net = jf.nn.UNet((4, 4, 1), channels=(4, 8), layers=1, num_classes=10, rngs=nnx.Rngs(0))
+    assert (net(0.5, jnp.ones((4, 4, 1)), 3) == 0).all()  # zero at the start
+    ```
     """
 
     def __init__(

@@ -7,7 +7,13 @@ import numpy as np
 
 
 class Check(NamedTuple):
-    """One line of a report: a figure, the bound it is held to (`None` for information), and how it was got."""
+    """One line of a report: a figure, the bound it is held to (`None` for information), and how it was got.
+
+    ```python
+    check = jf.testing.check_path(jf.CondOT())["inverse of log-SNR"]
+    assert isinstance(check, jf.testing.Check) and check.passed and check.figure <= check.bound
+    ```
+    """
 
     name: str
     figure: float

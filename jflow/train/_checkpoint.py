@@ -30,6 +30,15 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
 
     Raises `ValueError` where the folder cannot be written, holds something else than checkpoints, or has
     this step or a later one already.
+
+    ```python
+    import tempfile
+
+    state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        jf.train.save(folder, state)
+        assert jf.train.restore(folder, state).field["w"] == 3
+    ```
     """
     with open_checkpoints(folder, keep) as checkpoints:
         checkpoints.save(state, key)
@@ -44,6 +53,15 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
 
     Raises `ValueError` where there is no such checkpoint, its arrays have other names, shapes or types than
     the state's, or it belongs to another key.
+
+    ```python
+    import tempfile
+
+    saved, fresh = (jf.train.init({"w": jnp.array(w)}, optax.sgd(0.1)) for w in (3.0, 0.0))
+    with tempfile.TemporaryDirectory() as folder:
+        jf.train.save(folder, saved, key=jr.key(0))
+        assert jf.train.restore(folder, fresh, key=jr.key(0)).field["w"] == 3
+    ```
     """
     with _manager(_existing(folder), create=False) as manager:
         return Checkpoints(Path(folder), manager).restore(state, key, step)

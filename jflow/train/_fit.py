@@ -66,6 +66,19 @@ def fit(
     wait. The state given is donated. Raises `ValueError` where a loss or gradient is not finite (nothing is
     saved from that step on, the last checkpoint stays), the folder is not writable or not this run's, or a
     checkpoint in it is of another shape or key.
+
+    ```python
+    state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.1))
+    state, losses = jf.train.fit(
+        state,
+        lambda field, key, x: (field["w"] - x) ** 2,
+        lambda i: jnp.ones(4),
+        steps=20,
+        key=jr.key(0),
+        progress=False,
+    )
+    assert state.step == 20 and losses[0] == 4 and losses[-1] < 1e-2
+    ```
     """
     for name, value in {
         "steps": steps,

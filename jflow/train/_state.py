@@ -79,6 +79,11 @@ class State(eqx.Module):
     - `ema`: the field with the bias-corrected running average of its parameters.
     - `opt_state`: the state of the optimiser.
     - `step`: batches taken so far, a scalar int32.
+
+    ```python
+    state = jf.train.init(jf.nn.MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)), optax.sgd(0.1))
+    assert state.step == 0 and state.field(0.5, jnp.ones(2)).shape == (2,)
+    ```
     """
 
     params: tuple[Array, ...]
@@ -138,6 +143,12 @@ def init(
     normalisation that keeps statistics, a dropout that draws from a stream of its own.
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
+
+    ```python
+    field = jf.Field(jf.nn.MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)), jf.CondOT(), "velocity")
+    state = jf.train.init(field, optax.adam(1e-3), ema=0.99)
+    assert (state.ema.velocity(0.5, jnp.ones(2)) == field.velocity(0.5, jnp.ones(2))).all()
+    ```
     """
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")

@@ -27,6 +27,12 @@ class Info(NamedTuple):
     - `grad_norm`: Euclidean norm of the gradient over all parameters, before any clipping.
     - `finite`: whether both are finite; where not, the step left the parameters, the optimiser and the
       average as they were.
+
+    ```python
+    state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.1))
+    state, info = jf.train.step(state, lambda field, key, x: field["w"] * x, jr.key(0), jnp.ones(4))
+    assert info.loss == 3 and info.grad_norm == 1 and info.finite
+    ```
     """
 
     loss: Float[Array, ""]
@@ -53,6 +59,12 @@ def step(
 
     Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
     loss that is not a scalar.
+
+    ```python
+    state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.5))
+    state, info = jf.train.step(state, lambda field, key, x: (field["w"] - x) ** 2, jr.key(0), jnp.ones(4))
+    assert info.loss == 4 and state.field["w"] == 1 and state.step == 1
+    ```
     """
     _check_key(key)
     size = _batch_size(batch)
