@@ -116,7 +116,7 @@ __version__ = "0.2.0.dev0"
 
 _WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search")
 
-if _typing.TYPE_CHECKING:  # what an editor sees; at run time a wing is imported when it is asked for
+if _typing.TYPE_CHECKING:  # what an editor sees; at run time a wing is imported when it is used
     from . import data, distributions, metrics, nn, plot, processes, samplers, search, testing, train
 else:
 

@@ -41,7 +41,7 @@ class Args:
         return Args(condition, **self.entries)
 
     def tree_flatten_with_keys(self) -> tuple[PyTree, tuple[str, ...]]:
-        """The parts as JAX asks for them, with their names."""
+        """The parts as JAX needs them, with their names."""
         names = tuple(sorted(self.entries))
         children = [(jtu.GetAttrKey("condition"), self.condition)]
         children += [(jtu.GetAttrKey(name), self.entries[name]) for name in names]

@@ -22,9 +22,15 @@ class AbstractClock(Noun):
 
         dx = (velocity + eta^2 sigma^2 lambda' score) dt + eta sqrt(2 sigma^2 lambda') dW .
 
-    In a clock it reads `du = rhs dtau + diffusion dB(noise_time)`, with `B(s)` a Brownian motion in the time `s`.
-    Why the clocks differ: an Euler step is exact where the right-hand side is constant, and each clock makes another
-    quantity the right-hand side, the velocity, the noise, the data, or a combination of these.
+    In a clock it reads `du = rhs dtau + diffusion dB(s)`, with `s` the `noise_time` and `B` a Brownian motion whose
+    increments have the variance `s' - s`.
+
+    How to find the parts of a clock: `du = scale dx + (scale'/scale) u dt`. On an affine path `x = alpha data + sigma
+    noise`, and velocity and score are rows of data and noise too. So the drift of `u` is a row, and `rhs` is this row
+    divided by `tau'`.
+
+    Why the clocks differ: an Euler step is exact where the right-hand side is constant. Each clock makes another
+    quantity the right-hand side: the velocity, the noise, the data, or a combination of these.
 
     Source: Song et al. 2021, arXiv:2011.13456, section 4; Zhang & Chen 2023, arXiv:2204.13902, proposition 1
     (both in reversed time).
@@ -69,9 +75,9 @@ class AbstractClock(Noun):
     finite_start: ClassVar[bool] = True
     """Whether the clock's time and scale are finite where alpha = 0."""
     keeps_start: ClassVar[bool] = True
-    """Whether, with noise, the scale is not zero where alpha = 0, so that `u` tells `x` there."""
+    """Whether, with noise, the scale is not zero where alpha = 0, so that `u` determines `x` there."""
     depends_on_eta: ClassVar[bool] = False
-    """Whether time and scale depend on `eta`: then a memory of earlier steps asks for one `eta` on the whole grid."""
+    """Whether time and scale depend on `eta`. Then a memory of earlier steps needs one `eta` on the whole grid."""
     own_time: ClassVar[bool] = False
     """Whether this is the path's own time, `tau = t` and `u = x`."""
 
@@ -177,11 +183,21 @@ class ThetaClock(AbstractClock):
 
     DDIM at `eta = 0`, DDPM's ancestral step at 1. Finite at the noise end, infinite where sigma = 0.
 
-    Why: with `y = x/alpha`, `s = sigma/alpha` the SDE is `dy = (1 + k) (y - data) ds/s + sqrt(2 k s) dW`, `s` falling.
-    The integrating factor of its linear part is `s^-(1 + k) = tau`, so `u = tau y` obeys `du = data dtau + tau
-    sqrt(2 k s) dW`. The noise has the variance `2 k s^(-1 - 2k) ds = d(s^(-2k))`: it is a Brownian motion in the time
-    `s^(-2k) = tau^(2k/(1 + k))`. At `alpha = 0` tau is 0 and so is, for `eta > 0`, the scale `tau/alpha =
-    s^-k / sigma`: the SDE has forgotten its start there, and `u` does not tell `x`.
+    This time is theta in `du = D dtheta + dB`, with `D` the data prediction. The derivation: let `y = x/alpha` and `s =
+    sigma/alpha`, so that `noise = (y - data)/s`. The SDE of `y` is
+
+        dy = (1 + k) (y - data) ds/s + sqrt(2 k s) dW ,   W of variance |ds|, s falling.
+
+    The integrating factor of its linear part is `s^-(1 + k) = tau`. So `u = tau y` obeys
+
+        du = data dtau + tau sqrt(2 k s) dW .
+
+    The variance of the noise is `2 k s^(-1 - 2k) |ds| = d(s^(-2k))`. So the noise is a Brownian motion in the time
+    `s^(-2k) = tau^(2k/(1 + k))`.
+
+    Why the scale is zero at `alpha = 0`: the scale is `tau/alpha = s^-k / sigma`, and `s` is infinite there. For `eta >
+    0` the scale is 0, and `u = 0` for every `x`. The SDE takes infinitely many units of lambda to leave `alpha = 0`, so
+    the first step forgets its start. For `eta = 0` the scale is `1/sigma`.
 
     ```python
     field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())

@@ -66,12 +66,12 @@ def _argument(value: PyTree, name: str, given: dict[str, PyTree]) -> str:
 
 
 def arguments(value: PyTree) -> dict[str, PyTree]:
-    """The constructor's arguments of an object, as it tells them itself or by its attributes."""
+    """The constructor's arguments of an object, from its method `arguments`, or else from its attributes."""
     return value.arguments() if isinstance(value, Written) else constructor_arguments(value)
 
 
 class Written:
-    """The marker of an object that tells the arguments of its constructor itself."""
+    """The marker of an object with a method that returns the arguments of its constructor."""
 
     def arguments(self) -> dict[str, PyTree]:
         """The arguments of the constructor, by name; by default the attributes of the same names."""

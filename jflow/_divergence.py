@@ -95,7 +95,7 @@ class ExactDivergence(AbstractDivergence):
 class Hutchinson(AbstractDivergence):
     """Hutchinson's estimate, `v . (df/dx) v` for each of the probes `v`, unbiased where `E[v v^T] = I`.
 
-    Each probe keeps an accumulator of its own, so that a standard error comes with the value.
+    Each probe has its own accumulator, so the value comes with a standard error.
 
     Source: Hutchinson 1990; Grathwohl et al. 2019, arXiv:1810.01367, equation 8.
 

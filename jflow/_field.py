@@ -67,7 +67,7 @@ class AbstractField(Noun):
 
     @property
     def sources(self) -> tuple[Prediction, ...]:
-        """The predictions that others are converted from, each of which must determine what is asked; by default the
+        """The predictions that others are converted from, each of which must determine every target; by default the
         heads. They decide where a sampler must not evaluate.
         """
         return self.predicts if isinstance(self.predicts, tuple) else (self.predicts,)
@@ -325,7 +325,7 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     check_affine(field.path, "change_path")
     if jtu.tree_structure(field.path.source) != jtu.tree_structure(path.source):
         raise ValueError(
-            "Both paths must have the same source, for a field knows the noise of its own. Got "
+            "Both paths must have the same source, since a field is exact for one source. Got "
             f"{field.path.source!r} and {path.source!r}: pass source= to the new path."
         )
     return _Rematched(field, path)  # pyright: ignore[reportArgumentType]

@@ -30,7 +30,7 @@ def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -
     tuple `more` of pytrees of arrays.
 
     A plain function that a noun holds itself may read globals, and a program that was kept would answer with old
-    numbers: such operands get a `jax.jit` of their own, on flat leaves, which is forgotten with the program returned.
+    numbers: such operands get their own `jax.jit`, on flat leaves, which is forgotten with the program returned.
     (With a fresh `equinox.filter_jit`, or with none, each call would keep about 2 MB.)
     """
     leaves, treedef = jtu.tree_flatten(operands)

@@ -194,7 +194,7 @@ Prediction = str | AbstractPrediction
 """A prediction, by name or as an object."""
 
 Target = Prediction | Row
-"""What may be asked of a field."""
+"""What a field predicts on request: a prediction or a row."""
 
 
 def as_prediction(prediction: Any) -> AbstractPrediction:
@@ -312,8 +312,8 @@ def given(
             wanted = "a combination of data and noise" if name is None else repr(name)
             own = ", ".join(map(repr, names))
             raise ValueError(
-                f"A field must give what is asked of it. Got {wanted} of a field that predicts {own} along "
-                f"{type(path).__name__}: train a head that predicts it."
+                f"A field must determine what it is evaluated for. Got {wanted}, from a field that predicts {own} "
+                f"along {type(path).__name__}: train a head that predicts it."
             )
         return convert(path, t, x, values[rows[0]], sources[rows[0]], target, args)
 

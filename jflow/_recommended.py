@@ -15,7 +15,7 @@ from ._validate import check_count
 def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sampler:
     """The default sampler of a field at a number of network evaluations: that of `sample`, `decode` and `generate`.
 
-    A field or its path may have one of its own, as flow maps and exact worlds have. Along affine paths it is an Adams
+    A field or its path may define another one, as flow maps and exact worlds have. Along affine paths it is an Adams
     method in the ratio clock with one evaluation a step, on a grid that is eased towards the data. Its order grows with
     the number of steps, and is lower under guidance, which makes a field sharp: the rules of docs/which_sampler.md for
     networks. A guided field takes `nfe // evaluations` steps.

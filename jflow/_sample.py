@@ -315,7 +315,7 @@ def check_density(field: AbstractField) -> None:
 
 
 def typed(solution: Solution, dtype: Any) -> Solution:
-    """The solution with its state in the type asked for."""
+    """The solution with its state in the type `dtype`."""
     if dtype is None:
         return solution
     xs = None if solution.xs is None else rounded(solution.xs, dtype)

@@ -47,7 +47,7 @@ def solve(
         key: The noise; on a fixed grid its increments are keyed by the index of the step.
         brownian: Another source of noise: any diffrax Brownian path, or on a fixed grid `jflow.Recorded`.
         event: Where an adaptive solve stops, as in diffrax.
-        saveat: As in diffrax; on a fixed grid it may ask for `steps` and `t0`.
+        saveat: As in diffrax; on a fixed grid only its `steps` and `t0` may be set.
         dtype: The type of the state, float32 or wider.
 
     Returns:

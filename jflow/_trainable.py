@@ -62,6 +62,9 @@ def _flags(node: Any) -> Any:
 
 
 def _flax_kind(node: Any) -> str | None:
-    """`"Param"` for a parameter of flax's, `"Variable"` for another variable, told without importing flax."""
+    """`"Param"` for a parameter of flax's, `"Variable"` for another variable, `None` for anything else.
+
+    The names of the classes decide, so flax is not imported.
+    """
     names = [base.__name__ for base in type(node).__mro__ if base.__module__.startswith("flax.nnx.")]
     return "Param" if "Param" in names else "Variable" if "Variable" in names else None

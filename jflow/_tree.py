@@ -35,7 +35,7 @@ def brownian_tree(
         key: Decides the path.
         shape: The event's shape, as in `sample`.
         resolution: Its tolerance, in units of the whole interval.
-        levy_area: What the solver asks for beside the increment, as `diffrax.SpaceTimeLevyArea`.
+        levy_area: What the solver needs beside the increment, as `diffrax.SpaceTimeLevyArea`.
 
     ```python
     field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())

@@ -56,15 +56,15 @@ class Noun(Written, eqx.Module):
 
 
 class Solution(eqx.Module):
-    """What a solve returns. What was not asked for is `None`.
+    """What a solve returns. What was not requested is `None`.
 
     - `x`: the final state, of the event's shape.
     - `log_prob`, `log_prob_se`: log-density in nats and its standard error.
     - `nfe`: one-example network evaluations this sample would have needed alone: a guided step counts 2, rejected
       steps count, JVPs do not; `None` where the number is not known, as for implicit solvers.
     - `vjps`: the vector-Jacobian products that a guide made beside them, where it counts them.
-    - `status`: 0 ok, 1 diverged (a non-finite state, or steps that are lost in rounding), 2 out of steps, 3 stopped
-      by an event, 4 a map that folds at this point.
+    - `status`: 0 ok, 1 diverged (a non-finite state, or a step shorter than the rounding error of the time), 2 out of
+      steps, 3 stopped by an event, 4 a map that folds at this point.
     - `t`: the time reached.
     - `ts`, `xs`: saved times and states of the path, the leading axis running over the saves; infinite where nothing
       was saved, pytrees where `saveat` holds a pytree of `diffrax.SubSaveAt`.

@@ -172,7 +172,7 @@ def sigmoid_weight(bias: Time = 0.0, *, predicts: Prediction = "data") -> Sigmoi
 def likelihood_weight(*, predicts: Prediction = "noise") -> LikelihoodWeight:
     """The weight of maximum likelihood: constant on the noise loss per unit of log-SNR.
 
-    Under a law of times with density `p` it is to be divided by `p(t)/log_snr'(t)`, which is a constant for
+    Under a law of times with density `p` it must be divided by `p(t)/log_snr'(t)`, which is a constant for
     `jflow.laws.UniformLogSNR`.
 
     Args:

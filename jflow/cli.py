@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if argv[:1] == ["train"] and argv[1:2] and argv[1] not in RECIPES and not argv[1].startswith("-"):
             raise ValueError(
-                f"A recipe must be one of {', '.join(RECIPES)}. Got {argv[1]!r}; `jflow recipes` tells of them."
+                f"A recipe must be one of {', '.join(RECIPES)}. Got {argv[1]!r}; `jflow recipes` lists them."
             )
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -118,7 +118,7 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
 
 
 def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTree = None) -> float:
-    """Classifier two-sample test: how often a classifier tells the samples apart, from 1/2 (never) to 1.
+    """Classifier two-sample test: how often a classifier distinguishes the samples, from 1/2 (never) to 1.
 
     The accuracy on held-out points, averaged over `folds` stratified folds drawn by `key`; the larger sample
     is cut by `key` to the size `n` of the smaller. Under equal laws it is about `N(1/2, 1/(8n))`; well below
@@ -202,7 +202,9 @@ def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
 def class_accuracy(
     x: Sample, label: Integer[ArrayLike, "_"], classifier: Callable[[ArrayLike], Int[ArrayLike, "_"]]
 ) -> float:
-    """The share of draws that `classifier`, a function of a sample to labels, puts into the class asked for.
+    """The share of draws that a classifier puts into the class that they were drawn for.
+
+    `classifier` is a function from a sample to its labels.
 
     Raises `ValueError` where labels, predictions and draws are not as many.
 

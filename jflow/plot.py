@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
-# of Okabe and Ito's palette, told apart whatever the colour vision
+# of Okabe and Ito's palette, which can be distinguished with any colour vision
 NOISE, DATA, INK = "#0072B2", "#D55E00", "#444444"
 
 Numbers = Num[ArrayLike, "..."] | Sequence[PyTree]

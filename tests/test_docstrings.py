@@ -20,6 +20,7 @@ from flax import nnx
 
 import jflow as jf
 
+ROOT = Path(__file__).parents[1]
 MODULES = (
     *("jflow", "jflow.laws", "jflow.samplers", "jflow.search", "jflow.distributions", "jflow.testing"),
     *("jflow.processes", "jflow.nn", "jflow.train", "jflow.data", "jflow.metrics", "jflow.plot"),
@@ -110,9 +111,34 @@ def test_every_public_name_has_an_example():
     assert len(called) > 150 and not bare, f"without an example: {sorted(bare)}"
 
 
+# Words that hide who does what: "raises" and "must" say it, and a noun says what "one", "none" and "that" stand for.
+AVOIDED = re.compile(
+    r"\b(refus\w*|mended|unasked|told|tells?|(is|are) to be|(that|which) is none|stands? still|of one's own"
+    r"|of (its|their) own|(is|are|be) asked|asks? for|asked (for|of))\b"
+)
+
+
+def prose() -> dict[str, str]:
+    """The text that users and readers of the code see, by file."""
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jflow/**/*.py")]
+    return {str(file.relative_to(ROOT)): file.read_text() for file in files if file.name != "CONTRIBUTING.md"}
+
+
+def test_prose_is_plain():
+    apart = ("jflow/search/", "jflow/testing/", "jflow/samplers.py")
+    found = [
+        f"{name}:{text.count(chr(10), 0, word.start()) + 1}: {word.group()}"
+        for name, text in prose().items()
+        if not name.startswith(apart)
+        for word in AVOIDED.finditer(text)
+    ]
+    assert not found
+    assert AVOIDED.search("a grid that is none") and AVOIDED.search("the field is asked, which it refuses")
+
+
 @pytest.mark.slow
 def test_the_page_on_guidance_runs():
-    text = (Path(__file__).parents[1] / "docs" / "guidance.md").read_text()
+    text = (ROOT / "docs" / "guidance.md").read_text()
     blocks = BLOCK.findall(text)
     assert blocks
     for code in blocks:

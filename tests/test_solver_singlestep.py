@@ -311,7 +311,7 @@ def test_what_does_not_fit_raises():
         (SOLVERS[2], {"clock": jf.SigmaClock()}, {}, r"which it brings along. Got SigmaClock\(\)"),
         (SOLVERS[3], {"eta": 1.0}, {}, "must have the ODE. Got eta=1.0: leave out eta="),
         (SOLVERS[2], {"eta": 1.0}, recorded, "times inside a step"),
-        (dfx.HalfSolver(dfx.Euler()), {"eta": 1.0}, {}, "asks for it inside a step"),
+        (dfx.HalfSolver(dfx.Euler()), {"eta": 1.0}, {}, "queries it inside a step"),
     ):
         with pytest.raises(ValueError, match=match):
             jf.decode(NET, x0, jf.FixedSteps(times, solver, **options), args=1.0, key=key, **given)

@@ -1,4 +1,8 @@
-"""How many evaluations a step makes, and where in it: read off a tableau, declared, or found on a trial step."""
+"""How many right-hand sides a step of a solver evaluates, and at which times inside the step.
+
+Three sources are tried in turn: what the solver declares (`AbstractFieldSolver.nodes`), its tableau, and a trial step
+that records the calls. Everything here runs before the loop is traced.
+"""
 
 from typing import Any, NamedTuple, TypeGuard, TypeVar, get_origin
 
@@ -19,18 +23,18 @@ _Kind = TypeVar("_Kind")
 
 
 def is_itself(solver: Any, kind: type[_Kind]) -> TypeGuard[_Kind]:
-    """Whether a solver is of a kind, and does not wrap one: diffrax lets a wrapper pass for what it wraps."""
+    """Whether the solver itself is of a kind. diffrax's `isinstance` is also true for a wrapper of such a solver."""
     return isinstance(solver, kind) and not isinstance(solver, dfx.AbstractWrappedSolver)
 
 
 def explicit_tableau(solver: Any) -> dfx.ButcherTableau | None:
-    """The tableau of an explicit Runge-Kutta method; `None` for other solvers."""
+    """The tableau of an explicit Runge-Kutta method. `None` for other solvers."""
     tableau: Any = solver.tableau if is_itself(solver, dfx.AbstractERK) else None  # not a MultiButcherTableau
     return tableau
 
 
 def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
-    """The stages that the solution of a step depends on."""
+    """The stages on which the solution of a step depends. The error estimate may need more of them."""
     needed = {i for i, b in enumerate(tableau.b_sol) if b != 0}
     for stage in range(tableau.num_stages - 1, 0, -1):
         if stage in needed:
@@ -39,7 +43,11 @@ def needed_stages(tableau: dfx.ButcherTableau) -> set[int]:
 
 
 def levy_kinds(solver: dfx.AbstractSolver) -> int:
-    """How many normals a step of the solver takes: the increment, and the Lévy areas or the inner time it asks for."""
+    """How many normals a step of the solver needs.
+
+    One is for the increment. A second and a third are for the space-time and the space-time-time Lévy area. A solver
+    that queries the noise inside the step uses the second normal for that.
+    """
     solver = unwrapped(solver)
     if isinstance(solver, AbstractFieldSolver) and solver.asks_inside:
         return 2
@@ -54,17 +62,22 @@ def levy_kinds(solver: dfx.AbstractSolver) -> int:
 class Trial(NamedTuple):
     """What one step of a solver did."""
 
-    nodes: tuple[float, ...] | None  # the times of its evaluations, `None` where they are in a loop of its own
-    inside: bool  # whether it asked for the noise of another interval than the step
-    still: bool  # whether it evaluated only at the start of the step, in the state that the step began with
+    nodes: tuple[float, ...] | None  # the times of its evaluations; `None` if it made them inside a traced loop
+    inside: bool  # whether it queried the noise over another interval than the whole step
+    still: bool  # whether it evaluated only at the start of the step, in the state at the start
 
 
 _TRIALS: dict[Any, Trial] = {}
 
 
 def trial(solver: dfx.AbstractSolver, noisy: bool) -> Trial:
-    """One step of a solver from 0 to 1, with a right-hand side that notes its times: values, not tracers, so that
-    they can be read. It is remembered for a solver of the same structure and numbers; traced ones are not numbers.
+    """One step of a solver from 0 to 1, with a right-hand side that records the times of its calls.
+
+    The step runs in `jax.ensure_compile_time_eval`, so the recorded times are values and not tracers, inside `jax.jit`
+    too. Only a solver that calls the right-hand side inside a loop, as `lax.scan`, passes tracers there.
+
+    The result is stored by the structure and the numbers of the solver. A solver that holds a tracer has no numbers
+    yet, so its trial is made each time.
     """
     leaves = [concrete(leaf) for leaf in jtu.tree_leaves(solver) if eqx.is_array_like(leaf)]
     key = (
@@ -104,12 +117,12 @@ def _trial(solver, noisy):
     queries.clear()
     solver.step(terms, zero, one, y0, None, state, jnp.zeros((), bool))
     nodes = None if any(t is None for t in times) else tuple(float(t) for t in times)
-    inside = any(ends != (0.0, 1.0) for ends in queries)  # in a loop of the solver's own, where nothing is known, too
+    inside = any(ends != (0.0, 1.0) for ends in queries)  # `None` counts: a query made in a loop
     return Trial(nodes, inside, nodes == (0.0,) and not any(moved))
 
 
 class _Noted(dfx.AbstractBrownianPath):
-    """A path that notes for which intervals it is asked."""
+    """A Brownian path that records over which intervals it is queried."""
 
     inner: Any
     queries: list[Any] = eqx.field(static=True)
@@ -125,8 +138,13 @@ class _Noted(dfx.AbstractBrownianPath):
 
 
 def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[float, ...] | None:
-    """Where in a step, from 0 to 1 in the clock's time, the right-hand side is evaluated; `None` where that is not
-    known: implicit solvers, and those with a loop of their own.
+    """Where in a step a solver evaluates the right-hand side, from 0 to 1 in the clock's time.
+
+    The result is `None` where this is not known: for implicit solvers, and for solvers that evaluate in a loop.
+
+    Args:
+        solver: Any diffrax solver.
+        noisy: Whether the equation is an SDE.
 
     ```python
     assert jf.evaluation_nodes(dfx.Heun()) == (0.0, 1.0) and jf.evaluation_nodes(dfx.ImplicitEuler()) is None
@@ -144,8 +162,9 @@ def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[f
 
 
 def evaluates_at_start(solver: dfx.AbstractSolver, noisy: bool) -> bool:
-    """Whether a solver evaluates once a step, at its start in the state that it began with: then no clock has to be
-    inverted inside the loop.
+    """Whether a solver evaluates once a step, at the start of the step and in the state there.
+
+    The grid knows the path's time and state at the start of a step, so the loop need not invert the clock.
     """
     if is_itself(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:
         return declared == (0.0,)
@@ -155,7 +174,7 @@ def evaluates_at_start(solver: dfx.AbstractSolver, noisy: bool) -> bool:
 
 
 def step_evaluations(solver: dfx.AbstractSolver, noisy: bool) -> int | None:
-    """The number of right-hand sides of one step, `None` where it is not known."""
+    """The number of right-hand sides that one step evaluates. `None` where it is not known."""
     if is_itself(solver, dfx.AbstractSRK):
         skipped = solver.tableau.ignore_stage_f
         return len(solver.tableau.b_sol) - (0 if skipped is None else int(sum(skipped)))
@@ -164,7 +183,7 @@ def step_evaluations(solver: dfx.AbstractSolver, noisy: bool) -> int | None:
 
 
 def takes_two_terms(solver: dfx.AbstractSolver) -> bool:
-    """Whether a solver is made for an SDE alone."""
+    """Whether a solver is for SDEs only: it needs a drift term and a noise term."""
     return get_origin(solver.term_structure) is dfx.MultiTerm
 
 
@@ -172,8 +191,11 @@ MARK = "jflow_evaluations_"
 
 
 def rule_evaluations(rule: Any, field: Any, row: Any, x: PyTree, noise: Any, args: Any) -> int | None:
-    """Evaluations of one step of a rule: what it declares, else counted on an abstract step with a stub in the place of
-    the field, whose calls are marked in the traced program and so are found in loops of known length too.
+    """The evaluations of one step of a rule. `None` where they are not known.
+
+    A rule may declare them. Otherwise one step is traced with a stub instead of the field. A call of the stub is a
+    jitted function whose name carries the cost, so the calls are found in the traced program. A call inside a loop of
+    known length counts as often as the loop runs. All arguments are tracers there, and nothing is computed.
     """
     if (declared := rule.nfe(field, args)) is not None:
         return declared
@@ -188,7 +210,7 @@ def rule_evaluations(rule: Any, field: Any, row: Any, x: PyTree, noise: Any, arg
 
 
 class _Stub(AbstractWrappedField):
-    """A field whose answers are zeros, and whose calls are marked."""
+    """A field that returns zeros. Each call appears in the traced program under a name that starts with `MARK`."""
 
     def predict(self, targets, t, x, args=None):
         cost = self.field.evaluations(args, t)
@@ -203,7 +225,7 @@ class _Stub(AbstractWrappedField):
 
 
 def _marks(jaxpr: Any) -> int | None:
-    """The evaluations marked in a program; `None` where a loop hides their number."""
+    """The evaluations marked in a program. `None` where their number depends on values, as in a `while` loop."""
     total = 0
     for equation in jaxpr.eqns:
         name = equation.params.get("name", "")
@@ -230,7 +252,7 @@ def _marks(jaxpr: Any) -> int | None:
 
 
 def _jaxprs(value: Any) -> list[Any]:
-    """The programs in a parameter of an operation."""
+    """The programs inside a parameter of an operation, as the body of a loop."""
     if isinstance(value, (tuple, list)):
         return [sub for item in value for sub in _jaxprs(item)]
     if isinstance(value, jex.ClosedJaxpr):

@@ -1,4 +1,13 @@
-"""The ODE of a field with its divergence accumulated beside the state: the change of the log-density."""
+"""The change of the log-density along the ODE of a field.
+
+Along `dx/dt = v(t, x)` the log-density obeys `d/dt log p_t(x_t) = -div v(t, x_t)`. The divergence is integrated beside
+the state, by the same solver and on the same steps.
+
+In a clock the integrated state is `u = scale x`. The density of `u` differs from that of `x` by the factor
+`scale^(-d)`, with `d` the dimension of the space. `with_density` adds this term once, at both ends.
+
+Source: Chen et al. 2018, arXiv:1806.07366, theorem 1.
+"""
 
 import math
 from typing import Any
@@ -15,10 +24,13 @@ from .equation import AbstractEquation, FieldEquation
 
 
 class DensityEquation(AbstractEquation):
-    """The ODE of a field for `(x, a)`, where `a` accumulates the divergence: `da/dtau = div_u (du/dtau)`.
+    """The ODE of a field for the pair `(x, a)`: `a` accumulates the divergence, `da/dtau = div_u (du/dtau)`.
 
-    Where the source fills a subspace, as point clouds with zero centre of mass, `f` is replaced by `P f(P x)`, with the
-    projection `P = A A^+` of its map: the divergence is then the one within the subspace.
+    The drift is a function of `x`, and `div_u = div_x / scale`.
+
+    The draws of a source may fill only a subspace, as point clouds with zero centre of mass do. Then `f` is replaced by
+    `P f(P x)`, with the projection `P = A A^+` for the map `A` of the source. The divergence of that function is the
+    divergence within the subspace.
     """
 
     equation: FieldEquation
@@ -68,7 +80,7 @@ class DensityEquation(AbstractEquation):
         raise NotImplementedError("An ODE with its density has no diffusion.")
 
     def log_scale(self, t):
-        """The logarithm of `u / x`: a dimension's part in the determinant of the clock's scaling."""
+        """`log(u / x)`: what each dimension adds to the log-determinant of the clock's scaling."""
         factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, 0.0)  # pyright: ignore
         return 0.0 if factor is None else jnp.log(factor)
 
@@ -76,7 +88,7 @@ class DensityEquation(AbstractEquation):
 def with_divergence(
     equation: FieldEquation, x: PyTree, divergence: AbstractDivergence | None, key: PRNGKey | None
 ) -> tuple[DensityEquation, tuple[PyTree, Array]]:
-    """The ODE with its divergence, and its state at `x` with nothing accumulated."""
+    """The ODE with its divergence, and the first state: `x` and zeros."""
     check_kind(divergence, AbstractDivergence, "divergence must be an object, as jflow.Hutchinson(4).")
     divergence = ExactDivergence() if divergence is None else divergence
     probes = divergence.probes(key, x)
@@ -86,14 +98,14 @@ def with_divergence(
 def with_density(
     density: DensityEquation, solution: Solution, t0: Any, t1: Any, start: Any, first: Any, args: Any
 ) -> Solution:
-    """The solution with its density: `log p(t1) = log p(t0) - integral of the divergence`.
+    """The solution with its density: `log p(t1) = log p(t0) - integral of the divergence from t0 to t1`.
 
-    `start` is a distribution of the state at `t0`, by default the path's own; `first` the state at `t0` of a forward
-    solve, `None` for a backward one, which ends there.
+    `start` is the distribution of the state at `t0`, by default the path's own. `first` is the state at `t0` of a
+    forward solve. A backward solve ends at `t0`, so there `first` is `None` and the state is in the solution.
     """
     x, total = solution.x
     if first is None:
-        first, total = x, -total  # backward, the accumulator holds minus the integral
+        first, total = x, -total  # a backward solve accumulates minus the integral
     path, dtype = density.equation.field.path, state_dtype(x)
     t0, t1 = jnp.asarray(t0).astype(dtype), jnp.asarray(t1).astype(dtype)
     change = path.source.dimension(x, args) * (density.log_scale(t1) - density.log_scale(t0))

@@ -1,7 +1,12 @@
 """The ends of a solve: how a grid ends, and where a right-hand side or a clock is not defined.
 
-All that is decided here is decided once, before the loop, from static facts: which end a grid touches, whether alpha
-and sigma vanish there, what the field gives without conversion. The loops do not look at their ends.
+All decisions are made once, before the loop, from static facts: which ends a grid touches, whether alpha and sigma
+vanish there, what the field predicts without conversion. The loops do not look at their ends.
+
+Each check may run twice in one call of a verb. The eager front calls it with values, so that an error is raised before
+anything is traced. The jitted core calls it again on the same objects, whose arrays are then tracers. What depends on
+the value of a tracer is not checked the second time. The facts of a sampler (its `facts`) were taken from values
+when the sampler was built, and are static, so both calls see the same facts.
 """
 
 from typing import Any
@@ -22,9 +27,9 @@ from .equation import FieldEquation
 
 
 def decide_end(field: AbstractField, sampler: Any, finite_end: bool) -> str:
-    """The end of a grid: the sampler's own, else one that never evaluates an undefined right-hand side.
+    """The end of a grid: the sampler's, or by default an end that never evaluates an undefined right-hand side.
 
-    Raises `ValueError` where a traced grid leaves it open.
+    Raises `ValueError` where the default depends on the last time of a traced grid.
     """
     if sampler.end is not None:
         return sampler.end
@@ -45,7 +50,7 @@ def decide_end(field: AbstractField, sampler: Any, finite_end: bool) -> str:
 
 
 def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
-    """Raises `ValueError` for a grid that does not go along the path."""
+    """Raises `ValueError` for a grid that decreases, leaves [0, 1], or repeats its last time without `"denoise"`."""
     facts, path = sampler.facts, type(field.path).__name__
     if facts.increases is False:
         raise ValueError(
@@ -67,8 +72,9 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
 def check_ends(equation: FieldEquation, sampler: Any, *, first: bool, last: bool, reaches: bool) -> None:
     """Raises `ValueError` where the right-hand side at an end of the path is not determined, or the clock is infinite.
 
-    `first` and `last` say whether the right-hand side is evaluated at the first and the last time of the sampler,
-    `reaches` whether the state is carried to the last one. They are seen in `facts`; what is traced is not checked.
+    `first` and `last` say whether the right-hand side is evaluated at the first and at the last time of the sampler.
+    `reaches` says whether the state is carried to the last time. Whether these times are ends of the path is a fact of
+    the sampler. It is unknown for traced times, which are not checked.
     """
     facts = sampler.facts
     if facts.starts_at_zero:
@@ -89,11 +95,12 @@ def _check_end(equation, t, *, evaluated):
         )
     if not isinstance(field.path, AbstractAffinePath):
         return
-    # What is finite for one level of noise is finite for all. A traced one may be 0, so it is not known to fail.
+    # A right-hand side that is finite for one positive eta is finite for all of them. A traced eta may be 0, so the
+    # check treats it as 0.
     eta = equation.eta
     silent = eta is None or isinstance(eta, Tracer) or (isinstance(eta, (int, float, np.ndarray)) and not np.any(eta))
-    # A verb asks twice, before it traces and inside, and again at each call: what is known is remembered, but for a
-    # user's coefficient.
+    # Each call of a verb checks twice, so results are stored. A user's coefficient is a function, whose values may
+    # change between calls: its results are not stored.
     leaves, structure = jtu.tree_flatten((field.path, equation.clock))
     key = (
         structure, tuple(map(_identity, leaves)),
@@ -112,15 +119,18 @@ def _check_end(equation, t, *, evaluated):
 
 
 def _identity(leaf):
-    """What two leaves of equal values share; a traced array has none of its own."""
+    """A key that two leaves of equal values share. It is `None` for every traced array, whose value is unknown."""
     if isinstance(leaf, Tracer):
         return None
     return np.asarray(leaf).tobytes() if isinstance(leaf, (jax.Array, np.ndarray)) else leaf
 
 
 def _singular(equation, t, level, evaluated):
-    """The prediction from which the right-hand side is not finite at `t`, `None` for none: the weights themselves are
-    computed, with values, inside `jax.jit` too, where constants would become tracers.
+    """The name of a prediction that does not determine the right-hand side at `t`. `None` if all of them do.
+
+    The weights of the predictions are computed and compared with infinity. `jax.ensure_compile_time_eval` makes them
+    values inside `jax.jit` too, where a plain constant would become a tracer. Parameters of a path or a clock that are
+    tracers stay tracers; `_finite` accepts weights that depend on them.
     """
     field, path, clock = equation.field, equation.field.path, equation.clock
     with jax.ensure_compile_time_eval():
@@ -143,13 +153,13 @@ def _singular(equation, t, level, evaluated):
 
 
 def equation_row(equation: FieldEquation, t: Any, level: Any) -> Any:
-    """The right-hand side as a row; `None` where the field gives velocity and score themselves."""
+    """The right-hand side as a row. `None` where it is a sum of the field's own velocity and score."""
     row = equation.rhs(t, level)
     return row if len(row) == 3 else None
 
 
 def _finite(value):
-    """Whether a value is finite, as far as it is known: the parameters of a path or a clock may be traced."""
+    """Whether a value is finite. A traced value counts as finite."""
     known = concrete(value)
     return known is None or np.isfinite(known).all()
 
@@ -177,13 +187,13 @@ def _message(equation, t, source):
 
 
 def _holds(equation, t, clock):
-    """Whether the equation is finite at `t` in another clock, so that it may be advised."""
+    """Whether the equation is finite at `t` in another clock. A message suggests only such a clock."""
     other = FieldEquation(equation.field, clock, equation.eta, None)
     return _singular(other, t, 1.0 if other.noisy else 0.0, True) is None
 
 
 def check_noise(field: AbstractField, what: str) -> None:
-    """Raises `ValueError` where `eta` or churn has no score to go by: `-noise/sigma` of an affine path."""
+    """Raises `ValueError` where `eta` or churn has no score, the `-noise/sigma` of an affine path."""
     if not isinstance(field.path, AbstractAffinePath):
         raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {type(field.path).__name__}.")
     check_score(field.path.source, what)

@@ -1,4 +1,17 @@
-"""Equations in a clock: what the loops solve."""
+"""Equations in a clock: what the loops solve.
+
+A loop integrates `du = D dtau + G dB(s)`. Here tau is the time of a clock, `u = scale x` the rescaled state, `D` the
+right-hand side, `G` the diffusion coefficient, and `B` a Brownian motion in the noise time `s(tau)`. `jflow._clock`
+derives the equation. In `ThetaClock`, for example, tau is theta, `D` is the data prediction and `G = 1`:
+`du = D dtheta + dB`.
+
+A table of steps (`Interval`) holds what the equation knows at both ends of each step: the two times, the two scales,
+the variance of the noise. Every entry is computed from the grid's own path times. So a step starts and ends exactly on
+the grid, and a solver that evaluates only at the ends of a step never inverts the clock.
+
+All times, scales and values of eta below are tracers inside a verb. Which terms exist (`noisy`, `own_time`, `None`
+entries of a table) is static.
+"""
 
 import abc
 from collections.abc import Callable
@@ -21,22 +34,22 @@ from .._types import Noun
 
 
 class Interval(NamedTuple):
-    """One step of a grid, with what is known at both of its ends. In a table of steps every leaf has a leading axis."""
+    """One step of a grid, with what is known at both of its ends. A table of steps has a leading axis."""
 
     t0: Any
     t1: Any
     tau0: Any
     tau1: Any
-    variance: Any  # of the noise of the step, `None` without noise
-    enter: Any  # u = enter x at its start, `None` for one
-    leave: Any  # x = leave u at its end, `None` for one
+    variance: Any  # of the noise of the step; `None` without noise
+    enter: Any  # at the start `u = enter x`; `None` stands for 1
+    leave: Any  # at the end `x = leave u`; `None` stands for 1
     eta: Any
-    s0: Any = None  # the noise times of its ends, `None` where the noise runs in tau
-    s1: Any = None
+    s0: Any = None  # the noise time at the start; `None` where the noise time is tau
+    s1: Any = None  # the noise time at the end
 
 
 class AbstractEquation(Noun):
-    """An equation for a state `u` in a time `tau`, and how these belong to the path's `x` and `t`."""
+    """An equation for a state `u` in a time `tau`, and the maps between these and the path's `x` and `t`."""
 
     @abc.abstractmethod
     def intervals(self, times: Float[Array, "..."]) -> Interval:
@@ -49,7 +62,7 @@ class AbstractEquation(Noun):
     @property
     @abc.abstractmethod
     def noisy(self) -> bool:
-        """Whether there is a diffusion term at all."""
+        """Whether there is a diffusion term."""
 
     @abc.abstractmethod
     def diffusion(self, t: Any, x: PyTree, args: Any, eta: Any) -> PyTree:
@@ -57,7 +70,7 @@ class AbstractEquation(Noun):
 
     @property
     def own_time(self) -> bool:
-        """Whether `tau = t` and `u = x`; by default so."""
+        """Whether `tau = t` and `u = x`; by default true."""
         return True
 
     def time(self, t: Any, eta: Any) -> Any:
@@ -69,23 +82,23 @@ class AbstractEquation(Noun):
         return tau
 
     def locate(self, tau: Any, eta: Any) -> tuple[Any, Any]:
-        """`t` and `x / u` at a time of the clock, the latter `None` for one."""
+        """`t` and `x / u` at a time of the clock. `None` stands for the factor 1."""
         return tau, None
 
     def scaled(self, factor: Any, x: PyTree) -> PyTree:
-        """`u` from `x`, or back, by a factor of the state."""
+        """The state times a factor: `u` from `x`, or `x` from `u`."""
         return scale(factor, x)
 
     def colour(self, white: PyTree, args: Any) -> PyTree:
-        """The noise of the state from white noise; by default that."""
+        """The noise of the state, made of white noise; by default the white noise itself."""
         return white
 
     def visible(self, x: PyTree) -> PyTree:
-        """What a function of the caller's sees of the state."""
+        """The part of the state that a function of the caller's is given."""
         return x
 
     def cost(self, t: Any, args: Any) -> int | Array:
-        """Evaluations that one right-hand side counts; a Python number where it is the same at every time."""
+        """The evaluations that one right-hand side costs. It is a Python number if it is the same at every time."""
         return 1
 
 
@@ -107,7 +120,7 @@ class DriftEquation(AbstractEquation):
         return cast_like(self.rate(t, x, args), x, "A drift")
 
     def diffusion(self, t, x, args, eta):
-        return self.coefficient(t, x, args)  # pyright: ignore[reportOptionalCall]  # only called where `noisy`
+        return self.coefficient(t, x, args)  # pyright: ignore[reportOptionalCall]  # only called if `noisy`
 
 
 class FieldEquation(AbstractEquation):
@@ -149,10 +162,13 @@ class FieldEquation(AbstractEquation):
         return jax.vmap(one)(times[:-1], times[1:], levels)
 
     def _kept_intervals(self, times, kept):
-        """Steps of ThetaClock from the share `q` of the noise that each keeps, in units of theta at the step's end.
+        """The table of steps for a noise rule, which gives the share `q` of the old noise that each step keeps.
 
-        In these units theta runs from `q e^(-h)` to 1 and `u` from `q (sigma'/sigma) x / alpha'` to `x'/alpha'`: all
-        finite where `alpha = 0` and `h` is infinite, as amplitudes are not.
+        A step of `ThetaClock` with the amplitude eta has `q = e^(-eta^2 h)`, with `h` the step in lambda. At alpha = 0
+        the step `h` is infinite and every amplitude gives `q = 0`. So the table is written in `q` itself, with theta in
+        units of theta at the end of the step. In these units theta runs from `q e^(-h)` to 1, and `u` from
+        `q (sigma'/sigma) x / alpha'` to `x'/alpha'`; both are finite at alpha = 0. The step itself stays
+        `u' = u + (theta' - theta) data + noise`, with the variance `(1 - q^2) (sigma'/alpha')^2`.
         """
         path: Any = self.field.path
 
@@ -199,10 +215,11 @@ class FieldEquation(AbstractEquation):
         return self.field.evaluations(args, t)
 
     def rhs(self, t, eta):
-        """The right-hand side: as a row of weights of data and noise, or as names where the path has no rows.
+        """The right-hand side: a row of weights of data and noise, or names where the path has no rows.
 
-        The drift of `diffusion=` is `velocity + g^2/2 score`. It has no gradient of `g`, which is a function of t
-        alone. Along an affine path it is one row, multiplied by sigma, so that nothing is divided by zero at t = 1.
+        With `diffusion=` the drift is `velocity + g^2/2 score`. There is no term with the gradient of `g`, since `g`
+        depends on t alone. Along an affine path `score = -noise/sigma`, so the drift is one row. The row is multiplied
+        by sigma: `sigma velocity - g^2/2 noise` divides nothing by zero at t = 1.
         """
         path = self.field.path
         if self.coefficient is None:
@@ -211,11 +228,11 @@ class FieldEquation(AbstractEquation):
             return "velocity", "score"
         g = self._amplitude(t).astype(jnp.result_type(t))
         s, a, b = path.velocity_row(t)
-        factor = path.sigma(t) if path.finite_sigma_dot else 1.0  # a row of infinite sigma' has that factor already
+        factor = path.sigma(t) if path.finite_sigma_dot else 1.0  # else the row has that factor already
         return Row(factor * s, factor * a, factor * b - g**2 / 2)
 
     def _amplitude(self, t, x=None):
-        """`g(t)`; raises `ValueError` where it is not a number, or an array of the shape of the state `x`."""
+        """`g(t)`. Raises `ValueError` unless it is a number, or an array of the shape of the state `x`."""
         g = self.coefficient(t)  # pyright: ignore[reportOptionalCall]
         if not eqx.is_array_like(g) or (
             x is not None and jnp.ndim(g) and {jnp.shape(g)} != {leaf.shape for leaf in jtu.tree_leaves(x)}
@@ -228,7 +245,7 @@ class FieldEquation(AbstractEquation):
         return jnp.asarray(g)
 
     def _gives_score(self):
-        """Whether the score is a head of its own, not that of the path."""
+        """Whether the network has a head for the score. Then the score is not converted from the noise."""
         predicts = self.field.predicts
         return isinstance(predicts, tuple) and "score" in [head.name for head in heads(predicts)]
 
@@ -239,12 +256,16 @@ class FieldEquation(AbstractEquation):
 
 
 def located(equation: AbstractEquation, interval: Interval, x0: PyTree, tau: Any, u: PyTree) -> tuple[Any, PyTree]:
-    """`(t, x)` of `(tau, u)` in a step that starts from `x0`.
+    """The path's `(t, x)` for the clock's `(tau, u)`, in a step that starts from `x0`.
 
-    At the ends of the step the time and the scale are the grid's own, not what the clock's inverse makes of `tau`;
-    there the inverse is taken at the middle of the step, whose derivative is finite. Where the scale at the start is
-    zero (`ThetaClock` with noise, at alpha = 0) `u` does not tell `x`: the state there is `x0`. No solver that moves
-    the state by noise before its first evaluation gets that far (`ends.check_start`).
+    At the two ends of the step, time and scale come from the table of steps. Inside the step they come from the inverse
+    of the clock. `tau` is a tracer, so both are computed and `where` selects. The inverse of a clock may have an
+    infinite derivative at an end, and an infinity in the branch that is not selected makes a gradient NaN. So at the
+    ends the inverse is evaluated at the middle of the step instead.
+
+    The scale at the start is zero for `ThetaClock` with noise at alpha = 0. There `u = 0` for every `x`, so `u` does
+    not determine `x`, and the result is `x0`. This is right for the first evaluation of a step. It would be wrong for a
+    solver that moves the state by noise before its first evaluation; `stepper.check_start` raises for those.
     """
     if equation.own_time:
         return tau, u
@@ -264,7 +285,7 @@ def located(equation: AbstractEquation, interval: Interval, x0: PyTree, tau: Any
 
 
 def noise_shape(equation: AbstractEquation, x0: PyTree, args: Any, t: Any) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes of the Brownian motion: those of the state, or the columns of a matrix coefficient."""
+    """The shapes of the Brownian motion: the shapes of the state, or the number of columns of a matrix coefficient."""
 
     def coefficient(t, x, a):
         return jtu.tree_map(jnp.asarray, equation.diffusion(t, x, a, jnp.ones((), jnp.result_type(t))))

@@ -30,10 +30,10 @@ def run_grid(
     visible: Any = None,
     unroll: bool = False,
 ) -> Solution:
-    """Carries `x0` along the grid, step by step; `recorded` normals or those of `key` are the noise.
+    """Carries `x0` along the grid, step by step. The noise is `recorded`, or drawn from `key`.
 
-    `visible` is what `saveat.fn` sees of a state. `unroll` writes the steps of an ODE out, without a loop: it compiles
-    longer, and on CPU the gradient through a convolution is not as slow as inside a loop.
+    `visible` maps a state to what `saveat.fn` is given. `unroll` writes out the steps of an ODE without a loop. That
+    takes longer to compile, but on CPUs the gradient through a convolution is much slower inside a loop.
     """
     every, with_start, fn = saves(saveat, visible)
     noise, block = _noise(stepper, x0, args, key, recorded)
@@ -48,7 +48,7 @@ def run_grid(
         alive = alive & all_finite(x)
         return (x, state, count + alive.astype(count.dtype), alive), save(t1, x)
 
-    # One step is recomputed in the backward pass: its memory is one state a step, not every stage's intermediates.
+    # The backward pass recomputes each step. So the forward pass keeps one state a step, and no stages.
     body = jax.checkpoint(body, prevent_cse=False)
     state = stepper.init(x0, args)
     carry, saved = (x0, state, jnp.zeros((), jnp.int32), jnp.ones((), bool)), None
@@ -75,14 +75,14 @@ def run_grid(
 
 
 def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, Any]:
-    """What a fixed grid keeps: `(every k steps or 0, the start too, a function)`."""
+    """What a fixed grid saves: after every how many steps (0 for never), whether the start too, and a function."""
     check_kind(saveat, dfx.SaveAt, "saveat must be an object, as diffrax.SaveAt(steps=True).")
     if saveat is None:
         return 0, False, lambda t, x, args: x
     subs = saveat.subs
     if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None or subs.t1:
         raise ValueError(
-            "On a fixed grid saveat must ask for the steps, diffrax.SaveAt(t0=True, steps=True). The end is the "
+            "On a fixed grid saveat must save the steps, diffrax.SaveAt(t0=True, steps=True). The end is the "
             "solution's t and x without it; for other times or dense output take jflow.AdaptiveSteps, or put the times "
             "into the grid."
         )
@@ -91,7 +91,7 @@ def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, An
 
 
 def _saved(times, saved, every, with_start, start):
-    """The saved times and states."""
+    """The saved times and states, with the start if it was wanted."""
     if not (every or with_start):
         return None, None
     keep = slice(every - 1, None, every) if every else slice(0, 0)
@@ -104,7 +104,10 @@ def _saved(times, saved, every, with_start, start):
 
 
 def _noise(stepper, x0, args, key, recorded):
-    """Where the normals come from, `None`, recorded ones, or a function of a block's index; and the block's length."""
+    """The noise of the grid, and how many steps share a key.
+
+    The noise is `None`, recorded normals, or a function from the index of a block of steps to its normals.
+    """
     rule = stepper.rule
     if not stepper.noisy or not stepper.steps:
         return None, 1
@@ -119,7 +122,10 @@ def _noise(stepper, x0, args, key, recorded):
 
 
 def _scan_blocks(body, carry, steps, n, draw, block):
-    """The scan with its noise drawn a block of steps a key; memory does not grow with the number of steps."""
+    """The scan over blocks of steps. Each block draws its noise from one key.
+
+    The noise of one block is in memory at a time, so memory does not grow with the number of steps.
+    """
     full, rest = divmod(n, block)
 
     @jax.checkpoint
@@ -144,7 +150,7 @@ def _scan_blocks(body, carry, steps, n, draw, block):
 
 
 def check_recorded(recorded: Recorded, n: int, like: PyTree, rule: Any) -> None:
-    """Raises `ValueError` unless recorded normals are those that the loop would draw."""
+    """Raises `ValueError` unless recorded normals have the structure and the shapes that the loop would draw."""
     if isinstance(rule, SolverRule) and levy_kinds(rule.solver) > 1:
         raise ValueError(
             f"Recorded noise must be all that the solver takes: it holds increments, and {type(rule.solver).__name__} "

@@ -1,4 +1,4 @@
-"""A field whose network is given the state in another type, as half precision, while all else stays wide."""
+"""A field whose network is given the state in another type, as half precision. Everything else stays in float32."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .._prediction import given, heads
 
 
 class _Lowered(AbstractWrappedField):
-    """The inner field at the rounded state; conversions take the state as it is."""
+    """Calls the inner field with the rounded state, and converts its predictions with the state as it is."""
 
     dtype: Any = eqx.field(static=True)
 
@@ -26,7 +26,7 @@ class _Lowered(AbstractWrappedField):
 
 
 def lowered(field: AbstractField, dtype: Any) -> AbstractField:
-    """The field with its innermost fields at the rounded state; as it is for `dtype=None`."""
+    """The field with each innermost field called at the rounded state; the field itself if `dtype` is `None`."""
     if dtype is None:
         return field
 

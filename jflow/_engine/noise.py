@@ -1,4 +1,4 @@
-"""Noise on a fixed grid: increments keyed by the index of the step, and what a solver asks of them."""
+"""Noise on a fixed grid: the increment of a step and its Lévy areas, in the form in which diffrax queries them."""
 
 import math
 from typing import Any
@@ -13,11 +13,11 @@ from .._event import combine, safe_sqrt, scale
 
 
 class StepBrownianPath(dfx.AbstractBrownianPath):
-    """A Brownian path known over one step only, through its increment and Lévy areas.
+    """A Brownian path over one step only, given by its increment and Lévy areas.
 
-    A solver that asks for any other interval was found out on a trial step (`count.trial`), before tracing; so the
-    increment is the answer to every query. `share`, a function of the clock's time, is given where a solver asks
-    for the noise up to a time inside the step.
+    Every query returns the increment of the whole step. Solvers that query another interval are found by a trial step
+    before tracing (`count.trial`), and raise. Solvers that declare `asks_inside` query the noise from the start of the
+    step to a time inside it. For those `share` maps that time, in the clock, to the share of the step's variance.
     """
 
     t0: Any
@@ -32,16 +32,21 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         return self._inside(self.share(t1))
 
     def _inside(self, share):
-        """The increment `W_q` up to a share `q` of the step, given that over the step, `W`: the Brownian bridge
-        `q W + sqrt(12 q (1 - q)) H`, whose normal is that of the Lévy area (of variance a twelfth of that of `W`, and
-        independent of it). The pair has the law it has along one path; the area itself then is not that of the path.
+        """The increment `W_q` up to a share `q` of the step, given the increment `W` over the whole step.
+
+        It is a Brownian bridge, `W_q = q W + sqrt(q (1 - q) V) Z`, with `V` the variance of `W` and `Z` a normal
+        independent of `W`. The area `H` is such a normal with the variance `V/12`, so the second term is
+        `sqrt(12 q (1 - q)) H`. The pair `(W, W_q)` has the law that it has along one Brownian path. The triple with the
+        area has not: `count.levy_kinds` draws the second normal for one of the two uses.
         """
         return combine((share, self.increment.W), (safe_sqrt(12 * share * (1 - share)), self.increment.H))
 
 
 def step_path(t0: Any, t1: Any, variance: Any, normals: tuple[PyTree, ...], share: Any = None) -> StepBrownianPath:
-    """The path of one step from its normals: the increment, then, where given, the space-time and the
-    space-time-time Lévy areas, of variances `variance`, `variance/12` and `variance/720`.
+    """The path of one step from its normals.
+
+    The first normal gives the increment, of variance `variance`. The second and third, where given, are the space-time
+    and the space-time-time Lévy area, of variances `variance/12` and `variance/720`.
 
     Source: Foster, dos Reis & Strange 2023, arXiv:2210.17543, section 1.
     """
@@ -53,15 +58,16 @@ def step_path(t0: Any, t1: Any, variance: Any, normals: tuple[PyTree, ...], shar
 
 
 class NoiseTerm(dfx.AbstractTerm):
-    """`diffusion dW` for a coefficient that is a number, diagonal (of the state's shape) or a matrix, in the types of
-    the state `like`, whatever the source's.
+    """`diffusion dW`. The coefficient is a number, an array of the state's shape (a diagonal matrix), or a matrix.
+
+    The noise is cast to the types of the state `like`, since a foreign Brownian path may have other types.
     """
 
     coefficient: Any
     control: Any
     like: PyTree
-    noise_time: Any = None  # the time in which a foreign source is asked; `None` for the clock's own
-    colour: Any = None  # the linear map of the source, applied to white increments
+    noise_time: Any = None  # maps tau to the time of a foreign path; `None`: it runs in tau
+    colour: Any = None  # the linear map of the source, for white increments
 
     def vf(self, t, y, args):
         return self.coefficient(t, y, args)

@@ -1,8 +1,17 @@
-"""Continuous batching: a pool of adaptive solves in which a finished sample leaves its lane to the next one.
+"""Continuous batching: adaptive solves share a fixed number of lanes, and a finished sample frees its lane.
 
-The step is a copy of the order of operations of `diffrax.diffeqsolve`, version 0.7.2, `_integrate.py`, the function
-`body_fun` of its loop: the solver's step, NaN errors to infinity, `adapt_step_size`, the clip of `tprev` and `tnext` to
-`t1`, the choice by `keep_step`. `tests/test_lanes.py` compares with `diffeqsolve`, and fails where diffrax moves.
+A sample must take the steps that it takes in `diffrax.diffeqsolve`. So the step repeats the operations of diffrax
+0.7.2, in their order. From the file `_integrate.py`, function `loop`:
+
+- `body_fun_aux`: the solver's step; error estimates that are NaN become infinite; `adapt_step_size`; `tprev` is cut to
+  `t1`; the old state is kept where `keep_step` is false.
+- `_clip_to_end`, and the first lines of `loop`: a step that would end within 100 floats of `t1`, or beyond it, ends at
+  `t1`; after a rejected step it ends half way.
+- `cond_fun`: the loop runs while `tprev < t1`.
+
+From the file `_step_size_controller/pid.py`, `_select_initial_step`: 0.01 is the first step for the terms that
+`diffeqsolve` wraps. From `_solver/runge_kutta.py`, `AbstractRungeKutta.step`: a stage at `c = 1` is evaluated at `t1`
+itself. `tests/test_lanes.py` compares the pool with `diffeqsolve`, and fails if a new version of diffrax differs.
 """
 
 from collections.abc import Callable
@@ -25,20 +34,21 @@ from .equation import AbstractEquation, located
 
 
 class _Sample(NamedTuple):
-    """How far the solve of a sample has come. In a pool every field has a leading axis."""
+    """The state of one solve. In a pool of solves every array has a leading axis."""
 
     u: PyTree
-    slope: PyTree  # at (tau, u), where the solver carries its last stage; else None
+    slope: PyTree  # the right-hand side at (tau, u), for a first-same-as-last method; else `None`
     tau: Array
-    target: Array  # where the next step would end
+    target: Array  # the time at which the next step ends
     memory: Any  # the controller's
     steps: Array
     failed: Array
 
 
 def takes_lanes(sampler: Any) -> bool:
-    """Whether a solve is one that lanes can take: an ODE, forward in time, with an explicit Runge-Kutta method under a
-    `PIDController`, of which the end alone is asked for.
+    """Whether lanes can run the sampler.
+
+    They run ODEs forward in time, by an explicit Runge-Kutta method under a `PIDController`, without an adjoint.
     """
     return (
         isinstance(sampler, AdaptiveSteps)
@@ -64,13 +74,17 @@ def continuous(
     lanes: int,
     sampler: AdaptiveSteps,
 ) -> Solution:
-    """The first `count` of `size` adaptive solves, in `lanes` lanes, from `start(slot)` under `condition(slot)`.
+    """Runs the first `count` of `size` adaptive solves in `lanes` lanes.
 
-    All lanes attempt a step together. A lane whose sample has come to its end takes the next one of the queue, so
-    that the number of iterations is about the mean number of steps times `size / lanes`, and not the sum over chunks of
-    the largest. When the queue is empty and a quarter of the lanes is left, that quarter goes on alone.
+    Solve `slot` starts from `start(slot)` under the condition `condition(slot)`. `count` is traced, so that the last,
+    smaller part of a long queue runs in the same program.
 
-    Every sample takes the steps that it takes alone, which are those of `diffrax.diffeqsolve`.
+    In each iteration every lane attempts one step. A lane whose sample has finished takes the next sample of the queue.
+    So the number of iterations is about `size / lanes` times the mean number of steps. With fixed chunks it would be
+    the sum of each chunk's largest number of steps. When the queue is empty and only a quarter of the lanes is busy,
+    the samples of those move to a loop of a quarter of the width.
+
+    Every sample takes the same steps as alone, those of `diffrax.diffeqsolve`.
     """
     solver: Any = dfx.Tsit5() if sampler.solver is None else sampler.solver
     like = jax.eval_shape(lambda: start(jnp.zeros((), jnp.int32)))
@@ -91,7 +105,7 @@ def continuous(
 
 
 def _emptied(advance, carry, count, size):
-    """The pool once every sample has come to its end."""
+    """The pool after every sample has finished."""
     lanes = carry[1].shape[0]
     for width in (lanes // 4, 0) if lanes >= 4 else (0,):
 
@@ -113,15 +127,17 @@ def _written(pool, slots, rows):
 
 
 def _refilled(slots, free, taken, count, size):
-    """The slots of the lanes and how many of the queue are taken: free lanes take what comes next, in order, or the
-    slot `size`, which is none.
+    """The slots of the lanes, and how many samples have left the queue.
+
+    Free lanes take the next samples in order. When the queue is empty they get the slot `size`, which stands for an
+    idle lane: reading it clips the index, and writing to it is dropped.
     """
     place = taken + jnp.cumsum(free, dtype=jnp.int32) - 1
     return jnp.where(free, jnp.where(place < count, place, size), slots), jnp.minimum(place[-1] + 1, count)
 
 
 def _drawn(start, size, count, lanes):
-    """The pool before the first step, drawn as many at a time as there are lanes."""
+    """The pool before the first step. The starts are drawn in chunks of `lanes`."""
     chunk = jnp.arange(lanes, dtype=jnp.int32)
     shapes = jax.eval_shape(jax.vmap(start), chunk)
     pool = jtu.tree_map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), shapes)
@@ -139,8 +155,8 @@ class _Lane:
     def __init__(self, equation, solver, controller, interval, dt0, max_steps):
         self.equation, self.solver, self.controller, self.interval = equation, solver, controller, interval
         self.tableau, self.max_steps = solver.tableau, max_steps
-        self.dt0 = 0.01 if dt0 is None else first_step(equation, interval, dt0)  # diffrax's for terms that it wraps
-        # an ODE's scale is never zero, so no state of the start is needed to locate another
+        self.dt0 = 0.01 if dt0 is None else first_step(equation, interval, dt0)  # diffrax's first step; see the top
+        # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
         self.term = dfx.ODETerm(
             lambda tau, u, a: equation.drift(*located(equation, interval, u, tau, u), a, interval.eta)
         )
@@ -166,7 +182,7 @@ class _Lane:
         )
 
     def step(self, sample, args):
-        """One attempted step: the sequence of `diffeqsolve`. What has come to its end stays as it is."""
+        """One attempted step, in the order of `diffeqsolve`. A finished sample stays as it is."""
         tau1 = self.interval.tau1
         before = sample.tau, sample.target, sample.u
         u, error, slope = embedded_step(self.tableau, self.term, *before, sample.slope, args)
@@ -198,7 +214,7 @@ class _Lane:
 
 
 def _before(t):
-    """The hundredth floating-point number before `t`; diffrax ends a step that would end past it at `t`."""
+    """The hundredth floating-point number before `t`: the `t1_clip_floor` of diffrax's `loop`."""
     tiny = jnp.finfo(t.dtype).tiny
     return lax.fori_loop(0, 100, lambda _, t: jnp.where(t == 0, -tiny, jnp.nextafter(t, -jnp.inf)), t)
 
@@ -206,10 +222,10 @@ def _before(t):
 def embedded_step(
     tableau: dfx.ButcherTableau, term: dfx.ODETerm, t0: Any, t1: Any, y0: PyTree, slope: PyTree, args: Any
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """One step of an explicit Runge-Kutta method: the state, the estimate of its error, and the last stage's slope.
+    """One step of an explicit Runge-Kutta method: the state, its error estimate, and the slope of the last stage.
 
-    `slope` is the first stage's where the last stage of the step before is that; else `None`. The stages are a scan, so
-    that the right-hand side is compiled once.
+    `slope` is the slope of the first stage for a first-same-as-last method, taken from the step before. It is `None`
+    for other methods, and so is the last result. The stages are a scan, so the right-hand side is compiled once.
     """
     dt, first = t1 - t0, 0 if slope is None else 1
     lower = np.zeros((tableau.num_stages, tableau.num_stages))
@@ -240,7 +256,7 @@ def _stored(slopes, i, slope):
 
 
 def _weighted(dt, weights, slopes):
-    """`dt sum(weight k)`, summed in one order whatever the batch: a matrix product would not be."""
+    """`dt sum(weight k)`. The order of the sum does not depend on the batch, as in a matrix product it could."""
 
     def leaf(ks):
         w = jnp.asarray(weights, ks.dtype).reshape(-1, *[1] * (ks.ndim - 1))

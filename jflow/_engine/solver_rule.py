@@ -35,22 +35,27 @@ from .noise import NoiseTerm, step_path
 class SolverRule(AbstractStepRule):
     """The steps of a diffrax solver, in the time and state of a clock.
 
-    The field is an `AbstractField`, or an equation of its own: that of `jflow.solve`, or one with its density.
+    A step maps the path's state `x` at the start of the step to the path's state at its end. Inside it multiplies `x`
+    by `row.enter`, runs the solver in the clock, and multiplies by `row.leave`. So the state that the loop carries is
+    finite even where the scale of the clock is zero or infinite. The solver sees the clock's times, which are tracers;
+    `located` gives it the path's time and state.
+
+    `field` is an `AbstractField`. `jflow.solve` and densities pass an `AbstractEquation` instead.
     """
 
     solver: dfx.AbstractSolver
     clock: AbstractClock
     eta: Any
     coefficient: Callable[[Any], Any] | None
-    brownian: Any = None  # a diffrax path in the clock's noise time, in the place of the loop's own noise
+    brownian: Any = None  # a diffrax path in the clock's noise time, instead of the loop's noise
 
     @property
     def noisy(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the loop draws for it; a rule of `jflow.solve` or of a churning solver is told by its equation."""
+        """Whether the loop draws noise for the step. A given Brownian path needs no draws."""
         return (self.eta is not None or self.coefficient is not None) and self.brownian is None
 
     def equation(self, field: Any) -> AbstractEquation:
-        """The equation of the field in the clock."""
+        """The equation of the field in the clock. An equation is returned as it is."""
         return (
             field
             if isinstance(field, AbstractEquation)
@@ -79,7 +84,11 @@ class SolverRule(AbstractStepRule):
         return (u1 if row.leave is None else equation.scaled(row.leave, u1)), state
 
     def _terms(self, field, row, x, noise, args):
-        """The state in the clock, and the terms of the step."""
+        """The state in the clock, and diffrax's terms for the step.
+
+        A solver that evaluates only at the start of a step gets the path's time and state there from the table. All
+        others go through `located`, which inverts the clock inside the step.
+        """
         equation = self.equation(field)
         u0 = x if row.enter is None else equation.scaled(row.enter, x)
         if not equation.own_time and evaluates_at_start(self.solver, equation.noisy):
@@ -102,7 +111,7 @@ class SolverRule(AbstractStepRule):
 
         if self.brownian is not None:
             return NoiseTerm(diffusion, self.brownian, u0, source_time(equation, row), colour)
-        if noise is None:  # only the shapes of the memory are asked
+        if noise is None:  # `init` needs only the shapes of the memory, and a weight of particles the mean of a step
             noise = tuple(jtu.tree_map(jnp.zeros_like, u0) for _ in range(levy_kinds(self.solver)))
         solver = unwrapped(self.solver)
         asks = isinstance(solver, AbstractFieldSolver) and solver.asks_inside
@@ -117,9 +126,11 @@ class SolverRule(AbstractStepRule):
         return NoiseTerm(diffusion, path, u0, None, colour)
 
     def _unrolled(self, equation, tableau, row, x, noise, args):
-        """One explicit Runge-Kutta step with the stages of the tableau written out: weights are Python numbers, zeros
-        are skipped, stages that only an error estimate would read are not evaluated, and the first and the last
-        time are the grid's own.
+        """One explicit Runge-Kutta step with the stages of the tableau written out.
+
+        It gives the result of diffrax's step (0.7.2, `_solver/runge_kutta.py`, `AbstractRungeKutta.step`). The weights
+        are Python numbers, and zero weights add nothing to the program. Stages that only the error estimate needs are
+        not evaluated. At `c = 0` and `c = 1` time and state come from the table of steps.
         """
         tau0, tau1 = row.tau0, row.tau1
         u0 = x if row.enter is None else equation.scaled(row.enter, x)
@@ -169,18 +180,21 @@ class SolverRule(AbstractStepRule):
         return max(1, min(20, 64 // max(size(like), 1)))
 
     def nfe(self, field, args):
-        """Right-hand sides of a step times what each costs; `None` where the cost depends on the time."""
+        """The right-hand sides of a step times the cost of each. `None` where the cost depends on the time."""
         equation = self.equation(field)
         count, cost = step_evaluations(self.solver, equation.noisy), equation.cost(jnp.zeros(()), args)
         return None if count is None or not isinstance(cost, int) else count * cost
 
     def log_ratio(self, field, target, row, x, x1, args, state, target_state):
-        """That of a Gaussian step, `x1 = m + k A z`: `m` is the step without noise, `A` the map of the source, and
-        the number `k` is the same for both fields. So it is `(|w|^2 - |w_target|^2) / 2` with `w = A^+ (x1 - m) / k`.
+        """The log-ratio of two Gaussian steps, `(|w|^2 - |w_target|^2) / 2` with `w = A^+ (x1 - m) / k`.
 
-        A step is Gaussian where the field is evaluated at its start alone and the coefficient of the noise does not
-        depend on the state: one of `diffrax.Euler()`, or of a multistep solver without a corrector, whose memory holds
-        the noise of the last step. Others raise. Where a step has no noise, as one of eta = 0, the ratio is not finite.
+        A Gaussian step is `x1 = m + k A z` with a normal `z`. Here `m` is the step without noise, `A` the map of the
+        source, and the number `k` is the same for both fields.
+
+        A step is Gaussian if it evaluates the field only at its start and the coefficient of the noise does not depend
+        on the state. This holds for `diffrax.Euler()`, and for multistep solvers without a corrector. (A corrector
+        remembers the noise of the step before.) Other solvers raise. The ratio is not finite for a step without noise,
+        as one with eta = 0.
         """
         equation: Any = self.equation(field)
         mapped = noise_map(equation.field.path.source)
@@ -201,12 +215,12 @@ class SolverRule(AbstractStepRule):
             return scaled if mapped is None else mapped.solve(scaled, args)
 
         w, w_target = (white(combine((1, x1), (-1, m))) for m in (mean, target_mean))
-        # (|w|^2 - |w_target|^2) / 2, without the difference of two large numbers
+        # |w|^2 - |w_target|^2 as a product, which does not subtract two large numbers
         products = jtu.tree_map(lambda a, b: jnp.sum((a - b) * (a + b)), w, w_target)
         return sum(jtu.tree_leaves(products)) / 2
 
     def _gaussian(self, equation):
-        """Whether a step adds one normal of a known size to what it would be without noise."""
+        """Whether a step is the step without noise plus one normal of a known size."""
         solver = unwrapped(self.solver)
         plain = evaluation_nodes(self.solver, True) == (0.0,) and not takes_two_terms(self.solver)
         corrected = isinstance(solver, AbstractMultistep) and solver.corrected
@@ -223,8 +237,8 @@ class SolverRule(AbstractStepRule):
         known = explicit_tableau(self.solver) is not None or asks or (traits and solver.adds_noise)
         if drawn and not known and trial(self.solver, True).inside:
             raise ValueError(
-                "On a fixed grid the noise must be asked for whole steps: it is one increment a step. Got "
-                f"{name}, which asks for it inside a step: pass brownian=, as jflow.brownian_tree makes it, which "
+                "On a fixed grid the noise must be queried over whole steps: it is one increment a step. Got "
+                f"{name}, which queries it inside a step: pass brownian=, as jflow.brownian_tree makes it, which "
                 "knows the path at every time."
             )
         if isinstance(field, AbstractField):
@@ -251,7 +265,7 @@ class SolverRule(AbstractStepRule):
 
 
 def _advance(u0, weights, slopes):
-    """`u0` plus a weighted sum of slopes."""
+    """`u0` plus a weighted sum of slopes. Slopes of weight 0 may be `None`."""
     terms = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
     def leaf(y, *ks):
@@ -265,7 +279,11 @@ def _advance(u0, weights, slopes):
 
 
 def source_time(equation: AbstractEquation, row: Interval) -> Callable[[Any], Any]:
-    """The time in which a foreign source of noise is asked, in an interval: at its ends the grid's own."""
+    """Maps the clock's time to the time of a foreign Brownian path, within one step or interval.
+
+    At the ends it returns the noise times of the table. Between the ends the result is cut to these: the inverse of a
+    clock may round a time beyond an end, where the foreign path is not known.
+    """
 
     def noise_time(tau):
         if row.s0 is None:
@@ -277,9 +295,9 @@ def source_time(equation: AbstractEquation, row: Interval) -> Callable[[Any], An
 
 
 def choose_clock(field: Any, sampler: Any) -> AbstractClock:
-    """The clock to integrate in: the sampler's, the one that its solver brings along, or the default.
+    """The clock to integrate in: the clock of the sampler or of its solver, or else the default.
 
-    Raises `ValueError` where these differ, or where the path has none.
+    Raises `ValueError` where sampler, solver and path do not go together.
     """
     solver = None if sampler.solver is None else unwrapped(sampler.solver)
     own = solver.clock if isinstance(solver, AbstractFieldSolver) else None

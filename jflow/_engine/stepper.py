@@ -25,10 +25,12 @@ from .solver_rule import SolverRule, choose_clock
 
 
 class Stepper(eqx.Module):
-    """The steps of a sampler with a field: a rule, the field, the grid, the end. Made by `jflow.stepper`.
+    """The steps of a sampler with a field: a rule, the field, the grid, the end. `jflow.stepper` makes it.
 
-    - `times`: the grid, `n + 1` points. `rows`: what each step must know, with a leading axis of length `steps`.
-    - `n`: the steps of the grid; `steps`: those the rule takes, one less where the last is the data prediction.
+    - `times`: the grid, `n + 1` points.
+    - `rows`: what each step must know, with a leading axis of length `steps`.
+    - `n`: the number of steps of the grid.
+    - `steps`: the number of steps that the rule takes: `n`, or `n - 1` if the last step is the data prediction.
     - `end`: `"denoise"` or `"stop"`.
 
     ```python
@@ -49,12 +51,12 @@ class Stepper(eqx.Module):
 
     @property
     def steps(self) -> int:
-        """The steps that the rule takes."""
+        """The number of steps that the rule takes."""
         return self.n - (self.end == "denoise")
 
     @property
     def noisy(self) -> bool:
-        """Whether a step takes noise."""
+        """Whether a step needs noise."""
         return self.rule.noisy
 
     def row(self, i: int | Int[Array, ""]) -> PyTree:
@@ -72,17 +74,20 @@ class Stepper(eqx.Module):
         return self.rule.step(self.field, row, x, state, noise, args)
 
     def finish(self, x: PyTree, args: Any = None) -> Event:
-        """The state at the end from that after the last step: itself, or the data prediction at `times[-2]`."""
+        """The state at the end of the grid, from the state `x` after the last step of the rule.
+
+        With the end `"stop"` that is `x`. With `"denoise"` it is the data prediction at `times[-2]`.
+        """
         return x if self.end == "stop" else self.field.data(self.times[-2], x, args)
 
     def noise(self, key: PRNGKey, i: int | Int[Array, ""], x: PyTree, args: Any = None) -> PyTree:
-        """The white noise of step `i`: the one that `sample` draws from the same key of noise."""
+        """The white noise of step `i`. The loop of `sample` draws the same from the same key of noise."""
         like = self.rule.noise_like(self.field, self.row(0), x, args)
         block = self.rule.block(like)
         return row(self.rule.draw(jr.fold_in(key, i // block), block, like), i % block)
 
     def nfe(self, x: PyTree, args: Any = None) -> int | Int[Array, ""] | None:
-        """Network evaluations of the whole grid, `None` where they are not known."""
+        """The network evaluations of the whole grid. `None` where they are not known."""
         last = self.field.evaluations(args, self.times[-2]) if self.end == "denoise" else 0
         if not self.steps:
             return last
@@ -96,7 +101,7 @@ class Stepper(eqx.Module):
         return None if steps is None else steps + last
 
     def _solver_nfe(self, args):
-        """The evaluations of a diffrax solver: where their cost depends on the time, it is taken at each of them."""
+        """The evaluations of a diffrax solver. A cost that depends on the time is summed over all evaluations."""
         rule: PyTree = self.rule
         each = rule.nfe(self.field, args)
         if each is not None:
@@ -120,28 +125,28 @@ class Stepper(eqx.Module):
         self, target: PyTree, row: PyTree, x: PyTree, x1: PyTree, args: Any = None, state: PyTree = None,
         target_state: PyTree = None,
     ) -> Float[Array, ""]:  # fmt: skip
-        """`log p_target(x1 | x) - log p(x1 | x)` of one step, for weights of particles."""
+        """`log p_target(x1 | x) - log p(x1 | x)` of one step from `x` to `x1`, for weights of particles."""
         return self.rule.log_ratio(self.field, target, row, x, x1, args, state, target_state)
 
     def log_det(self, row: PyTree, x: PyTree, args: Any = None) -> Float[Array, ""]:
-        """`log |det|` of the derivative of a step that is a map."""
+        """`log |det|` of the derivative of a step. It raises unless the step is a map, as `jflow.Jump`."""
         return self.rule.log_det(self.field, row, x, args)
 
     def inverse(self, row: PyTree, x: PyTree, args: Any = None) -> Event:
-        """The state before a step that is a map."""
+        """The state before a step that led to `x`. It raises unless the step is a map, as `jflow.Jump`."""
         return self.rule.inverse(self.field, row, x, args)
 
 
 def stepper(
     field: AbstractField, sampler: Checked[SamplerLike], *, dtype: DType = None, brownian: PyTree = None
 ) -> Stepper:
-    """The steps of a sampler with a field, for a loop of one's own: particles, steering, what the verbs do not do.
+    """The steps of a sampler with a field, for your own loops: particles, steering, what the verbs do not do.
 
     Args:
         field: The field.
         sampler: `FixedSteps`, or a grid, which is short for it. Adaptive solves have no stepper.
-        dtype: The type of times and coefficients; the default float type.
-        brownian: A diffrax Brownian path in the clock's noise time, in the place of the noise that is passed.
+        dtype: The type of times and coefficients, by default the default float type.
+        brownian: A diffrax Brownian path in the clock's noise time, instead of the noise that is passed to each step.
 
     Raises `ValueError` or `TypeError` where field and sampler do not go together, or the grid touches a time at which
     the right-hand side is not determined.
@@ -162,8 +167,10 @@ def stepper(
 
 
 def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[AbstractStepRule, str]:
-    """The rule and the end of fixed steps with a field, checked. It computes nothing, so that a verb calls it before it
-    traces.
+    """The rule and the end of fixed steps with a field, checked.
+
+    It computes nothing, so a verb calls it with values before it traces. `stepper` calls it again inside the jitted
+    core, where numbers of field and sampler are tracers.
     """
     check_field(field)
     if not isinstance(sampler, FixedSteps):
@@ -195,28 +202,29 @@ def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -
         if inner.adds_noise:
             if eta is not None or sampler.diffusion is not None:
                 raise ValueError(
-                    f"{type(inner).__name__} must be without eta= and diffusion=: it adds noise of its own to the ODE. "
+                    f"{type(inner).__name__} must be without eta= and diffusion=: it adds its own noise to the ODE. "
                     "Drop these, or take another solver, as diffrax.Heun()."
                 )
-            eta = 0.0  # the ODE, with a normal for each step
+            eta = 0.0  # the equation of the ODE, but the loop draws a normal for each step
         solver = inner.prepare(sampler.n if inner.adds_noise else n) if solver is inner else solver
     if not isinstance(eta, AbstractNoiseRule) and eta is not None and jnp.ndim(eta) == 1:
-        eta = jnp.asarray(eta)[:n]  # a value a step, and the data prediction is none
+        eta = jnp.asarray(eta)[:n]  # a value a step; the data prediction takes no noise
     return SolverRule(solver, clock, eta, sampler.diffusion, brownian)
 
 
 def bind(
     field: PyTree, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
 ) -> Stepper:
-    """The stepper of parts that go together.
+    """The stepper of parts that were checked.
 
-    `field` may be an equation of its own; `turned` runs the grid backwards.
+    `field` may be an `AbstractEquation`. `turned` runs the grid backwards. This runs inside the jitted core: the times
+    are computed and cast here, and the table of steps is traced.
     """
     path = field.path if isinstance(field, AbstractField) else None
     times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
     wide = jnp.result_type(jnp.float32, float_type(times)) if dtype is None else dtype
     times = times.astype(wide)[::-1] if turned else times.astype(wide)
-    taken = times if end == "stop" else times[:-1]  # rows of a step that is not taken may be infinite
+    taken = times if end == "stop" else times[:-1]  # the row of the step to t = 1, which is not taken, may be infinite
     rows = rule.rows(field, taken) if taken.shape[0] > 1 else None
     return Stepper(rule, field, times, rows, times.shape[0] - 1, end)
 
@@ -224,9 +232,9 @@ def bind(
 def _check_ends(field, sampler, rule, end):
     equation: Any = rule.equation(field)
     nodes = evaluation_nodes(rule.solver, equation.noisy) or (0.0,)
-    twice = sampler.facts.repeats_last and isinstance(sampler.times, jax.Array)  # a step comes to t = 1
+    twice = sampler.facts.repeats_last and isinstance(sampler.times, jax.Array)  # the last but one time is t = 1 too
     stops = end == "stop" or bool(twice)
-    if sampler.n == 1 and end == "denoise":  # one data prediction, which is the right-hand side of ThetaClock
+    if sampler.n == 1 and end == "denoise":  # only a data prediction, the right-hand side of ThetaClock
         data = FieldEquation(field, ThetaClock(), None, None)
         check_ends(data, sampler, first=True, last=False, reaches=False)
         return
@@ -237,8 +245,10 @@ def _check_ends(field, sampler, rule, end):
 
 
 def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler: Any) -> None:
-    """Raises `ValueError` where a solver moves the state by noise before its first evaluation, and the start has no
-    scale.
+    """Raises `ValueError` where a solver moves the state by noise before its first evaluation and the scale is zero.
+
+    Some stochastic Runge-Kutta methods evaluate the field at the start of a step in `u + noise`. Where the scale of the
+    clock is zero, as at alpha = 0 in `ThetaClock` with noise, no `x` belongs to that `u` (see `equation.located`).
     """
     tableau = solver.tableau if is_itself(solver, dfx.AbstractSRK) else None
     if tableau is None or not tableau.is_additive_noise() or not isinstance(equation, FieldEquation):
@@ -249,22 +259,22 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
     if lost and any(weights is not None and weights.a[0] != 0 for weights in noise):
         raise ValueError(
             f"{type(solver).__name__} must start where alpha > 0: it evaluates the field at the start of a step in a "
-            "state that noise has moved, and at alpha = 0 the clock's state does not tell the path's. Got t = 0: "
+            "state that noise has moved, and at alpha = 0 the clock's state does not determine the path's. Got t = 0: "
             "start a little later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1(), diffrax.SPaRK() or "
             "diffrax.SlowRK()."
         )
 
 
 def ode_stepper(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, *, forward: bool) -> Stepper:
-    """The steps of the ODE, each of them the solver's own: from noise to data, or back along the same grid."""
+    """The steps of the ODE from noise to data, or back along the same grid. Every step is a step of the solver."""
     rule = meet_ode(field, sampler, what, forward=forward)
     return bind(field, rule, sampler, "stop", dtype, turned=not forward)
 
 
 def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: bool) -> SolverRule:
-    """The rule of fixed steps of the ODE, each of them the solver's own, checked; it computes nothing.
+    """The rule of fixed steps of the ODE, checked. Every step is a step of the solver. It computes nothing.
 
-    Raises `ValueError` for a sampler with noise or another end, and where an end of the grid is singular.
+    Raises `ValueError` for a sampler with noise or with the end `"denoise"`, and where an end of the grid is singular.
     """
     check_field(field)
     _check_ode(sampler, what)
@@ -296,7 +306,7 @@ def _check_ode(sampler, what):
     inner = None if sampler.solver is None else unwrapped(sampler.solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise of its own: take another "
+            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds its own noise: take another "
             "solver, as diffrax.Heun()."
         )
 
@@ -310,7 +320,7 @@ def drift_stepper(equation: Any, sampler: FixedSteps, dtype: Any, brownian: Any 
 
 
 def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: bool = False) -> FieldEquation:
-    """The equation of a field for an adaptive sampler, checked; adaptive solves share the checks of grids.
+    """The equation of a field for an adaptive sampler, checked. The checks are those of grids.
 
     Raises `ValueError` or `TypeError` where field and sampler do not go together.
     """
@@ -319,7 +329,7 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     inner = None if solver is None else unwrapped(solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{type(inner).__name__} must have a fixed grid: it adds noise of its own to each step. Got adaptive "
+            f"{type(inner).__name__} must have a fixed grid: it adds its own noise to each step. Got adaptive "
             "steps: take jflow.FixedSteps, or another solver, as diffrax.Heun()."
         )
     if sampler.eta is not None:
@@ -330,7 +340,7 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     if equation.noisy and not clock.keeps_start and path.starts_at_noise and sampler.facts.starts_at_zero:
         raise ValueError(
             f"An adaptive SDE must start where alpha > 0 in {type(clock).__name__}: at alpha = 0 its state does not "
-            "tell the path's. Got t0 = 0: start a little later, as t0=1e-3, or take jflow.FixedSteps."
+            "determine the path's. Got t0 = 0: start a little later, as t0=1e-3, or take jflow.FixedSteps."
         )
     check_ends(equation, sampler, first=True, last=True, reaches=True)
     return equation

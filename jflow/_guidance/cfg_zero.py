@@ -12,7 +12,7 @@ from ._rule import AbstractGuidanceRule, inner, ratio
 
 
 class CFGZero(AbstractGuidanceRule):
-    """CFG-Zero*: the velocity to move away from is scaled to fit the conditional one, and the first steps stand still.
+    """CFG-Zero*: the velocity to move away from is scaled to fit the conditional one, and the first steps do not move.
 
         v = s v_u + w (v_c - s v_u),   s = <v_c, v_u>/|v_u|^2;   v = 0 for t < zero_before .
 

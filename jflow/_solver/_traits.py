@@ -9,13 +9,13 @@ from .._types import Noun
 
 
 class AbstractFieldSolver(Noun, dfx.AbstractSolver):
-    """The marker of a solver that tells the engine more than diffrax asks; each fact has a default.
+    """The marker of a solver that declares facts which diffrax does not know; each fact has a default.
 
     A solver of diffrax's own, or of yours, needs none of this: the defaults are those of a one-step solver of any
     clock, and where in a step it evaluates is found by trying one step.
 
     ```python
-    solver = jf.DPMpp(2)  # in a clock of its own, with a memory of one right-hand side, one more at the start of a step
+    solver = jf.DPMpp(2)  # brings its clock, with a memory of one right-hand side, one more at the start of a step
     assert isinstance(solver, jf.AbstractFieldSolver) and solver.clock == jf.ThetaClock()
     assert solver.memory == 1 and solver.nodes() == (0.0,) and not solver.error_estimate
     ```
@@ -24,9 +24,9 @@ class AbstractFieldSolver(Noun, dfx.AbstractSolver):
     clock: ClassVar[AbstractClock | None] = None
     """The clock that it brings along; `None` for a solver of any clock."""
     adds_noise: ClassVar[bool] = False
-    """Whether it adds noise of its own to the ODE, one normal a step."""
+    """Whether it adds noise to the ODE itself, one normal a step."""
     asks_inside: ClassVar[bool] = False
-    """Whether it asks for the noise up to a time inside the step."""
+    """Whether it queries the noise up to a time inside the step."""
     error_estimate: ClassVar[bool] = True
     """Whether a step returns an estimate of its error, for adaptive steps."""
 

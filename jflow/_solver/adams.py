@@ -43,7 +43,7 @@ class Adams(AbstractMultistep):
     """
 
     nominal: int = eqx.field(static=True)
-    """The order that was asked for."""
+    """The order, as given."""
     corrector: bool = eqx.field(static=True)
 
     def __init__(self, order: Checked[int] = 3, corrector: Checked[bool] = False):

@@ -91,7 +91,7 @@ class EDMChurn(AbstractFieldSolver, dfx.AbstractItoSolver[None]):
         return (0.0, 1.0)
 
     def prepare(self, n: int) -> "EDMChurn":
-        """The same with `s_churn` divided by `n`, where it was not told another number."""
+        """The same with `s_churn` divided by `n`, unless it was made with `steps`."""
         if self.steps is not None:
             return self
         return EDMChurn(self.s_churn, self.s_min, self.s_max, self.s_noise, n)
@@ -117,7 +117,7 @@ class EDMChurn(AbstractFieldSolver, dfx.AbstractItoSolver[None]):
         gamma = jnp.where((self.s_min <= level) & (level <= self.s_max), most, 0).astype(level.dtype)
         raised, added = t0 * (1 + gamma), self.s_noise * level * safe_sqrt(gamma * (2 + gamma))
         # The noise of a step has the variance `t1 - t0`, for that is the noise time of `SigmaClock`; churn takes its
-        # normals and gives them a variance of its own.
+        # normals and gives them the variance of the churn.
         normals = jtu.tree_map(lambda w: w / jnp.sqrt(t1 - t0).astype(w.dtype), noise.contr(t0, t1))
         u = combine((1, y0), (added, normals))
         slope = drift.vf(raised, u, args)

@@ -1,4 +1,4 @@
-"""A multistep method with weights of its own for each step."""
+"""A multistep method with separate weights for each step."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar

@@ -142,7 +142,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
 def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Dataset:
     """The `split` of a labelled data set: `num_test` test examples, stratified by class and drawn by `seed`.
 
-    The order is drawn by `seed` too: the files run writer by writer, and a prefix is to be a fair sample.
+    The order is drawn by `seed` too: the files are sorted by writer, and a prefix must be a fair sample.
     """
     from sklearn.model_selection import train_test_split
 

@@ -96,8 +96,9 @@ class AbstractDistribution(Noun):
     def moments(self, alpha: Time, sigma: Time, x: Shaped[ArrayLike, "..."], args: Any = None) -> Moments:
         """Log-density, `E[z | x]` and score of `x = alpha z + sigma eps`, for one `x` of the event's shape.
 
-        All three are NaN-free at `sigma = 0` where the mathematics is finite; where `x` is impossible the score is NaN,
-        and the data the limit, the nearest point of the support.
+        At `sigma = 0` all three are finite where the mathematics is. Outside the support the score is NaN and `data` is
+        the nearest point of the support.
+
         Raises `ValueError` for an `x` of another shape.
         """
         if jnp.shape(x) != self.shape:
@@ -143,7 +144,7 @@ class ExactField(AbstractField):
     `data = E[x1 | x_t = x]`, `score = grad log p_t(x)`, `noise = -sigma score` and
     `velocity = alpha' data - sigma sigma' score`, each from one evaluation and finite at both ends of every path
     where the mathematics is. Along a path that ends at the data, the velocity, noise and score of a point set are
-    infinite at t = 1: asked for there, at a time that is known, they raise `ValueError`.
+    infinite at t = 1. There they raise `ValueError` if the time is known.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, equation 8; Lipman et al. 2024, arXiv:2412.06264, section 4.8.
 
@@ -218,7 +219,7 @@ class ExactField(AbstractField):
     def _check_end(self, t, sigma):
         if concrete(sigma) == 0 and not isinstance(self.distribution, AbstractDensity):
             raise ValueError(
-                f"Velocity, noise and score of a {type(self.distribution).__name__} must be asked for where "
+                f"Velocity, noise and score of a {type(self.distribution).__name__} must be evaluated where "
                 f"sigma(t) > 0, since they are infinite where it is 0. Got t = {float(t):g}: stop a little earlier, as "
                 "at t = 0.999 (the noise left is sigma(t)), or take the data prediction, which is the nearest point; "
                 "end='denoise' makes it the last step."

@@ -79,7 +79,7 @@ class Condition(nnx.Module):
     ):
         """`embedding` the length of a row of the table; `null` the label that stands for none, by default `k`.
 
-        Raises `ValueError` where both kinds of condition are asked for, and for a null label out of range.
+        Raises `ValueError` where both kinds of condition are given, and for a null label out of range.
         """
         if num_classes is not None and condition_size is not None:
             raise ValueError(

@@ -54,7 +54,7 @@ class _Adapter(nnx.Module):
 
 
 class _ResidualLayer(nnx.Module):
-    """`x + block(block(x) + time + condition)`, then attention where it is asked for."""
+    """`x + block(block(x) + time + condition)`, then attention if it has heads."""
 
     def __init__(self, channels, embedding, condition_size, heads, *, dtype, rngs):
         self.first = _Block(channels, dtype=dtype, rngs=rngs)

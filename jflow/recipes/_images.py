@@ -23,7 +23,7 @@ def flat(x: Any) -> Float[np.ndarray, "n d"]:
 
 
 def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, classifier: Any, **target: float) -> Bar:
-    """How many of `num` draws, the classes in turn, a classifier of scikit-learn puts into the class asked for.
+    """How many of `num` draws, the classes in turn, a classifier of scikit-learn puts into their own class.
 
     `draw(num, label=, scale=, stream=)` is `AbstractRecipe.draw` of a field, a sampler and a seed.
     """

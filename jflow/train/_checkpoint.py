@@ -154,7 +154,7 @@ def open_checkpoints(folder: str | Path, keep: int) -> Iterator[Checkpoints]:
     foreign = sorted(entry.name for entry in folder.iterdir() if not _ENTRY.fullmatch(entry.name))
     if foreign:
         raise ValueError(
-            f"Checkpoints must have a folder of their own. Got {folder}, which holds {', '.join(foreign[:3])}; "
+            f"Checkpoints must have their own folder. Got {folder}, which holds {', '.join(foreign[:3])}; "
             "choose an empty or a new one."
         )
     if keep < 1:
@@ -236,7 +236,7 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
-    """The files carry no checksum of their own: a flipped bit would come back as another parameter."""
+    """The files have no checksum: a flipped bit would come back as another parameter."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(name.encode())

@@ -140,7 +140,7 @@ def init(
     A step changes parameters and nothing else. Raises `TypeError` for what is no optimiser and for a mask that is not
     of booleans; `ValueError` where nothing is trained, for a mask of another structure or one that marks what is no
     floating-point array, for a decay outside [0, 1), and for a flax network that changes when it is called: a batch
-    normalisation that keeps statistics, a dropout that draws from a stream of its own.
+    normalisation that keeps statistics, a dropout that draws from its own stream.
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
 
@@ -198,7 +198,7 @@ def _mask(field, trained):
 
 
 def _check_still(field):
-    """Raises `ValueError` where a call changes a flax module, told by its attributes: no wing but `nn` knows flax."""
+    """Raises `ValueError` where a call changes a flax module. Attributes show this, since only `nn` imports flax."""
 
     def check(node):
         draws = getattr(node, "deterministic", None) is False and getattr(node, "rngs", None) is not None
@@ -206,8 +206,8 @@ def _check_still(field):
             node, "use_running_average", None
         ) is False:
             raise ValueError(
-                "A network must be without statistics and random streams, which would stand still: a step changes "
-                f"parameters alone. Got a {type(node).__name__} that has them: call net.eval(), normalise by GroupNorm "
+                "A network must be without statistics and random streams, which would never change: a step updates "
+                f"parameters only. Got a {type(node).__name__} that has them: call net.eval(), normalise by GroupNorm "
                 "or LayerNorm, or make a dropout without rngs and hand it nnx.Rngs(key) at each call: "
                 "Field(net, path, predicts, draws=True) gives the network a key."
             )
