@@ -325,7 +325,7 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     check_affine(field.path, "change_path")
     if jtu.tree_structure(field.path.source) != jtu.tree_structure(path.source):
         raise ValueError(
-            "Both paths must have the same source, since a field is exact for one source. Got "
+            "Both paths must have the same source, since the field knows the noise of one source. Got "
             f"{field.path.source!r} and {path.source!r}: pass source= to the new path."
         )
     return _Rematched(field, path)  # pyright: ignore[reportArgumentType]

@@ -294,6 +294,15 @@ def given(
     """The targets from the values of a network's heads: a head by its name, else converted from the first one that has
     a row.
 
+    Args:
+        path: The path.
+        t: The time, a scalar.
+        x: The state at `t`.
+        values: The values of the heads, in their order.
+        predicts: What the heads predict: names or objects.
+        targets: What is wanted: names, objects or rows.
+        args: The condition, for a source with a mask.
+
     ```python
     x = jnp.ones(2)
     data, velocity = jf.given(jf.CondOT(), 0.5, x, (x,), ("velocity",), ("data", "velocity"))

@@ -47,6 +47,11 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
     of the pooled sample (of at most 1,000 points of each, taken evenly); to compare several samples with one
     reference, fix it. Raises `ValueError` where it is not positive.
 
+    Args:
+        x: A sample, shape `(n, *event)`.
+        y: Another sample of events of the same shape.
+        bandwidth: The width of the kernel, by default the median distance.
+
     Source: Gretton et al. 2012, A kernel two-sample test, JMLR 13, equation 5 (squared) and section 8.
 
     ```python
@@ -76,6 +81,11 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
 
     `(int_0^1 |F^-1(u) - G^-1(u)|^p du)^(1/p)`, `F` and `G` the empirical distribution functions.
 
+    Args:
+        x: A sample of numbers, shape `(n,)` or `(n, 1)`.
+        y: Another sample of numbers.
+        p: The order, at least 1.
+
     Source: Villani 2003, Topics in Optimal Transportation, theorem 2.18.
 
     ```python
@@ -97,6 +107,13 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
 
     `(E_theta W_p(theta.X, theta.Y)^p)^(1/p)`, `theta` uniform on the unit sphere, by `num_projections`
     directions drawn by `key`, each distance exact. At p = 2 a shift by `a` gives `|a| / sqrt(d)`.
+
+    Args:
+        key: Decides the directions.
+        x: A sample, shape `(n, *event)`.
+        y: Another sample of events of the same shape.
+        num_projections: The number of directions.
+        p: The order, at least 1.
 
     Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Mathematical Imaging
     and Vision 51.
@@ -124,6 +141,13 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTr
     is cut by `key` to the size `n` of the smaller. Under equal laws it is about `N(1/2, 1/(8n))`; well below
     1/2, the samples share points. `classifier` is any of scikit-learn's, by default a network with one layer
     of 64 ReLUs on standardised inputs, trained by Adam for 100 epochs. Needs scikit-learn.
+
+    Args:
+        key: Decides the folds and the network.
+        x: A sample, shape `(n, *event)`.
+        y: Another sample of events of the same shape.
+        folds: The number of folds.
+        classifier: A classifier of scikit-learn in place of the network.
 
     Source: Lopez-Paz and Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545, section 3.
 
@@ -162,6 +186,11 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[ArrayLike], Array
     the components, or of `features(x)`, any function of a sample `(n, *event)` to vectors `(n, k)`: with
     those of an Inception network this is FID. Biased upwards at small n. Raises `ValueError` for a sample of
     one point.
+
+    Args:
+        x: A sample, shape `(n, *event)`.
+        y: Another sample of events of the same shape.
+        features: A function from a sample `(n, *event)` to vectors `(n, k)`.
 
     Source: Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions,
     J. Multivariate Analysis 12; Heusel et al. 2017, arXiv:1706.08500, equation 6.
@@ -204,7 +233,10 @@ def class_accuracy(
 ) -> float:
     """The share of draws that a classifier puts into the class that they were drawn for.
 
-    `classifier` is a function from a sample to its labels.
+    Args:
+        x: The draws, shape `(n, *event)`.
+        label: The classes that they were drawn for, shape `(n,)`.
+        classifier: A function from a sample to its labels.
 
     Raises `ValueError` where labels, predictions and draws are not as many.
 

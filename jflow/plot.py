@@ -34,6 +34,14 @@ def image_grid(
     """Images `(n, H, W, C)` in [-1, 1], `C` 1 or 3, row by row in `ncols` columns (by default a square).
 
     What lies outside [-1, 1] is shown as the nearer end. `labels`, one for each image, are written above them.
+
+    Args:
+        images: The images.
+        labels: One label for each image, written above it.
+        ncols: The number of columns, by default that of a square.
+        title: The title of the axes.
+        ax: The matplotlib axes to draw on; by default those of a new figure.
+
     Raises `ValueError` for another shape, values that are not finite, or another number of labels.
 
     ```python
@@ -67,6 +75,12 @@ def trajectories(
 
     Without `ts`, paths of numbers run over the steps. Starts and ends are marked by colour. Raises `ValueError`
     for other shapes.
+
+    Args:
+        xs: The states of each path.
+        ts: The times of paths of numbers.
+        title: The title of the axes.
+        ax: The matplotlib axes to draw on; by default those of a new figure.
 
     ```python
     figure = jf.plot.trajectories(np.zeros((3, 5, 2)))
@@ -112,6 +126,14 @@ def density(
     on a grid of `resolution` points a side over `extent`, `(left, right, bottom, top)`, by default the range of
     the particles and a tenth more. Raises `ValueError` without particles and extent, and where the density is
     nowhere positive and finite.
+
+    Args:
+        log_density: A function of one point `(2,)`.
+        particles: Points `(n, 2)` over the map.
+        extent: The part of the plane, `(left, right, bottom, top)`.
+        resolution: The points of the grid along a side.
+        title: The title of the axes.
+        ax: The matplotlib axes to draw on; by default those of a new figure.
 
     ```python
     figure = jf.plot.density(lambda x: -(x**2).sum(), extent=(-2, 2, -2, 2), resolution=10)
@@ -159,6 +181,13 @@ def loss_curve(
     without the bias of its start; `smooth` 0 leaves it out. Raises `ValueError` where steps and losses are not
     as many, or for `smooth` outside [0, 1).
 
+    Args:
+        steps: The steps, shape `(n,)`.
+        losses: The losses, shape `(n,)`.
+        smooth: The decay of the running mean, in [0, 1).
+        title: The title of the axes.
+        ax: The matplotlib axes to draw on; by default those of a new figure.
+
     ```python
     figure = jf.plot.loss_curve(np.arange(3), np.array([3.0, 2.0, 1.0]))
     assert len(figure.axes[0].lines) == 2  # the losses and their running mean
@@ -190,6 +219,12 @@ def animation(
     `frames` are states along generation: images `(n, batch, H, W, C)` in [-1, 1], laid out as by `image_grid`,
     or points `(n, batch, 2)`. The file appears whole or not at all. Returns its path. Raises `ValueError` for
     another shape, images that are not finite, a path that does not end in `.gif`, or `fps` outside 1..50.
+
+    Args:
+        frames: The states along generation.
+        path: The file, which ends in `.gif`.
+        fps: Frames a second, 1 to 50.
+        ncols: The number of columns of images, by default that of a square.
 
     ```python
     import tempfile

@@ -111,6 +111,46 @@ def test_every_public_name_has_an_example():
     assert len(called) > 150 and not bare, f"without an example: {sorted(bare)}"
 
 
+def documented(doc: str) -> list[str] | None:
+    """The arguments in the section `Args:` of a docstring, in order; `None` without that section."""
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", inspect.cleandoc(doc), re.MULTILINE)
+    return section and re.findall(r"^    \**(\w+): ", section.group(1), re.MULTILINE)
+
+
+def written_constructor(kind: type) -> types.FunctionType | None:
+    """The `__init__` that a class defines itself, not the one that a dataclass makes."""
+    init = inspect.unwrap(vars(kind).get("__init__", object))
+    return init if inspect.isfunction(init) and Path(init.__code__.co_filename).is_relative_to(ROOT) else None
+
+
+def callables() -> dict[str, types.FunctionType]:
+    """Public functions, and constructors where they are written out."""
+    found = {}
+    for path in MODULES:
+        for name, value in public(importlib.import_module(path)).items():
+            function = written_constructor(value) if inspect.isclass(value) else inspect.unwrap(value)
+            if function is not None:
+                found[f"{path}.{name}"] = function
+    return found
+
+
+def test_arguments_are_documented_in_one_style():
+    """Three or more are listed in `Args:`, all of them and in order; one or two may be said in the text."""
+    wrong = {}
+    for name, function in callables().items():
+        if name.startswith(("jflow.samplers", "jflow.search", "jflow.testing")):
+            continue
+        parameters = [p for p in inspect.signature(function).parameters if p not in ("self", "cls")]
+        doc = function.__doc__ or ""
+        listed = documented(doc)
+        if (len(parameters) > 2 or listed) and listed != parameters:
+            wrong[name] = parameters, listed
+        if re.search(rf"^ *- `({'|'.join(parameters)})`", doc, re.MULTILINE) and parameters:
+            wrong[name] = "a list with dashes"
+    assert not wrong
+    assert documented("Says.\n\nArgs:\n    a: One.\n        Two: three.\n    *b: Four.\n") == ["a", "b"]
+
+
 # Words that hide who does what: "raises" and "must" say it, and a noun says what "one", "none" and "that" stand for.
 AVOIDED = re.compile(
     r"\b(refus\w*|mended|unasked|told|tells?|(is|are) to be|(that|which) is none|stands? still|of one's own"

@@ -47,7 +47,13 @@ class CustomPath(AbstractAffinePath):
         *,
         source: AbstractSource | None = None,
     ):
-        """`alpha`, `sigma`: differentiable functions of a scalar time, for t in [0, 1]; `source` of x0."""
+        """Makes the path.
+
+        Args:
+            alpha: The weight of the data, a differentiable function of a scalar time in [0, 1].
+            sigma: The weight of the noise, a differentiable function of a scalar time in [0, 1].
+            source: The law of x0; `Normal()` by default.
+        """
         self.alpha_fn, self.sigma_fn = alpha, sigma
         self.source = Normal() if source is None else source
         with jax.ensure_compile_time_eval():

@@ -36,7 +36,13 @@ class VE(AbstractAffinePath):
     source: AbstractSource = frozen()
 
     def __init__(self, sigma_min: Time = 0.002, sigma_max: Time = 80.0, *, source: AbstractSource | None = None):
-        """`sigma_min`, `sigma_max`: noise level at t = 1 and t = 0, in units of the data; `source` of x0."""
+        """Makes the path.
+
+        Args:
+            sigma_min: The noise level at t = 1, in units of the data.
+            sigma_max: The noise level at t = 0, in units of the data.
+            source: The law of x0; `Normal()` by default.
+        """
         self.source = Normal() if source is None else source
         self.sigma_min = parameter(sigma_min, "sigma_min")
         self.sigma_max = parameter(sigma_max, "sigma_max")

@@ -35,7 +35,13 @@ class VP(AbstractAffinePath):
     source: AbstractSource = frozen()
 
     def __init__(self, beta_min: Time = 0.1, beta_max: Time = 20.0, *, source: AbstractSource | None = None):
-        """`beta_min`, `beta_max`: the noise rate at the data and at the noise end, per unit of time; `source` of x0."""
+        """Makes the path.
+
+        Args:
+            beta_min: The noise rate at the data, per unit of time.
+            beta_max: The noise rate at the noise end, per unit of time.
+            source: The law of x0; `Normal()` by default.
+        """
         self.source = Normal() if source is None else source
         self.beta_min = parameter(beta_min, "beta_min")
         self.beta_max = parameter(beta_max, "beta_max")

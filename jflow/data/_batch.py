@@ -17,6 +17,12 @@ def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, 
     sequence is cut into batches: within an epoch no example is seen twice, and the batch that meets its end
     is filled from the next.
 
+    Args:
+        dataset: The examples.
+        seed: The seed of the order.
+        step: The number of the batch, from 0.
+        batch_size: The number of examples in a batch.
+
     Returns `{"x": (batch_size, *event), "label": (batch_size,)}`, without `"label"` where there is none.
     Raises `ValueError` for a batch size below 1 or a negative step or seed.
 
@@ -53,6 +59,11 @@ def loader(
     any object that reads record `i` from disk (a `Dataset` is one too). Records are read ahead in threads.
     The iterator's position is a few numbers, by `get_state()` and `set_state(state)`, which
     `grain.checkpoint.CheckpointSave` hands to orbax. Needs grain. For arrays in memory prefer `batch`.
+
+    Args:
+        source: An object with `len(source)` and `source[i]`, one record as a dictionary of arrays.
+        batch_size: The number of records in a batch.
+        seed: The seed of the order.
 
     Raises `ValueError` for an empty source or a batch size below 1.
 

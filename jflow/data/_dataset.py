@@ -71,9 +71,12 @@ def from_array(
 ) -> Dataset:
     """A data set of your own arrays, copied.
 
-    - `x`, shape `(n, *event)` with at least one axis after the first: uint8 is read as images, 0..255 going
-      to [-1, 1] as `x / 127.5 - 1`; floats of any width become float32 and are not rescaled.
-    - `label`, shape `(n,)`, integers from 0; `num_classes` is their largest plus one unless given.
+    Args:
+        x: The examples, shape `(n, *event)` with at least one axis after the first. uint8 is read as images, 0..255
+            going to [-1, 1] as `x / 127.5 - 1`; floats of any width become float32 and are not rescaled.
+        label: The classes, shape `(n,)`, integers from 0.
+        name: What reports call the set.
+        num_classes: The number of classes, by default the largest label plus one.
 
     Raises `ValueError` for any other type, a wrong rank or length, an empty set, a value that is not finite
     in float32, a label out of range.

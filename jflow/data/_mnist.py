@@ -50,6 +50,11 @@ def mnist(split: str = "train", dir: str | os.PathLike[str] | None = None, seed:
     Every file is checked by size and sha256 each time it is read. Raises `ValueError` for one that is
     truncated or altered, `OSError` where a download fails or the folder cannot be written.
 
+    Args:
+        split: `"train"`, `"test"` or `"all"`.
+        dir: The folder of the files.
+        seed: The seed of the division and the order, where only the test images are there.
+
     Source: LeCun, Cortes and Burges 1998, The MNIST database of handwritten digits.
 
     ```python

@@ -13,6 +13,12 @@ def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` on `(cos a, sin a)` or `(1 - cos a, 1/2 - sin a)`, each
     with probability 1/2, and `a` uniform on `[0, pi]`.
 
+    Args:
+        key: One typed key.
+        n: The number of points.
+        noise: The standard deviation of the noise, before `scale`.
+        scale: The factor of the whole set.
+
     ```python
     assert jf.data.moons(jr.key(0), 100).shape == (100, 2)
     ```
@@ -32,6 +38,13 @@ def circles(
 
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` uniform on the circle of radius 1 or `factor`, each
     with probability 1/2.
+
+    Args:
+        key: One typed key.
+        n: The number of points.
+        factor: The radius of the inner circle, before `scale`.
+        noise: The standard deviation of the noise, before `scale`.
+        scale: The factor of the whole set.
 
     ```python
     radius = jnp.linalg.norm(jf.data.circles(jr.key(0), 100, noise=0.0), axis=1)
@@ -53,6 +66,13 @@ def spirals(
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c = +-r (cos a, sin a)`, `a = 2 pi turns r`, each sign
     with probability 1/2, and `r = sqrt(v)`, `v` uniform on `[0, 1]`: nearly uniform along the arms.
 
+    Args:
+        key: One typed key.
+        n: The number of points.
+        turns: The turns of each arm.
+        noise: The standard deviation of the noise, before `scale`.
+        scale: The factor of the whole set.
+
     ```python
     assert jnp.linalg.norm(jf.data.spirals(jr.key(0), 100, noise=0.0), axis=1).max() <= 5.0
     ```
@@ -71,6 +91,12 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
     Square `(i, j)` is taken where `i + j` is even. One of these squares is drawn, then a point in it, so no
     draw is rejected. With the defaults the density is 1/50 on the squares and `E |x|^2 = 50/3`.
 
+    Args:
+        key: One typed key.
+        n: The number of points.
+        cells: The squares along a side of the board.
+        half_width: Half the side of the board.
+
     ```python
     cells = jnp.floor((jf.data.checkerboard(jr.key(0), 100) + 5) / 2.5)
     assert (cells.sum(1) % 2 == 0).all()
@@ -86,6 +112,12 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
 
 def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: float | int = 0.5) -> Float[Array, "n 2"]:
     """`n` points of eight equal Gaussians `N(c, std^2 I)`, `c` spaced evenly on the circle of `radius`.
+
+    Args:
+        key: One typed key.
+        n: The number of points.
+        radius: The radius of the circle of centres.
+        std: The standard deviation of each Gaussian.
 
     ```python
     x = jf.data.eight_gaussians(jr.key(0), 100, std=0.0)

@@ -15,6 +15,11 @@ def moons(*, noise: Number = 0.05, scale: Number = 5.0, components: int = 256) -
     density is that of the whole curve to nine digits. Raises `ValueError` for `components` below 2, or noise
     that is not positive.
 
+    Args:
+        noise: The standard deviation of the Gaussians, before `scale`.
+        scale: The factor of the whole set.
+        components: The number of Gaussians.
+
     ```python
     world = jf.distributions.moons()
     assert world.log_prob(world.sample(jr.key(0))) > world.log_prob(jnp.array([5.0, 5.0]))
@@ -31,6 +36,12 @@ def circles(
     """Two concentric circles, of radii `scale` and `factor scale`: the law of `jflow.data.circles`, as a mixture.
 
     `components` Gaussians of standard deviation `scale noise`, half of them evenly along each circle; see `moons`.
+
+    Args:
+        factor: The radius of the inner circle, before `scale`.
+        noise: The standard deviation of the Gaussians, before `scale`.
+        scale: The factor of the whole set.
+        components: The number of Gaussians.
 
     ```python
     world = jf.distributions.circles(scale=2.0)
@@ -49,6 +60,12 @@ def spirals(
 
     `components` Gaussians of standard deviation `scale noise`, half of them along each arm
     `+-scale r (cos a, sin a)`, `a = 2 pi turns r`, at the quantiles of the law `r = sqrt(uniform)`; see `moons`.
+
+    Args:
+        turns: The turns of each arm.
+        noise: The standard deviation of the Gaussians, before `scale`.
+        scale: The factor of the whole set.
+        components: The number of Gaussians.
 
     ```python
     world = jf.distributions.spirals(turns=0.25)  # a quarter of a turn: one arm stays in one quadrant

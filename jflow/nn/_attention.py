@@ -30,7 +30,14 @@ class SelfAttention(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        """`dim` numbers a token, `heads` dividing it; `zero` starts the output at zero.
+        """Makes the layer.
+
+        Args:
+            dim: The numbers of a token.
+            heads: The heads, which divide `dim`.
+            zero: Whether the output starts at zero.
+            dtype: The type of compute; parameters are float32.
+            rngs: The random numbers of the initial parameters.
 
         Raises `ValueError` where the heads do not divide the numbers.
         """

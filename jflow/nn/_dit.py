@@ -38,6 +38,11 @@ def patchify(x: Shaped[Array, "h w c"], patch: int) -> Shaped[Array, "n p"]:
 def depatchify(tokens: Shaped[Array, "n p"], patch: int, shape: Sequence[int]) -> Shaped[Array, "h w c"]:
     """The image of `shape` whose patches are `tokens`: the inverse of `patchify`.
 
+    Args:
+        tokens: The patches, flattened, row by row.
+        patch: The side of a patch.
+        shape: The shape `(H, W, C)` of the image.
+
     Raises `ValueError` where the tokens are not those of an image of that shape.
 
     ```python
@@ -82,7 +87,16 @@ class DiTBlock(nnx.Module):
     """
 
     def __init__(self, dim: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
-        """`dim` numbers a token, `heads` dividing it; raises `ValueError` where they do not."""
+        """Makes the block.
+
+        Args:
+            dim: The numbers of a token.
+            heads: The heads of the attention, which divide `dim`.
+            dtype: The type of compute; parameters are float32.
+            rngs: The random numbers of the initial parameters.
+
+        Raises `ValueError` where the heads do not divide the numbers.
+        """
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
         self.feed_forward = _FeedForward(dim, dim, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
@@ -127,10 +141,17 @@ class DiT(nnx.Module):
     ):
         """A network for images of `shape`.
 
-        - `shape`: `(H, W, C)`, both sides multiples of `patch`.
-        - `dim`: the numbers of a token, even; `layers`: the blocks; `heads`: of their attention, dividing `dim`.
-        - `num_classes`, `condition_size`, `null`: the condition, see `Condition`.
-        - `dtype`: the type of compute; parameters are float32.
+        Args:
+            shape: `(H, W, C)`, both sides multiples of `patch`.
+            patch: The side of a patch.
+            dim: The numbers of a token, even.
+            layers: The number of blocks.
+            heads: The heads of their attention, which divide `dim`.
+            num_classes: The number of labels, for a condition that is a label; see `Condition`.
+            condition_size: The length of the vector, for a condition that is a vector; see `Condition`.
+            null: The label that stands for "no label", by default `num_classes`.
+            dtype: The type of compute; parameters are float32.
+            rngs: The random numbers of the initial parameters.
 
         Raises `ValueError` for sides that the patch does not divide, heads that do not divide `dim`, an odd `dim`,
         and an impossible condition.

@@ -77,7 +77,14 @@ class Condition(nnx.Module):
         null: int | None = None,
         rngs: nnx.Rngs,
     ):
-        """`embedding` the length of a row of the table; `null` the label that stands for none, by default `k`.
+        """Makes the table, or nothing for a vector.
+
+        Args:
+            embedding: The length of a row of the table.
+            num_classes: The number of labels, for a label.
+            condition_size: The length of the vector, for a vector.
+            null: The label that stands for "no label", by default `num_classes`.
+            rngs: The random numbers of the initial parameters.
 
         Raises `ValueError` where both kinds of condition are given, and for a null label out of range.
         """

@@ -41,11 +41,16 @@ class MLP(nnx.Module):
     ):
         """A network for events of `in_size` components.
 
-        - `in_size`: the number of components, for events of any shape that has as many, or the event's shape.
-        - `width`, `depth`: size and number of the hidden layers.
-        - `num_classes`, `condition_size`, `null`: the condition, see `Condition`; a label becomes `embedding`
-          numbers, a vector is used as it is.
-        - `dtype`: the type of compute; parameters are float32.
+        Args:
+            in_size: The number of components, for events of any shape with as many; or the event's shape.
+            width: The size of a hidden layer.
+            depth: The number of hidden layers.
+            num_classes: The number of labels, for a condition that is a label; see `Condition`.
+            condition_size: The length of the vector, for a condition that is a vector; see `Condition`.
+            embedding: The numbers that a label becomes. A vector is used as it is.
+            null: The label that stands for "no label", by default `num_classes`.
+            dtype: The type of compute; parameters are float32.
+            rngs: The random numbers of the initial parameters.
 
         Raises `ValueError` for sizes that are no positive integers and for an impossible condition.
         """

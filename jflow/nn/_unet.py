@@ -131,13 +131,18 @@ class UNet(nnx.Module):
     ):
         """A network for images of `shape`.
 
-        - `shape`: `(H, W, C)`, both sides multiples of `2^(len(channels) - 1)`.
-        - `channels`: the channels of every level; `layers`: the residual layers of each.
-        - `embedding`: the features of the time (even), of a label, and of the hidden layer of their biases.
-        - `num_classes`, `condition_size`, `null`: the condition, see `Condition`.
-        - `attention`: the levels, 0 the full resolution, whose residual layers end in self-attention of `heads`
-          heads.
-        - `dtype`: the type of compute; parameters are float32.
+        Args:
+            shape: `(H, W, C)`, both sides multiples of `2^(len(channels) - 1)`.
+            channels: The channels of every level.
+            layers: The residual layers of each level.
+            embedding: The features of the time (even), of a label, and of the hidden layer of their biases.
+            num_classes: The number of labels, for a condition that is a label; see `Condition`.
+            condition_size: The length of the vector, for a condition that is a vector; see `Condition`.
+            null: The label that stands for "no label", by default `num_classes`.
+            attention: The levels, 0 the full resolution, whose residual layers end in self-attention.
+            heads: The heads of the self-attention.
+            dtype: The type of compute; parameters are float32.
+            rngs: The random numbers of the initial parameters.
 
         Raises `ValueError` for sides that the levels do not divide, levels that do not exist, heads that do not
         divide the channels, and an impossible condition.

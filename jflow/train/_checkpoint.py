@@ -28,6 +28,12 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
     is given; a batch that is a function of the step needs nothing else. It appears under its name when it is
     complete, so that a process killed while writing loses nothing but that one.
 
+    Args:
+        folder: The folder of the checkpoints, made if need be.
+        state: The state to save.
+        key: The key of the run, saved beside the state.
+        keep: How many of the newest checkpoints stay.
+
     Raises `ValueError` where the folder cannot be written, holds something else than checkpoints, or has
     this step or a later one already.
 
@@ -49,7 +55,13 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
     own.
 
     All arrays come from the checkpoint, bit for bit; functions and settings come from `state`. No code is
-    read from disk. `key` asks that the checkpoint was saved with that key.
+    read from disk.
+
+    Args:
+        folder: The folder of the checkpoints.
+        state: A state made by `init` with the network, the optimiser and the options of that run.
+        step: The step of the checkpoint, by default the newest.
+        key: The key that the checkpoint must have been saved with.
 
     Raises `ValueError` where there is no such checkpoint, its arrays have other names, shapes or types than
     the state's, or it belongs to another key.
