@@ -1,8 +1,11 @@
-"""The eager front of the verbs: what makes a call outside of `jax.jit` compile once, and say what is true.
+"""The eager front of the verbs: a call outside of `jax.jit` compiles once, and never uses outdated numbers.
 
-A verb checks its arguments, and hands its operands to one function, the core, which is compiled here. Their arrays are
-arguments of the program; all else (structures, activations, names) is static, and a second call with the same compiles
-nothing. Under an outer `jax.jit` the core is traced into the caller's program.
+A verb has two parts. Its front checks the arguments, and sees values. Its core is one function that is compiled here,
+and sees tracers. The arrays of the operands are arguments of the compiled program. All else (structures, activations,
+names) is static, and a second call with the same statics compiles nothing.
+
+Under an outer `jax.jit` the core is traced into the caller's program. Then the front sees tracers too, where the caller
+passed them.
 """
 
 import functools as ft
@@ -29,9 +32,9 @@ def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -
     """A program and its first arguments: `program(*given, more).unpack()` is `core(*operands, *more, *static)`, for a
     tuple `more` of pytrees of arrays.
 
-    A plain function that a noun holds itself may read globals, and a program that was kept would answer with old
-    numbers: such operands get their own `jax.jit`, on flat leaves, which is forgotten with the program returned.
-    (With a fresh `equinox.filter_jit`, or with none, each call would keep about 2 MB.)
+    A noun may hold a plain function, which may read globals. A program from an earlier call would use the old values of
+    these globals. So operands with such a function get a new `jax.jit`, which is freed together with the returned
+    program. It is a `jax.jit` on flat leaves: a new `equinox.filter_jit` for each call, or none, keeps about 2 MB a call.
     """
     leaves, treedef = jtu.tree_flatten(operands)
     arrays = [_canonical(leaf) for leaf in leaves if _is_array(leaf)]
@@ -57,7 +60,7 @@ def _filled(treedef, rest, arrays):
 
 @jtu.register_pytree_node_class
 class _Packed:
-    """A result whose arrays come out of a compiled function, and whose other leaves go around it."""
+    """A result of a compiled function. Its arrays are outputs of the program; its other leaves are static."""
 
     def __init__(self, arrays: Any, rest: Any, treedef: Any):
         self.arrays, self.rest, self.treedef = arrays, rest, treedef
@@ -85,7 +88,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _canonical(leaf: Any) -> Any:
-    """An array in the type that it has on a device: inside an outer jit JAX may keep a numpy array in its own."""
+    """An array in the type that it has on a device. Inside an outer jit JAX may keep the type of a numpy array."""
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
@@ -93,8 +96,9 @@ _HOLDS: dict[Any, bool] = {}
 
 
 def _holds_function(operands: Any, treedef: Any, rest: Any) -> bool:
-    """Whether a noun among the operands holds a plain function; decided once for operands of one structure, which keeps
-    no function alive.
+    """Whether a noun among the operands holds a plain function.
+
+    The answer is stored by the structure and the types of the operands, so that no function is kept alive.
     """
     key = treedef, tuple(leaf and (leaf[0], leaf[1] is _OWN) for leaf in rest)
     if (known := _HOLDS.get(key)) is None:
@@ -105,7 +109,7 @@ def _holds_function(operands: Any, treedef: Any, rest: Any) -> bool:
 
 
 def _keeper(node: Any) -> bool:
-    """Whether the functions that a node holds itself are the user's."""
+    """Whether a node is an object whose functions are the user's: a noun, or diffrax's saves and events."""
     return isinstance(node, (Noun, dfx.SubSaveAt, dfx.Event))
 
 
@@ -127,10 +131,9 @@ def _is_plain(child: Any) -> bool:
 
 
 def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
-    """The Python numbers of a pytree as arrays, so that new values are no new program: those that people sweep, in
-    samplers and, with `integers`, in `args`.
+    """A pytree with arrays in place of its Python floats and, with `integers`, of its integers.
 
-    These and the pytree's arrays get a strong type: a weak one would be another program.
+    New values then need no new program. All arrays get a strong type, since a weak type would be another program.
     """
     kinds = (float, int) if integers else float
 

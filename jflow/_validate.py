@@ -38,7 +38,7 @@ def parameter(value: Any, name: str, *, positive: bool = True) -> Array:
 
 
 def concrete(x: Any) -> Any:
-    """`x` as a numpy array where its value is known, `None` where it is being traced."""
+    """`x` as a numpy array if its value is known. `None` if `x` is a tracer, whose value is unknown."""
     if x is None or isinstance(x, jax.core.Tracer):
         return None
     try:
@@ -48,14 +48,14 @@ def concrete(x: Any) -> Any:
 
 
 def check_count(least: int = 1, **counts: Any) -> None:
-    """Raises `ValueError` where one is not an integer of at least `least`."""
+    """Raises `ValueError` unless every count is an integer of at least `least`."""
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}. Got {value!r}.")
 
 
 def check_kind(value: Any, kind: Any, rule: str) -> None:
-    """Raises `TypeError` with the rule for a value that is of no such kind; `None` is a default's."""
+    """Raises `TypeError` with the rule unless the value is of that kind. `None`, the default, passes."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{rule} Got {value!r}.")
 
@@ -76,15 +76,15 @@ def check_key(key: Any, why: str, *, batched: bool = True) -> None:
 
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
-    """A key of the purpose's own: one key used for data, training and sampling alike gives independent draws."""
+    """The key of a purpose. So one key that is used for data, training and sampling gives independent draws."""
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
 
 
 def streams(key: Key[Array, ""], name: str, n: int) -> Key[Array, "{n}"]:
-    """`n` independent keys of the purpose's own, each a `fold_in` of a constant.
+    """`n` independent keys of a purpose, each a `fold_in` of a constant.
 
-    It is one pass of the generator, which is most of what a small program costs to compile. threefry is called in the
-    shape that `split` and a draw of `n` numbers have, so that XLA compiles it once for both; `vmap` would add an axis.
+    They come from one pass of the generator, since compiling it is most of the cost of a small program. threefry is
+    called with the shape that `split` and a draw of `n` numbers use, so XLA compiles it once. `vmap` would add an axis.
     """
     own = [zlib.crc32(f"{name} {i}".encode()) for i in range(n)]
     if (impl := jax.random.key_impl(key)) != "threefry2x32":
