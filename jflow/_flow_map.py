@@ -68,10 +68,9 @@ class FlowMap(AbstractField):
 class Jump(AbstractStepRule):
     """The step of a flow map, `x' = X_{s,t}(x)`: one evaluation, whatever the length of the step.
 
-    With `renoise` the sampler is stochastic: a step jumps to the time t' > t where `sigma/alpha` is `sqrt(1 -
-    renoise^2)` times that of t, and adds the noise that leads back to t. `renoise=1.0` jumps to the data and noises it
-    anew, the
-    multistep sampling of consistency models.
+    With `renoise` the sampler is stochastic. A step from s to t jumps to a time t' > t where `sigma/alpha` is `sqrt(1 -
+    renoise^2)` times its value at t. Then it adds the noise that leads back to t. `renoise=1.0` jumps to the data and
+    adds all of the noise again: the multistep sampling of consistency models.
 
     Source: Kim et al. 2024, arXiv:2310.02279, algorithm 3 (gamma-sampling); Song et al. 2023, arXiv:2303.01469,
     algorithm 1.

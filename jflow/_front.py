@@ -34,7 +34,7 @@ def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -
 
     A noun may hold a plain function, which may read globals. A program from an earlier call would use the old values of
     these globals. So operands with such a function get a new `jax.jit`, which is freed together with the returned
-    program. It is a `jax.jit` on flat leaves: a new `equinox.filter_jit` for each call, or none, keeps about 2 MB a call.
+    program. It acts on flat leaves: a new `equinox.filter_jit` for each call, or none, would keep about 2 MB a call.
     """
     leaves, treedef = jtu.tree_flatten(operands)
     arrays = [_canonical(leaf) for leaf in leaves if _is_array(leaf)]

@@ -23,7 +23,7 @@ def shard_batch(fn: Callable[..., PyTree], mesh: Mesh, num_batched: int) -> Call
 
 
 def count_devices(mesh: PyTree) -> int:
-    """Devices that a batch is split over; raises `TypeError` for what is no mesh."""
+    """Devices that a batch is split over; raises `TypeError` if it is not a mesh."""
     if mesh is None:
         return 1
     if not isinstance(mesh, Mesh):

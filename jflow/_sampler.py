@@ -33,7 +33,7 @@ TIMES = "times must be a grid rule, as jflow.UniformGrid(32),"
 
 
 class _Quiet:
-    """A value for messages, all of which are equal: it makes no new program."""
+    """A value for messages. All of these are equal, so that another value needs no new program."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -46,7 +46,7 @@ class _Quiet:
 
 
 class Facts(NamedTuple):
-    """What is known of a grid without computing: `None` where nothing is, for a traced array."""
+    """What is known of a grid without computing. `None` stands for unknown, as for a traced array."""
 
     starts_at_zero: bool | None = None
     ends_at_one: bool | None = None
@@ -85,21 +85,20 @@ class FixedSteps(Noun):
         diffusion: Callable[[Array], ArrayLike] | None = None,
         end: Checked[End | None] = None,
     ):
-        """Makes a sampler; what needs a field as well is checked when both meet.
+        """Makes a sampler. What depends on a field too is checked when `jflow.sample` or another verb gets both.
 
         Args:
             times: A grid rule, as `UniformGrid(32)`, or the times themselves: `n` steps have `n + 1` points.
             solver: Any explicit diffrax solver, `diffrax.Euler()` by default, or an `AbstractStepRule`.
-            clock: In which time it is integrated; by default the one a solver brings along (as `DPMpp` does), else the
-                path's own, or `ThetaClock()` where `eta` is given.
+            clock: The time in which it is integrated. By default the clock that the solver brings (as `DPMpp` does),
+                else `ThetaClock()` if `eta` is given, else the path's own time.
             eta: `None` for the ODE. Else the amplitude of the noise: 1 is the reverse SDE. A number, or for one-step
                 solvers an array with a value a step, or a noise rule as `Ancestral(0.5)`.
             diffusion: In place of `eta` the lecture's diffusion coefficient `g(t)`, in the path's own time: the drift
                 is `velocity + g^2/2 score`.
-            end: `"denoise"`: the last step is `x = data prediction`, one evaluation. `"stop"`: it is like the others.
-                By default `"stop"`, but `"denoise"` where the last right-hand side is not defined: for a field that
-                predicts the data and for a clock that is infinite where sigma = 0, on a grid that ends there or repeats
-                its last point.
+            end: With `"denoise"` the last step is `x = data prediction`, one evaluation. With `"stop"` it is like all
+                other steps. The default is `"denoise"` if the grid ends at t = 1 or repeats its last point, and the
+                field predicts the data or the clock is infinite where sigma = 0. Otherwise it is `"stop"`.
 
         Raises `ValueError` or `TypeError` for parts that do not go together.
         """
@@ -179,7 +178,7 @@ class AdaptiveSteps(Noun):
         rtol: Number | Array | None = None,
         atol: Number | Array | None = None,
     ):
-        """Makes a sampler; what needs a field as well is checked when both meet.
+        """Makes a sampler. What depends on a field too is checked when `jflow.sample` or another verb gets both.
 
         Args:
             solver: Any diffrax solver; `diffrax.Tsit5()` by default.
@@ -267,9 +266,7 @@ def _as_array(values: Any, what: str) -> Any:
 
 
 def _swept(value: Any) -> Any:
-    """A number that people sweep, as a float where it is an integer: a new value is then no new program. A list is an
-    array.
-    """
+    """An integer as a float, a list as an array. A new value of such a number needs no new program."""
     if isinstance(value, (list, tuple)):
         return _as_array(value, "eta must be a number, a noise rule,")
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

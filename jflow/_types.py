@@ -21,7 +21,7 @@ PRNGKey = Key[Array, ""]
 """One typed key, as `jax.random.key` makes it."""
 
 DType = DTypeLike | None
-"""A type of numbers; `None` for the one that is there."""
+"""A type of numbers; `None` leaves the type as it is."""
 
 Shape = tuple[int, ...] | PyTree
 """The shape of an event, as a tuple or as a pytree of shapes with types."""
@@ -34,8 +34,8 @@ else:
     class Checked:
         """`Checked[T]` is `T` for an editor, and anything at run time.
 
-        It annotates an argument that the function checks itself, whose message then says the rule and the fix, where
-        that of a run-time type checker would not.
+        It annotates an argument that the function checks itself. The message of that check says the rule and the fix;
+        the message of a run-time type checker would come first and say neither.
         """
 
         def __class_getitem__(cls, kind):

@@ -38,7 +38,7 @@ def image_grid(
     Args:
         images: The images.
         labels: One label for each image, written above it.
-        ncols: The number of columns, by default that of a square.
+        ncols: The number of columns; by default the rows and columns form a square.
         title: The title of the axes.
         ax: The matplotlib axes to draw on; by default those of a new figure.
 
@@ -224,7 +224,7 @@ def animation(
         frames: The states along generation.
         path: The file, which ends in `.gif`.
         fps: Frames a second, 1 to 50.
-        ncols: The number of columns of images, by default that of a square.
+        ncols: The number of columns of images; by default the rows and columns form a square.
 
     ```python
     import tempfile

@@ -21,24 +21,25 @@ from ._rule import AbstractGuidanceRule, extrapolate
 
 
 class Guided(AbstractGuide):
-    """Guidance, `u_other + w (u_condition - u_other)`: `w = 0` the other prediction, `1` the conditional one.
+    """Guidance, `u_other + w (u_condition - u_other)`. The scale `w = 0` gives `u_other`, `w = 1` gives `u_condition`.
 
-    What the other prediction is:
+    The prediction `u_other` may come from three places:
 
-    - `Guided(field, null)`, classifier-free guidance: that of the null condition, the same for every sample.
-    - With `args = Args(condition, negative=other, scale=w)`: that of a negative condition for each sample, which wins
-      over `null`.
-    - `Guided(field, weak=other)`, autoguidance: that of a smaller or less trained field, with the same condition.
+    - `Guided(field, null)`, classifier-free guidance: the field under the null condition, equal for all samples.
+    - `args = Args(condition, negative=other, scale=w)`: the field under a negative condition, given for each sample. It
+      has priority over `null`.
+    - `Guided(field, weak=other)`, autoguidance: a smaller or less trained field under the same condition.
 
-    Sampling takes `args = Args(condition, scale=w)`; nfe counts both predictions, which are one batched call of the
-    network where they are of one. Without a scale it is unguided and costs one. Training takes the bare condition as
-    `args`, replaced by the null condition now and then with `drop_condition`. The weights sum to one, so guiding any of
-    the predictions is the same; a `rule` in their place (`APG`, `Rescaled`, `CFGZero`) is applied to the prediction it
-    is written for. With an `interval` of times there is guidance in it alone: elsewhere, on a fixed grid, the other
-    prediction is not computed.
+    Sampling takes `args = Args(condition, scale=w)`. `nfe` counts both predictions; two predictions of the same network
+    are one batched call. Without a scale there is no guidance, and a call costs one evaluation. Training takes the bare
+    condition as `args`; `drop_condition` replaces it by the null condition now and then.
 
-    Other entries of `args` go on to the field, the same for both predictions. A guide inside that takes the same names
-    raises; so does one that reads the condition, as `ClassifierGuided`, which goes outside.
+    The weights sum to one, so guidance of any prediction gives the same result. A `rule` (`APG`, `Rescaled`, `CFGZero`)
+    replaces the weights, and applies to the prediction that it is written for. With an `interval` of times there is
+    guidance only inside it. On a fixed grid the other prediction is not computed outside.
+
+    All other entries of `args` go to the field, for both predictions. A guide inside raises if it takes the same names,
+    or if it reads the condition. `ClassifierGuided` reads the condition, so it goes outside.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, equation 6, whose weight is our `w - 1`; Karras et al. 2024,
     arXiv:2406.02507 (autoguidance); Kynkäänniemi et al. 2024, arXiv:2404.07724 (interval).
@@ -184,8 +185,9 @@ class Guided(AbstractGuide):
         return (start <= t) & (t < stop)
 
     def _split(self, args):
-        """The scale, the `Args` of the field, and those of the other prediction (those of the field where the scale is
-        `None`).
+        """The scale, the `Args` of the field, and the `Args` of the other prediction.
+
+        Without a scale there is no other prediction, and both `Args` are equal.
         """
         args = Args.of(args)
         scale, rest = args.get(self.scale), without(args, self.takes)

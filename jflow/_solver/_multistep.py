@@ -161,10 +161,11 @@ class AbstractMultistep(AbstractFieldSolver, dfx.AbstractItoSolver[History]):
         Where none of these is known, the mean is `slopes[0] + alone (slopes[1] - slopes[0])`.
         """
         any_known = known > 0
-        # With none known the weights do not depend on the ends, whose `xi` may be infinite: a logarithm of 0 would be
-        # multiplied by 0 all the same, and so would its derivative. Any two different times with a finite `xi` do.
+        # If no slope is known, the weights do not depend on the ends. But the `xi` of an end may be infinite, as the
+        # logarithm of 0, and infinity times 0 is NaN, in a derivative too. So the ends are replaced by 1 and 2 here,
+        # two different times with a finite `xi`.
         start, stop = jnp.where(any_known, start, 1), jnp.where(any_known, stop, 2)
-        # For the same reason a node that is not known lies at the start, at a distance that nothing is divided by.
+        # For the same reason a node that is not known is moved to the start. No weight divides by its distance.
         distances = [self.gap(jnp.where(known >= j, node, start), start) for j, node in enumerate(nodes, 1)]
         weights = newton_weights(self.moments(self.gap(start, stop), len(nodes), known), distances, known)
         if weights:
@@ -186,7 +187,7 @@ def newton_weights(moments: tuple[Array, ...], distances: list[Array], known: Ar
     `f_1`, `f_2`, ..., whose nodes lie `d_j = xi_0 - xi_j` before that of `f_0`.
 
     Newton's form: `P = sum_k f[0..k] prod_{j<k} (v + d_j)` with `v = xi - xi_0`; the divided difference `f[0..k]` has
-    at `f_j` the weight `1 / prod_{i != j} (xi_j - xi_i)`. Weights of what is not known are zero.
+    at `f_j` the weight `1 / prod_{i != j} (xi_j - xi_i)`. The weight of an unknown slope is zero.
     """
     if not distances:
         return []

@@ -172,7 +172,7 @@ class DiT(nnx.Module):
 
     @property
     def null(self) -> int | None:
-        """The label that stands for none; `None` for a network without labels."""
+        """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
     def __call__(self, t: ArrayLike, x: Float[Array, "*event"], args: Any = None) -> Float[Array, "*event"]:

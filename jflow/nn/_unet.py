@@ -84,7 +84,7 @@ def _double(x):
 
 
 def _check_levels(channels, attention):
-    """`channels` as a tuple of integers; raises `ValueError` for none, or attention at a level that is not there."""
+    """`channels` as a tuple of integers; raises `ValueError` if it is empty, or attention is at a missing level."""
     channels = tuple(positive("Each of channels", c) for c in channels)
     if not channels:
         raise ValueError("A UNet has one level at least: channels is not empty. Got ().")
@@ -175,7 +175,7 @@ class UNet(nnx.Module):
 
     @property
     def null(self) -> int | None:
-        """The label that stands for none; `None` for a network without labels."""
+        """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
     def __call__(self, t: ArrayLike, x: Float[Array, "*event"], args: Any = None) -> Float[Array, "*event"]:

@@ -56,16 +56,18 @@ def fit(
         key: One typed key of the run, of any implementation.
         run_dir: A folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
         save_every: Steps between checkpoints. The last step has one.
-        log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of steps
-            taken and the loss that of the last one. Losses reach the host only then.
+        log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`: the number of steps taken, and the
+            loss of the last of them. Losses reach the host only then.
         keep: How many of the newest checkpoints stay.
         mesh: Data parallel, as in `step`.
         progress: Whether a progress bar is shown.
 
-    Ctrl-C ends the current step, writes a checkpoint and raises `KeyboardInterrupt`; a second one does not
-    wait. The state given is donated. Raises `ValueError` where a loss or gradient is not finite (nothing is
-    saved from that step on, the last checkpoint stays), the folder is not writable or not this run's, or a
-    checkpoint in it is of another shape or key.
+    Ctrl-C ends the current step, writes a checkpoint and raises `KeyboardInterrupt`. A second Ctrl-C stops at once. The
+    given state is donated.
+
+    Raises `ValueError` where a loss or gradient is not finite; nothing is saved from that step on, and the last
+    checkpoint stays. Raises it too where the folder is not writable or belongs to another run, or a checkpoint in it
+    has other shapes or another key.
 
     ```python
     state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.1))

@@ -137,10 +137,12 @@ def init(
         trained: Which leaves of the field are trained: a pytree of booleans with the structure of the field, as
             `jflow.trainable(field)`, which is the default, gives it.
 
-    A step changes parameters and nothing else. Raises `TypeError` for what is no optimiser and for a mask that is not
-    of booleans; `ValueError` where nothing is trained, for a mask of another structure or one that marks what is no
-    floating-point array, for a decay outside [0, 1), and for a flax network that changes when it is called: a batch
-    normalisation that keeps statistics, a dropout that draws from its own stream.
+    A step changes parameters and nothing else.
+
+    Raises `TypeError` if `optimizer` is not an optimiser, or the mask does not hold booleans. Raises `ValueError` if
+    nothing is trained, if the mask has another structure or marks something else than floating-point arrays, for a
+    decay outside [0, 1), and for a flax network that changes when it is called: a batch normalisation that keeps
+    statistics, a dropout that draws from its own stream.
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
 
