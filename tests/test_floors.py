@@ -56,6 +56,8 @@ def imports(file: Path) -> Iterator[tuple[str, bool, int]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             inside.update(id(child) for child in ast.walk(node))
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            inside.update(id(child) for statement in node.body for child in ast.walk(statement))  # never run
     for node in ast.walk(tree):
         top = id(node) not in inside
         if isinstance(node, ast.Import):
