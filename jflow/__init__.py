@@ -82,6 +82,7 @@ from ._serialise import to_json as to_json
 from ._solve import ODEFlow as ODEFlow
 from ._solve import solve as solve
 from ._solver import DEIS as DEIS
+from ._solver import DPM2 as DPM2
 from ._solver import AbstractFieldSolver as AbstractFieldSolver
 from ._solver import AbstractMultistep as AbstractMultistep
 from ._solver import Adams as Adams
@@ -89,6 +90,7 @@ from ._solver import CFGpp as CFGpp
 from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._solver import EDMChurn as EDMChurn
+from ._solver import LangevinCorrector as LangevinCorrector
 from ._solver import NonStationary as NonStationary
 from ._solver import SASolver as SASolver
 from ._solver import UniPC as UniPC

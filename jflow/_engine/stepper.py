@@ -16,7 +16,7 @@ from .._grid import AbstractGridRule
 from .._noise_rule import AbstractNoiseRule
 from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, as_sampler
-from .._solver import AbstractFieldSolver
+from .._solver import AbstractFieldSolver, AbstractWrappedRule, with_solver
 from .._types import Event, PRNGKey
 from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
 from .ends import check_ends, check_grid, check_noise, decide_end
@@ -162,6 +162,11 @@ def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[Abst
     check_field(field)
     if not isinstance(sampler, FixedSteps):
         raise TypeError(f"A stepper must have fixed steps, jflow.FixedSteps(...). Got {type(sampler).__name__}.")
+    if isinstance(sampler.solver, AbstractWrappedRule):
+        inner, end = meet(field, with_solver(sampler, sampler.solver.solver), brownian)
+        rule = with_solver(sampler.solver, inner)
+        rule.check(field, sampler)
+        return rule, end
     if isinstance(sampler.solver, AbstractStepRule):
         rule, end = sampler.solver, sampler.end or "stop"
         if not (sampler.eta is None and sampler.diffusion is None and sampler.clock is None):
