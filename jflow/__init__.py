@@ -64,6 +64,7 @@ from ._path import CondOT as CondOT
 from ._path import Cosine as Cosine
 from ._path import CustomPath as CustomPath
 from ._path import LinearVP as LinearVP
+from ._path import TablePath as TablePath
 from ._prediction import AbstractPrediction as AbstractPrediction
 from ._prediction import Logits as Logits
 from ._prediction import Row as Row

@@ -18,14 +18,17 @@ from typing import Any
 
 import diffrax as dfx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._clock import SigmaClock, ThetaClock
 from ._grid import AbstractGridRule, KarrasGrid, ShiftedGrid, UniformGrid
 from ._noise_rule import Ancestral
+from ._path import TablePath
 from ._sampler import AdaptiveSteps, FixedSteps
 from ._solver import DEIS, DPM2, Adams, DPMpp, DPMppSinglestep, EDMChurn, SASolver, UniPC
 from ._types import Number, Time
+from ._validate import check_count
 
 _Grid = AbstractGridRule | Float[Array, " points"] | None
 
@@ -357,6 +360,45 @@ def unipc(n: int, *, order: int = 2, variant: str = "bh2", shift: Time | None = 
     return FixedSteps(_grid(n, shift, grid), UniPC(order, variant), end="denoise")
 
 
+def table_times(path: TablePath, n: int, spacing: str = "leading", offset: int = 0) -> Float[Array, "{n}+1"]:
+    """A grid on the times of `n` entries of a table of betas, and then t = 1: `ddim(50, grid=table_times(path, 50))`.
+
+    Args:
+        path: The path of the table, of `T` entries.
+        n: The number of steps, at most `T`.
+        spacing: Which entries, diffusers' `timestep_spacing`: `"leading"`, every `T // n`-th from entry `offset` on;
+            `"trailing"`, every `T/n`-th from the last one down; `"linspace"`, from the last one to the first.
+        offset: diffusers' `steps_offset`, for `"leading"`.
+
+    Raises `ValueError` for another spacing, and where the table has no such entries.
+
+    Source: Lin et al. 2024, arXiv:2305.08891, table 2.
+
+    ```python
+    path = jf.TablePath(np.linspace(1e-4, 0.02, 1000))
+    times = jf.samplers.table_times(path, 4)
+    assert jnp.allclose(times, 1 - np.array([751, 501, 251, 1, 0]) / 1000)
+    assert jnp.allclose(jf.samplers.table_times(path, 4, "trailing"), jf.UniformGrid(4).times())
+    ```
+    """
+    check_count(n=n)
+    total = len(path.betas)
+    spacings = {
+        "leading": np.arange(n)[::-1] * (total // n) + offset,
+        "trailing": np.round(total - np.arange(n) * total / n) - 1,
+        "linspace": np.round(np.linspace(total - 1, 0, n)),
+    }
+    if spacing not in spacings:
+        raise ValueError(f"spacing must be one of {', '.join(map(repr, spacings))}. Got {spacing!r}.")
+    entries = spacings[spacing]
+    if n > total or entries[-1] < 0 or entries[0] >= total:
+        raise ValueError(
+            f"table_times must have {n} of the {total} entries of the table. Got {entries[0]:g} down to "
+            f"{entries[-1]:g}: take at most {total} steps, or a smaller offset."
+        )
+    return jnp.asarray(1 - np.append(entries + 1, 0) / total, float)
+
+
 def names() -> list[str]:
     """The names of all samplers.
 
@@ -368,7 +410,7 @@ def names() -> list[str]:
     return sorted(
         name
         for name, value in inspect.getmembers(module, inspect.isfunction)
-        if value.__module__ == __name__ and not name.startswith("_") and name not in ("names", "by_name")
+        if value.__module__ == __name__ and not name.startswith("_") and name not in ("names", "by_name", "table_times")
     )
 
 
@@ -390,12 +432,11 @@ def by_name(name: str, n: int | None = None, **options: Any) -> FixedSteps | Ada
         )
     function = vars(sys.modules[__name__])[name]
     given = {key: value for key, value in {"n": n, **options}.items() if value is not None}
-    taken = inspect.signature(function).parameters
+    taken = set(inspect.signature(function).parameters)
     if unknown := sorted(set(given) - taken):
-        raise ValueError(
-            f"{name} must have options among {', '.join(sorted(taken - {'n'}))}. Got {', '.join(unknown)}."
-        )
-    if "n" in taken - set(given):
+        known = ", ".join(sorted(taken - {"n"}))
+        raise ValueError(f"{name} must have options among {known}. Got {', '.join(unknown)}.")
+    if "n" in taken and n is None:
         raise ValueError(f"{name} must have a number of steps. Got none: pass one, as jf.samplers.{name}(20).")
     return function(**given)
 

@@ -162,14 +162,12 @@ def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[Abst
     check_field(field)
     if not isinstance(sampler, FixedSteps):
         raise TypeError(f"A stepper must have fixed steps, jflow.FixedSteps(...). Got {type(sampler).__name__}.")
-    if isinstance(sampler.solver, AbstractWrappedRule):
-        inner, end = meet(field, with_solver(sampler, sampler.solver.solver), brownian)
-        rule = with_solver(sampler.solver, inner)
-        rule.check(field, sampler)
-        return rule, end
     if isinstance(sampler.solver, AbstractStepRule):
         rule, end = sampler.solver, sampler.end or "stop"
-        if not (sampler.eta is None and sampler.diffusion is None and sampler.clock is None):
+        if isinstance(rule, AbstractWrappedRule):
+            inner, end = meet(field, with_solver(sampler, rule.solver), brownian)
+            rule = with_solver(rule, inner)
+        elif not (sampler.eta is None and sampler.diffusion is None and sampler.clock is None):
             raise ValueError(
                 f"{type(rule).__name__} must stand alone: it is a step rule, which knows its own noise and time. Got "
                 "eta=, diffusion= or clock= beside it: leave these out."
