@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ class LangevinCorrector(AbstractWrappedRule):
         known = concrete(self.snr)
         if known is not None and not (known.ndim == 0 and known.dtype.kind in "iuf" and 0 < known < 1):
             raise ValueError(f"snr must be a number above 0 and below 1. Got {self.snr!r}.")
-        inner = None if self.solver is None else unwrapped(self.solver)
+        inner = unwrapped(self.solver) if isinstance(self.solver, dfx.AbstractSolver) else None
         if isinstance(inner, AbstractFieldSolver) and inner.memory:
             raise ValueError(self._stale(f"{type(inner).__name__}()"))
 
@@ -114,6 +115,10 @@ class LangevinCorrector(AbstractWrappedRule):
             return combine((1, x), (-2 * r**2 * row.sigma, drift), (2 * r * row.sigma, z)), None
 
         return jax.lax.scan(correct, x, normals)[0], state
+
+    def nfe(self, field, args):
+        inner, cost = self.solver.nfe(field, args), field.evaluations(args)
+        return inner + self.steps * cost if isinstance(inner, int) and isinstance(cost, int) else None
 
     def check(self, field, sampler):
         check_affine(field.path, "LangevinCorrector")
