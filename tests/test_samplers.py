@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from references import MIX1, PATHS, gaussian, mixture, refuses, schedule
+from references import MIX1, PATHS, gaussian, mixture, refuses, schedule, tiers
 from solver_laws import data_prediction
 
 import jflow as jf
@@ -502,7 +502,14 @@ def assert_equal(results, nfe=N):
         assert (calls == nfe).all() and (status == 0).all(), case
 
 
-@pytest.mark.parametrize(("name", "i"), [(name, i) for name, cases in CASES.items() for i in range(len(cases))])
+def cases():
+    """The first case of each sampler, and in the slow tier the others."""
+    for name, found in CASES.items():
+        for i in range(len(found)):
+            yield pytest.param(name, i, id=f"{name}-{i}", marks=[pytest.mark.slow] if i else [])
+
+
+@pytest.mark.parametrize(("name", "i"), list(cases()))
 def test_a_sampler_is_its_textbook(name, i, x64):
     case = CASES[name][i]
 
@@ -550,13 +557,11 @@ def test_flow_euler_shifted(x64):
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_other_grids(name, x64):
-    """On a Karras grid, whose first level is finite on every path, on an array of times, and shifted."""
+    """On a Karras grid, whose first level is finite on every path, and shifted."""
     textbook = {"ddim": ddim, "dpmpp_2m": dpmpp_2m, "dpmpp_2m_sde": dpmpp_2m_sde(), "unipc": unipc()}[name]
     etas = (0.3, 1.0) if name in ("ddim", "dpmpp_2m_sde") else (None,)
     make = getattr(jf.samplers, name)
     assert_equal(both(lambda n, **eta: make(n, grid=KARRAS, **eta), textbook, etas))
-    times = jnp.asarray([0.05, 0.1, 0.3, 0.5, 0.6, 0.9, 1.0])
-    assert_equal(both(lambda n, **eta: make(n, grid=times, **eta), textbook, etas, names=("VP",)))
     assert_equal(both(lambda n, **eta: make(n, shift=2.5, **eta), textbook, etas, names=("CondOT", "Cosine")))
 
 
@@ -588,7 +593,7 @@ def third_order(name, x, t0, t1):
     return a1 * move(tau1, high), (tau1 - tau0) * (high - low), (x / s0, tau1 * move(tau1, high))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiers(NAMES, fast=("CondOT",)))
 def test_dpm_adaptive_takes_the_steps_of_its_textbook(name, x64):
     """Each accepted step is DPM-Solver++(3S), and its estimate of the error is within the tolerance."""
     field, tolerance = mixture(PATHS[name], *MIX1, predicts="data"), 1e-2
@@ -610,34 +615,90 @@ def test_dpm_adaptive_takes_the_steps_of_its_textbook(name, x64):
 # ------------------------------------------------------------------------------------------------------- the names
 
 
+LEVELS = {"heun_edm": {"sigma_min": 0.002, "sigma_max": 80.0}}
+LEVELS |= {name: {"grid": jf.KarrasGrid(4, 0.002, 80.0)} for name in ("dpm_2", "dpm_2_ancestral", "lms", "deis")}
+
+
 def test_every_sampler_has_n_steps_an_explicit_end_and_an_example():
     for name in jf.samplers.names():
         function = getattr(jf.samplers, name)
-        options = {"sigma_min": 0.002, "sigma_max": 80.0} if name == "heun_edm" else {}
+        assert "```python" in function.__doc__ and "evaluations" in function.__doc__, name
+        if name in ADAPTIVE:
+            continue
+        options = LEVELS.get(name, {})
         sampler = function(4, **options)
         assert sampler.n == 4 and sampler.end in ("denoise", "stop"), name
-        assert "```python" in function.__doc__ and "evaluations" in function.__doc__, name
         assert next(iter(inspect.signature(function).parameters)) == "n"
         out = jax.eval_shape(lambda k, s=sampler: jf.sample(gaussian(jf.CondOT()), k, (2,), s), jr.key(0))
         assert out.x.shape == (2,), name
         for n in (0, 2.5):
-            refuses(lambda n=n, f=function, o=options: f(n, **o), "n must be an integer of at least 1")
+            refuses(lambda n=n, f=function: f(n), "n must be an integer of at least 1")
 
 
 def test_one_step_is_the_data_prediction():
     field, x = gaussian(jf.CondOT(), mean=1.0), jnp.array([0.3, -0.8])
-    for name in ("ddim", "ddpm", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc"):
-        out = jf.decode(field, x, jf.samplers.by_name(name, 1), key=jr.key(0))
-        np.testing.assert_allclose(out.x, 1.0, atol=1e-5)
+    names = ("ddim", "ddpm", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "dpmpp_2s_ancestral", "sa_solver")
+
+    @jax.jit
+    def every(x):
+        return {name: jf.decode(field, x, jf.samplers.by_name(name, 1), key=jr.key(0)) for name in names}
+
+    for name, out in every(x).items():
+        np.testing.assert_allclose(out.x, 1.0, atol=1e-5, err_msg=name)
         assert out.nfe == 1
+
+
+def test_a_first_level_that_is_infinite_raises():
+    """What counts in `sigma/alpha` starts where that is finite, and says how."""
+    field = gaussian(jf.CondOT())
+    for name, fragment in (
+        ("lms", "Got t = 0, .*start a little later"),
+        ("deis", "Got t = 0, .*start a little later"),
+        ("dpm_2", r"Got t = 0, where sigma/alpha is infinite.*KarrasGrid\(n, sigma_min=0.002, sigma_max=80.0\)"),
+        ("dpm_2_ancestral", "Got t = 0, where sigma/alpha is infinite"),
+        ("heun_edm", "Got t = 0, .*start a little later"),
+    ):
+        refuses(lambda name=name: jf.sample(field, jr.key(0), (2,), jf.samplers.by_name(name, 4)), fragment)
+    by_noise = gaussian(jf.CondOT(), predicts="noise")
+    sampler = jf.samplers.dpmpp_2s_ancestral(4)
+    refuses(lambda: jf.sample(by_noise, jr.key(0), (2,), sampler), "a noise prediction does not give the data")
+
+
+def test_the_rule_of_two_stages():
+    """What does not fit raises; coloured noise is coloured; a guided step costs four calls."""
+    field, x, key, grid = gaussian(jf.VP()), jnp.ones(2), jr.key(0), jf.UniformGrid(4)
+    coupled = gaussian(jf.VP(source=jf.Normal(coupled=True)))
+    rough = jf.FixedSteps(grid, jf.DPM2(eta=1.0), end="denoise")
+    for call, fragment in [
+        (lambda: jf.DPM2("velocity"), r"must hold 'noise' or 'data' fixed. Got predicts='velocity'"),
+        (lambda: jf.DPM2(eta=1.5), "must be a number from 0 to 1. Got 1.5"),
+        (lambda: jf.decode(field, x, jf.FixedSteps(grid, jf.DPM2())), "must stop where sigma > 0.*end='denoise'"),
+        (lambda: jf.decode(coupled, x, rough, key=key), r"DPM2\(eta=\) must have a Gaussian source"),
+        (lambda: jf.decode(field, x, rough), "must have a key"),
+        (lambda: jf.decode(field, x, jf.FixedSteps(grid, jf.DPM2(), eta=1.0), key=key), "must stand alone"),
+    ]:
+        refuses(call, fragment)
+    factor = jnp.array([[2.0, 0.6], [0.6, 1.0]])
+    path = jf.VP(source=jf.Normal(jf.Coloured(factor)))
+    zero = jf.Field(lambda t, x, args: 0 * x, path, "data")
+    st = jf.stepper(zero, rough)
+    by_noise = jax.jacfwd(lambda z: st.step(st.row(0), jnp.zeros(2), None, z)[0])(jnp.zeros(2))
+    np.testing.assert_allclose(by_noise @ by_noise.T, st.row(0).std ** 2 * factor, rtol=1e-5)
+    guided = jf.Guided(jf.Field(lambda t, x, label: label - x, jf.CondOT(), "velocity"), null=0.0)
+    sampler = jf.samplers.dpmpp_2s_ancestral(3)
+    assert jf.sample(guided, key, (2,), sampler, args=jf.Args(1.0, scale=2.0)).nfe == 2 * (2 * 2 + 1)
+
+
+def test_a_grid_may_be_an_array():
+    times = jnp.asarray([0.05, 0.3, 0.6, 1.0])
+    assert jf.samplers.dpmpp_2m(3, grid=times) == jf.FixedSteps(times, jf.DPMpp(2, "midpoint"), end="denoise")
 
 
 def test_by_name():
     assert jf.samplers.by_name("ddim", 20, eta=0.5, shift=None) == jf.samplers.ddim(20, eta=0.5)
     assert jf.samplers.by_name("heun_edm", 8, rho=5.0) == jf.samplers.heun_edm(8, rho=5.0)
-    assert {"ddim", "ddpm", "euler_ancestral", "heun_edm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "flow_euler"} <= set(
-        jf.samplers.names()
-    )
+    assert jf.samplers.by_name("dpm_adaptive", rtol=1e-3) == jf.samplers.dpm_adaptive(1e-3)
+    assert not {"names", "by_name", "table_times"} & set(jf.samplers.names())
     for call, fragment in [
         (
             lambda: jf.samplers.by_name("dpmpp2m", 20),
@@ -656,9 +717,25 @@ def test_by_name():
             "grid must have the 20 steps .* Got one of 10 steps",
         ),
         (lambda: jf.samplers.flow_euler(20, shift=0.0), "factor must be a positive number"),
+        (lambda: jf.samplers.by_name("ddim"), r"ddim must have a number of steps. Got none: .*ddim\(20\)"),
+        (
+            lambda: jf.samplers.by_name("dpm_adaptive", 20),
+            r"dpm_adaptive must have options among atol, rtol, t0, t1\. Got n",
+        ),
+        (lambda: jf.samplers.dpmpp_2m(4, grid=jnp.linspace(0, 1, 4)), "Got one of 3 steps"),
+        (lambda: jf.samplers.dpmpp_2m(3, shift=2.0, grid=jnp.linspace(0, 1, 4)), "rule must be a grid rule"),
+        (lambda: jf.samplers.dpmpp_2m_sde(20, solver_type="euler"), "'midpoint' or 'heun'. Got 'euler'"),
+        (lambda: jf.samplers.dpmpp_3m_sde(20, eta=-0.5), "eta must be at least 0"),
+        (lambda: jf.samplers.dpm_2_ancestral(20, eta=1.5), "The eta of DDIM must be a number from 0 to 1"),
+        (lambda: jf.samplers.dpmpp_2s_ancestral(20, eta=-0.1), "The eta of DDIM must be a number from 0 to 1"),
+        (lambda: jf.samplers.lms(20, order=5), "order from 1 to 4"),
+        (lambda: jf.samplers.deis(20, order=4), "order 1, 2 or 3"),
+        (lambda: jf.samplers.sa_solver(20, predictor=4), "Got predictor=4"),
+        (lambda: jf.samplers.heun_edm(20, s_max=50.0), "must go with s_churn.*Got s_churn=0.0"),
+        (lambda: jf.samplers.heun_edm(20, s_churn=-1.0), "s_churn must be a number of at least 0"),
         (lambda: jf.samplers.unipc(20, order=4), "order 1, 2 or 3"),
         (lambda: jf.samplers.unipc(20, variant="bh3"), "'bh1' or 'bh2'"),
         (lambda: jf.samplers.heun_edm(20, sigma_min=2.0, sigma_max=1.0), "sigma_max above sigma_min"),
     ]:
-        refuses(call, fragment)
+        refuses(call, fragment, (ValueError, TypeError))
     refuses(lambda: jf.samplers.ddim(20, 0.5), "positional", TypeError)

@@ -41,7 +41,7 @@ class TablePath(AbstractRatePath):
     _cubics: Array = frozen(repr=False)
     source: AbstractSource = frozen()
 
-    def __init__(self, betas: Float[ArrayLike, " T"], *, source: AbstractSource | None = None):
+    def __init__(self, betas: list[float] | Float[ArrayLike, " T"], *, source: AbstractSource | None = None):
         """`betas`: the table, from the data to the noise; `source` of x0."""
         self.source, self.betas = Normal() if source is None else source, jnp.asarray(betas, float)
         table = concrete(self.betas)
@@ -62,7 +62,7 @@ class TablePath(AbstractRatePath):
         self._cubics = jnp.asarray(np.stack(cubics), float)
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Float[ArrayLike, " T"], **options: Any) -> "TablePath":
+    def from_alphas_cumprod(cls, alphas_cumprod: list[float] | Float[ArrayLike, " T"], **options: Any) -> "TablePath":
         """The path of a table of `alphas_cumprod`, from the data to the noise: `beta_k = 1 - abar_k / abar_(k-1)`.
 
         ```python
