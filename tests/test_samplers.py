@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from references import MIX1, PATHS, gaussian, mixture, refuses, schedule, tiers
-from solver_laws import data_prediction
+from solver_laws import data_prediction, mixture_flow
 
 import jflow as jf
 
@@ -664,11 +664,24 @@ def test_a_first_level_that_is_infinite_raises():
     refuses(lambda: jf.sample(by_noise, jr.key(0), (2,), sampler), "a noise prediction does not give the data")
 
 
+@pytest.mark.parametrize("predicts", ["noise", "data"])
+def test_two_stages_are_of_order_two(predicts, x64):
+    """Against the flow of the mixture with `alpha = 1`, sigma from 6 to 0.08, in equal steps of log-SNR."""
+    path, (_, exact) = jf.VE(0.08, 6.0), mixture_flow()
+    field, errors = mixture(path, *MIX1, predicts="data"), []
+    for n in (80, 160):
+        sampler = jf.FixedSteps(jf.UniformGrid(n), jf.DPM2(predicts), end="stop")
+        x = jax.jit(jax.vmap(lambda x, s=sampler: jf.decode(field, x[None], s).x[0]))(jnp.asarray(exact[0]))
+        errors.append(np.sqrt(np.mean((x - exact[-1]) ** 2)))
+    assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.1, errors
+
+
 def test_the_rule_of_two_stages():
     """What does not fit raises; coloured noise is coloured; a guided step costs four calls."""
     field, x, key, grid = gaussian(jf.VP()), jnp.ones(2), jr.key(0), jf.UniformGrid(4)
     coupled = gaussian(jf.VP(source=jf.Normal(coupled=True)))
     rough = jf.FixedSteps(grid, jf.DPM2(eta=1.0), end="denoise")
+    tree = dfx.VirtualBrownianTree(0.0, 1.0, 1e-3, (2,), key)
     for call, fragment in [
         (lambda: jf.DPM2("velocity"), r"must hold 'noise' or 'data' fixed. Got predicts='velocity'"),
         (lambda: jf.DPM2(eta=1.5), "must be a number from 0 to 1. Got 1.5"),
@@ -676,6 +689,7 @@ def test_the_rule_of_two_stages():
         (lambda: jf.decode(coupled, x, rough, key=key), r"DPM2\(eta=\) must have a Gaussian source"),
         (lambda: jf.decode(field, x, rough), "must have a key"),
         (lambda: jf.decode(field, x, jf.FixedSteps(grid, jf.DPM2(), eta=1.0), key=key), "must stand alone"),
+        (lambda: jf.decode(field, x, rough, key=key, brownian=tree), "must stand alone.*a Brownian path beside it"),
     ]:
         refuses(call, fragment)
     factor = jnp.array([[2.0, 0.6], [0.6, 1.0]])

@@ -167,10 +167,10 @@ def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[Abst
         if isinstance(rule, AbstractWrappedRule):
             inner, end = meet(field, with_solver(sampler, rule.solver), brownian)
             rule = with_solver(rule, inner)
-        elif not (sampler.eta is None and sampler.diffusion is None and sampler.clock is None):
+        elif not (sampler.eta is sampler.diffusion is sampler.clock is None) or isinstance(brownian, dfx.AbstractPath):
             raise ValueError(
                 f"{type(rule).__name__} must stand alone: it is a step rule, which knows its own noise and time. Got "
-                "eta=, diffusion= or clock= beside it: leave these out."
+                "eta=, diffusion=, clock= or a Brownian path beside it: leave these out."
             )
         check_grid(field, sampler, end)
         rule.check(field, sampler)

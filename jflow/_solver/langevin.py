@@ -1,6 +1,6 @@
 """The Langevin corrector of predictor-corrector sampling."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -55,10 +55,10 @@ class LangevinCorrector(AbstractWrappedRule):
     """
 
     solver: Any
-    snr: Any = frozen()
     steps: int = eqx.field(static=True)
+    snr: Any = frozen()
 
-    noisy = True
+    noisy: ClassVar[bool] = True
 
     def __init__(self, solver: Any = None, snr: Any = 0.16, steps: int = 1):
         """Makes the rule.
