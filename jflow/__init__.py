@@ -65,6 +65,7 @@ from ._path import CondOT as CondOT
 from ._path import Cosine as Cosine
 from ._path import CustomPath as CustomPath
 from ._path import LinearVP as LinearVP
+from ._path import TablePath as TablePath
 from ._prediction import AbstractPrediction as AbstractPrediction
 from ._prediction import Logits as Logits
 from ._prediction import Row as Row
@@ -83,6 +84,7 @@ from ._serialise import to_json as to_json
 from ._solve import ODEFlow as ODEFlow
 from ._solve import solve as solve
 from ._solver import DEIS as DEIS
+from ._solver import DPM2 as DPM2
 from ._solver import AbstractFieldSolver as AbstractFieldSolver
 from ._solver import AbstractMultistep as AbstractMultistep
 from ._solver import Adams as Adams
@@ -90,6 +92,7 @@ from ._solver import CFGpp as CFGpp
 from ._solver import DPMpp as DPMpp
 from ._solver import DPMppSinglestep as DPMppSinglestep
 from ._solver import EDMChurn as EDMChurn
+from ._solver import LangevinCorrector as LangevinCorrector
 from ._solver import NonStationary as NonStationary
 from ._solver import SASolver as SASolver
 from ._solver import UniPC as UniPC

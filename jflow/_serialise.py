@@ -17,41 +17,12 @@ from ._types import Noun
 
 _MODULES = (_clock, _grid, _noise_rule, _path, _sampler, _solver, _source)
 _DIFFRAX = [
-    "Euler",
-    "Heun",
-    "Midpoint",
-    "Ralston",
-    "Bosh3",
-    "Tsit5",
-    "Dopri5",
-    "Dopri8",
-    "SRA1",
-    "ShARK",
-    "SEA",
-    "SPaRK",
-    "SlowRK",
-    "GeneralShARK",
-    "EulerHeun",
-    "ItoMilstein",
-    "StratonovichMilstein",
-    "ReversibleHeun",
-    "HalfSolver",
-    "KenCarp3",
-    "KenCarp4",
-    "KenCarp5",
-    "Kvaerno3",
-    "Kvaerno4",
-    "Kvaerno5",
-    "ImplicitEuler",
-    "PIDController",
-    "ConstantStepSize",
-    "StepTo",
-    "ClipStepSizeController",
-    "RecursiveCheckpointAdjoint",
-    "DirectAdjoint",
-    "BacksolveAdjoint",
-    "ForwardMode",
-]
+    "Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5", "Dopri8", "SRA1", "ShARK", "SEA", "SPaRK",
+    "SlowRK", "GeneralShARK", "EulerHeun", "ItoMilstein", "StratonovichMilstein", "ReversibleHeun", "HalfSolver",
+    "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5", "ImplicitEuler", "PIDController",
+    "ConstantStepSize", "StepTo", "ClipStepSizeController", "RecursiveCheckpointAdjoint", "DirectAdjoint",
+    "BacksolveAdjoint", "ForwardMode",
+]  # fmt: skip
 
 
 def _is_final(name: str, kind: PyTree) -> bool:

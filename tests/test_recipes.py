@@ -96,6 +96,9 @@ def test_the_default_sampler_is_ten_steps_of_heun():
     for recipe in (Moons(**TINY), Digits(**TINY), Mnist(**TINY)):
         assert recipe.sampler() == jf.FixedSteps(jf.UniformGrid(10), dfx.Heun(), end="stop")
         assert recipe.sampler("ddim", 4, eta=0.5, shift=None) == jf.samplers.ddim(4, eta=0.5)
+    assert Moons(**TINY).sampler("dpm_adaptive") == jf.samplers.dpm_adaptive()
+    with pytest.raises(ValueError, match=r"dpm_adaptive must have options among .* Got n"):
+        Moons(**TINY).sampler("dpm_adaptive", 4)
 
 
 def test_upright_undoes_shear_and_shift():

@@ -16,7 +16,7 @@ from .._grid import AbstractGridRule
 from .._noise_rule import AbstractNoiseRule
 from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, SamplerLike, as_sampler
-from .._solver import AbstractFieldSolver
+from .._solver import AbstractFieldSolver, AbstractWrappedRule, with_solver
 from .._types import Checked, DType, Event, PRNGKey
 from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
 from .ends import check_ends, check_grid, check_noise, decide_end
@@ -177,10 +177,13 @@ def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[Abst
         raise TypeError(f"A stepper must have fixed steps, jflow.FixedSteps(...). Got {type(sampler).__name__}.")
     if isinstance(sampler.solver, AbstractStepRule):
         rule, end = sampler.solver, sampler.end or "stop"
-        if not (sampler.eta is None and sampler.diffusion is None and sampler.clock is None):
+        if isinstance(rule, AbstractWrappedRule):
+            inner, end = meet(field, with_solver(sampler, rule.solver), brownian)
+            rule = with_solver(rule, inner)
+        elif not (sampler.eta is sampler.diffusion is sampler.clock is None) or isinstance(brownian, dfx.AbstractPath):
             raise ValueError(
                 f"{type(rule).__name__} must stand alone: it is a step rule, which knows its own noise and time. Got "
-                "eta=, diffusion= or clock= beside it: leave these out."
+                "eta=, diffusion=, clock= or a Brownian path beside it: leave these out."
             )
         check_grid(field, sampler, end)
         rule.check(field, sampler)

@@ -7,5 +7,6 @@ from .cond_ot import CondOT as CondOT
 from .cosine import Cosine as Cosine
 from .custom import CustomPath as CustomPath
 from .linear_vp import LinearVP as LinearVP
+from .table import TablePath as TablePath
 from .ve import VE as VE
 from .vp import VP as VP

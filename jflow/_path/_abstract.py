@@ -142,11 +142,14 @@ class AbstractAffinePath(AbstractDifferentiablePath):
 
     def alpha_dot(self, t: Time) -> Float[Array, ""]:
         """`alpha'(t)`."""
-        return slope(self.alpha, t)
+        return slope(self.alpha, t, steep=not self.finite_alpha_dot)
 
     def sigma_sigma_dot(self, t: Time) -> Float[Array, ""]:
         """`sigma(t) sigma'(t) = (sigma^2)'/2`, finite at both ends."""
-        return self.sigma(inside(t)) * slope(self.sigma, t)
+        return self.sigma(inside(t)) * self._sigma_slope(t)
+
+    def _sigma_slope(self, t: Time) -> Float[Array, ""]:
+        return slope(self.sigma, t)
 
     def velocity_row(self, t: Time) -> tuple[Array, Array, Array]:
         """`(s, a, b)`, all finite, with `s velocity = a data + b noise`: `(1, alpha', sigma')`, times sigma where
@@ -156,7 +159,7 @@ class AbstractAffinePath(AbstractDifferentiablePath):
         if not self.finite_sigma_dot:
             sigma = self.sigma(t)
             return sigma, sigma * alpha_dot, self.sigma_sigma_dot(t)
-        return jnp.ones_like(alpha_dot), alpha_dot, slope(self.sigma, t)
+        return jnp.ones_like(alpha_dot), alpha_dot, self._sigma_slope(t)
 
     def log_snr(self, t: Time) -> Float[Array, ""]:
         """`log(alpha^2 / sigma^2)`: the whole log signal-to-noise ratio, infinite where the mathematics is."""
@@ -207,6 +210,31 @@ class AbstractAffinePath(AbstractDifferentiablePath):
         sigma = self.sigma(jnp.asarray(t, state_dtype(x)))
         white = jtu.tree_map(lambda leaf: leaf / sigma, x)
         return self.source.log_prob(white, args) - self.source.dimension(x, args) * jnp.log(sigma)
+
+
+class AbstractRatePath(AbstractAffinePath):
+    """A variance-preserving path by its noise rate: `log alpha = -int_t^1 rate`, `sigma^2 = 1 - alpha^2`; `sigma'` is
+    infinite at t = 1.
+    """
+
+    finite_sigma_dot: ClassVar[bool] = False
+    starts_at_noise: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def _rate(self, t: Time) -> tuple[Array, Array]:
+        """`-log alpha` and its negated derivative in t."""
+
+    def alpha(self, t):
+        return jnp.exp(-self._rate(t)[0])
+
+    def sigma(self, t):
+        return jnp.sqrt(-jnp.expm1(-2 * self._rate(t)[0]))
+
+    def alpha_dot(self, t):
+        return self.alpha(t) * self._rate(t)[1]
+
+    def sigma_sigma_dot(self, t):
+        return -self.alpha(t) * self.alpha_dot(t)
 
 
 def slope(fn: Any, t: Any, *, steep: bool = False) -> Array:

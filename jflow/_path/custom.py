@@ -12,7 +12,7 @@ from jaxtyping import Array
 from .._source import AbstractSource, Normal
 from .._trainable import frozen
 from .._validate import scalar_time
-from ._abstract import AbstractAffinePath, inside, slope
+from ._abstract import AbstractAffinePath, slope
 
 BOUND = 0.1
 """Of `alpha(0)/sigma(0)` and `sigma(1)/alpha(1)`: the noise end of Stable Diffusion's schedule has 0.068."""
@@ -34,8 +34,12 @@ class CustomPath(AbstractAffinePath):
     ```
     """
 
-    _flags: tuple[bool, bool, bool] = eqx.field(static=True)
-    _steep: tuple[bool, bool] = eqx.field(static=True)  # whether alpha'(0) and sigma'(0) are infinite
+    # what is found of the two functions, in the place of the facts of a class
+    finite_sigma_dot: bool = eqx.field(static=True, repr=False)  # pyright: ignore
+    ends_at_data: bool = eqx.field(static=True, repr=False)  # pyright: ignore
+    starts_at_noise: bool = eqx.field(static=True, repr=False)  # pyright: ignore
+    finite_alpha_dot: bool = eqx.field(static=True, repr=False)  # pyright: ignore
+    _steep: bool = eqx.field(static=True, repr=False)  # whether sigma'(0) is infinite
     alpha_fn: Callable[[Array], Array] = frozen()
     sigma_fn: Callable[[Array], Array] = frozen()
     source: AbstractSource = frozen()
@@ -66,8 +70,9 @@ class CustomPath(AbstractAffinePath):
                 "Build it "
                 "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
             )
-        self._flags = (bool(np.isfinite(end)), bool(sigma_1 == 0), bool(alpha_0 == 0))
-        self._steep = (bool(np.isinf(starts[0])), bool(np.isinf(starts[1])))
+        self.finite_sigma_dot, self.ends_at_data = bool(np.isfinite(end)), bool(sigma_1 == 0)
+        self.starts_at_noise, self.finite_alpha_dot = bool(alpha_0 == 0), not np.isinf(starts[0])
+        self._steep = bool(np.isinf(starts[1]))
 
     def __check_init__(self):
         _check_ends(self)
@@ -80,34 +85,8 @@ class CustomPath(AbstractAffinePath):
         t = scalar_time(t)
         return jnp.asarray(self.sigma_fn(t)).astype(t.dtype)
 
-    def alpha_dot(self, t):
-        return slope(self.alpha, t, steep=self._steep[0])
-
-    def sigma_sigma_dot(self, t):
-        return self.sigma(inside(t)) * slope(self.sigma, t, steep=self._steep[1])
-
-    def velocity_row(self, t):
-        alpha_dot = self.alpha_dot(t)
-        if not self.finite_sigma_dot:
-            sigma = self.sigma(t)
-            return sigma, sigma * alpha_dot, self.sigma_sigma_dot(t)
-        return jnp.ones_like(alpha_dot), alpha_dot, slope(self.sigma, t, steep=self._steep[1])
-
-    @property
-    def finite_sigma_dot(self):
-        return self._flags[0]
-
-    @property
-    def ends_at_data(self):
-        return self._flags[1]
-
-    @property
-    def starts_at_noise(self):
-        return self._flags[2]
-
-    @property
-    def finite_alpha_dot(self):
-        return not self._steep[0]
+    def _sigma_slope(self, t):
+        return slope(self.sigma, t, steep=self._steep)
 
 
 def _check_ends(path):

@@ -37,9 +37,5 @@ class LinearVP(AbstractAffinePath):
     def sigma_sigma_dot(self, t):
         return -scalar_time(t)
 
-    def velocity_row(self, t):
-        sigma = self.sigma(t)
-        return sigma, sigma, -scalar_time(t)
-
     def log_snr_inverse(self, log_snr):
         return jnp.sqrt(jax.nn.sigmoid(scalar_time(log_snr)))

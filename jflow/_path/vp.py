@@ -1,7 +1,5 @@
 """The variance-preserving path of a linear noise rate."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -10,10 +8,10 @@ from .._source import AbstractSource, Normal
 from .._trainable import frozen
 from .._types import Time
 from .._validate import parameter, scalar_time
-from ._abstract import AbstractAffinePath
+from ._abstract import AbstractRatePath
 
 
-class VP(AbstractAffinePath):
+class VP(AbstractRatePath):
     """The variance-preserving path of a linear noise rate, with `s = 1 - t`:
     `log alpha = -s^2 (beta_max - beta_min) / 4 - s beta_min / 2`, `sigma^2 = 1 - alpha^2`.
 
@@ -26,9 +24,6 @@ class VP(AbstractAffinePath):
     assert jnp.allclose(path.alpha(0.0), 0.0066, atol=1e-4) and path.sigma(1.0) == 0.0
     ```
     """
-
-    finite_sigma_dot: ClassVar[bool] = False
-    starts_at_noise: ClassVar[bool] = False
 
     beta_min: Array = frozen()
     beta_max: Array = frozen()
@@ -47,28 +42,9 @@ class VP(AbstractAffinePath):
         self.beta_max = parameter(beta_max, "beta_max")
 
     def _rate(self, t):
-        """`-log alpha` and its negated derivative in t, half the noise rate."""
         s = 1 - scalar_time(t)
         low, high = self.beta_min.astype(s.dtype), self.beta_max.astype(s.dtype)
         return s * (s * (high - low) / 4 + low / 2), s * (high - low) / 2 + low / 2
-
-    def alpha(self, t):
-        return jnp.exp(-self._rate(t)[0])
-
-    def sigma(self, t):
-        return jnp.sqrt(-jnp.expm1(-2 * self._rate(t)[0]))
-
-    def alpha_dot(self, t):
-        integral, rate = self._rate(t)
-        return jnp.exp(-integral) * rate
-
-    def sigma_sigma_dot(self, t):
-        integral, rate = self._rate(t)
-        return -jnp.exp(-2 * integral) * rate
-
-    def velocity_row(self, t):
-        sigma = self.sigma(t)
-        return sigma, sigma * self.alpha_dot(t), self.sigma_sigma_dot(t)
 
     def log_snr_inverse(self, log_snr):
         log_snr = scalar_time(log_snr)

@@ -1,10 +1,12 @@
 """What the engine must know of a solver beyond what diffrax asks."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax as dfx
+import equinox as eqx
 
 from .._clock import AbstractClock
+from .._rule import AbstractStepRule
 from .._types import Noun
 
 
@@ -56,3 +58,18 @@ def unwrapped(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
     while isinstance(solver, dfx.AbstractWrappedSolver):
         solver = solver.solver
     return solver
+
+
+class AbstractWrappedRule(AbstractStepRule):
+    """The marker of a step rule around the solver of a sampler, or around another step rule.
+
+    Clock, noise and end of the sampler are those of the solver inside. Where field and sampler meet, the step rule of
+    that solver takes its place: the methods of the rule see a step rule, whose `row` and `noise` are a part of theirs.
+    """
+
+    solver: eqx.AbstractVar[Any]
+
+
+def with_solver(noun: Any, solver: Any) -> Any:
+    """A sampler, or a rule around a solver, with another one."""
+    return eqx.tree_at(lambda n: n.solver, noun, solver, is_leaf=lambda node: node is None)

@@ -82,8 +82,10 @@ class AbstractRecipe(abc.ABC):
 
         Raises `ValueError` for an unknown name, fewer steps than 1, and options that the sampler does not take.
         """
-        steps = 10 if steps is None else steps
-        check_at_least(steps=(steps, 1))
+        if steps is not None:
+            check_at_least(steps=(steps, 1))
+        elif name != "dpm_adaptive":  # which chooses its own
+            steps = 10
         return jf.samplers.by_name("heun_flow" if name is None else name, steps, **options)
 
     def draw(
