@@ -149,9 +149,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _keep_programs() -> None:
     """Compiled programs stay on disk, in a folder of the user's, unless JAX has been told where."""
-    if jax.config.jax_compilation_cache_dir is None:  # of JAX_COMPILATION_CACHE_DIR, or set already
+    option = "jax_compilation_cache_dir"
+    if getattr(jax.config, option) is None:  # else it is that of JAX_COMPILATION_CACHE_DIR, or of a script
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(caches, "jflow", "jax")))
+        jax.config.update(option, str(Path(caches, "jflow", "jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small ones are many
 
 
