@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ._engine import adaptive_equation, continuous, lowered, takes_lanes
 from ._event import event_like, widened
+from ._event import size as event_size
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, prepare
 from ._mesh import check_split, count_devices, shard_batch
@@ -26,6 +27,7 @@ from ._sampler import SamplerLike, as_sampler
 from ._types import Checked, DType, Noun, PRNGKey, Shape, Solution
 from ._validate import check_count, check_key, streams
 
+CHUNK = 2**22  # numbers in the states of a chunk: they bound the memory of a network, which holds many times as many
 QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
 
 
@@ -115,7 +117,7 @@ def generate(
     *,
     args: Any = None,
     args_in_axes: PyTree = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
     saveat: Checked[dfx.SaveAt | None] = None,
@@ -136,9 +138,12 @@ def generate(
         args: The condition, as in `sample`.
         args_in_axes: Which of its leaves have a leading axis of length `n` (0) or are shared (`None`): a pytree
             prefix, as `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale.
-        batch_size: Samples a chunk, or lanes; chunks of one size compile once.
+        batch_size: Samples a chunk, or lanes; chunks of one size compile once. By default 1024, and fewer where those
+            would be more than `2^22` numbers: 341 images of 64 x 64 x 3, 5 of 512 x 512 x 3. With a mesh it is rounded
+            down to a multiple of the devices, at least a sample each.
         mesh: Devices over whose first axis each chunk is split, or which share the lanes.
-        progress: Whether a progress bar is shown, on a terminal.
+        progress: Whether a progress bar is shown, on a terminal. Its rate counts from the second chunk, since the
+            first one compiles.
         saveat: As in `sample`.
         dtype: As in `sample`.
 
@@ -159,11 +164,13 @@ def generate(
     check_count(n=n)
     check_field(field)
     like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
-    one = _first(args, args_in_axes)
+    shared, split = _split_args(args, args_in_axes, n)
+    one = eqx.combine(shared, jtu.tree_map(lambda leaf: leaf[0], split))
     sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)
     _checked(field, sampler, one, False, None)
-    shared, split = _split_args(args, args_in_axes, n)
     devices = count_devices(mesh)
+    if batch_size is None:
+        batch_size = max(min(1024, CHUNK // event_size(like)) // devices, 1) * devices
     size = _chunk_size(n, batch_size, devices)
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None
@@ -219,7 +226,7 @@ def _pool(field, key, sampler, shape, lanes, dtype, n, index, part, condition):
 def _drive(chunk, mapped, n, size, order, name, unit, progress):
     """The chunks one after another; their results on the host, in order."""
     parts = []
-    with tqdm(total=n, desc=name, unit=unit, disable=None if progress else True) as bar:
+    with tqdm(total=n, desc=f"{name}, compiling", unit=unit, disable=None if progress else True) as bar:
         for start in range(0, n, size):
             index = start + order
             part = jtu.tree_map(lambda leaf: leaf[np.minimum(index, n - 1)], mapped)  # noqa: B023
@@ -227,6 +234,10 @@ def _drive(chunk, mapped, n, size, order, name, unit, progress):
             kept = np.argsort(order)[: n - start]
             parts.append(jtu.tree_map(lambda leaf: np.asarray(leaf)[kept], out))  # noqa: B023
             bar.update(len(kept))
+            if not start:  # the rate counts from here
+                bar.reset(n)
+                bar.initial = bar.n = bar.last_print_n = len(kept)
+                bar.set_description(name)
     return jtu.tree_map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -268,17 +279,6 @@ def _is_key(leaf):
 def _kind(leaf):
     """The type that an array has on a device."""
     return leaf.dtype if _is_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
-
-
-def _first(args, axes):
-    """The condition of the first sample."""
-    try:
-        return jtu.tree_map(
-            lambda axis, sub: sub if axis is None else jtu.tree_map(lambda leaf: np.asarray(leaf)[0], sub),
-            axes, args, is_leaf=lambda leaf: leaf is None,
-        )  # fmt: skip
-    except (ValueError, IndexError):
-        return args  # `_split_args` says what is wrong
 
 
 def _split_args(args, axes, n):

@@ -1,11 +1,13 @@
 """The command line: `jflow train`, `sample`, `evaluate`, `recipes`, `demo`."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from .recipes import RECIPES, Digits, Mnist, Moons, Run, begin, check_out, load, whole_file
@@ -119,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; errors of use are one message and exit code 2."""
     import tyro
 
+    _keep_programs()
     argv = list(sys.argv[1:] if argv is None else argv)
     conf = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
     commands = {f.__name__: f for f in (train, sample, evaluate, recipes, demo)}
@@ -142,6 +145,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "jflow: interrupted; `jflow train` with the same options goes on from the last checkpoint", file=sys.stderr
         )
         raise SystemExit(130) from None
+
+
+def _keep_programs() -> None:
+    """Compiled programs stay on disk, in a folder of the user's, unless JAX has been told where."""
+    option = "jax_compilation_cache_dir"
+    if getattr(jax.config, option) is None:  # else it is that of JAX_COMPILATION_CACHE_DIR, or of a script
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update(option, str(Path(caches, "jflow", "jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small ones are many
 
 
 def _train(recipe: Any, folder: Path, overwrite: bool) -> Run:

@@ -1,5 +1,7 @@
 """A function of one example over many: one program, what it closes over in its arguments, devices."""
 
+import io
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -162,3 +164,29 @@ def test_bad_input_raises_with_a_reason():
     ]
     for call, kind, fragment in cases:
         refuses(call, fragment, kind)
+
+
+def test_the_bar_says_that_it_compiles_and_counts_its_rate_from_the_second_chunk(monkeypatch):
+    """By a clock: the first chunk of 2 takes 50 s, the other five 1 s each."""
+    now, seen = [0.0], []
+
+    class Bar(_batched.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
+            self._time, self.start_t, self.last_print_t = lambda: now[0], 0.0, 0.0
+
+        def refresh(self, *args, **kwargs):
+            seen.append((self.desc, dict(self.format_dict)))
+            return super().refresh(*args, **kwargs)
+
+    def chunk(index, part):
+        now[0] += 50.0 if index[0] == 0 else 1.0
+        return index
+
+    monkeypatch.setattr(_batched, "tqdm", Bar)
+    out = _batched._drive(chunk, None, 12, 2, np.arange(2), "generate", "sample", True)
+    np.testing.assert_array_equal(out, np.arange(12))
+    assert seen[0][0].startswith("generate, compiling") and seen[-1][0].startswith("generate: ")
+    last = seen[-1][1]
+    assert last["n"] == last["total"] == 12 and last["initial"] == 2
+    assert (last["n"] - last["initial"]) / last["elapsed"] == 2.0 and last["rate"] == 2.0

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import equinox as eqx
@@ -204,6 +205,52 @@ def test_evaluate_writes_and_prints_the_report(moons, capsys):
         assert bar["bar"] in table and bar["target"] in table
         kind, bound = bar["target"].split()
         assert bar["pass"] == (bar["figure"] >= float(bound) if kind == ">=" else bar["figure"] <= float(bound))
+
+
+def test_a_picture_of_draws_comes_with_each_checkpoint(tmp_path, monkeypatch):
+    """The first one long before the end; a run that is stopped there has it."""
+    monkeypatch.setattr(_run, "_SAVE_EVERY", 4)
+    seen, sheet, drawn = [], RECIPES["moons"].sheet, tmp_path / "run" / "samples.png"
+
+    def noted(recipe, x, label):
+        seen.append((drawn.stat().st_mtime_ns if drawn.exists() else 0, len(x)))
+        return sheet(recipe, x, label)
+
+    monkeypatch.setattr(RECIPES["moons"], "sheet", noted)
+    main([*MOONS, "--out", str(tmp_path / "run")])
+    times, counts = zip(*seen, strict=True)
+    assert counts == (80, 80) and times[0] == 0 < times[1] < drawn.stat().st_mtime_ns  # of steps 4, 8; 12 is the last
+
+
+def test_draws_that_diverge_stop_no_training(tmp_path, monkeypatch):
+    def diverged(*_, **__):
+        raise ValueError("Draws must be finite.")
+
+    monkeypatch.setattr(RECIPES["moons"], "draw", diverged)
+    recipe = RECIPES["moons"](steps=12, batch_size=16, width=8, depth=1)
+    _run._preview(recipe, types.SimpleNamespace(step=4, ema=None), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, capsys):
+    """Unless JAX has been told where, by its environment or a script."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        main(["recipes"])
+        assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"] is not None
+        jax.config.update("jax_compilation_cache_dir", None)
+        main(["recipes"])
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jflow" / "jax")
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        jax.config.update("jax_compilation_cache_dir", None)
+        main(["recipes"])
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "jflow" / "jax")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_recipes_are_listed(capsys):

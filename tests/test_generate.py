@@ -12,6 +12,7 @@ import pytest
 from references import Counter, gaussian, refuses
 
 import jflow as jf
+from jflow import _batched
 
 KEY = jr.key(3)
 TIMES = jf.UniformGrid(5)
@@ -108,6 +109,30 @@ def test_new_parameters_do_not_retrace():
         field = jf.Field(Net(jnp.asarray(weight)), jf.VE(0.01, 20.0 * weight), "velocity")
         jf.generate(field, KEY, 4, (2,), TIMES, batch_size=2)
         assert len(counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "size"),
+    [
+        ((2,), 1, 1024),
+        ((64, 64), 1, 1024),
+        ((64, 64, 3), 1, 341),
+        ((64, 64, 3), 8, 336),
+        ((2**23,), 8, 8),
+        ((2,), 3, 1023),
+    ],
+)
+def test_a_chunk_is_by_default_of_1024_samples_and_of_at_most_4_million_numbers(monkeypatch, shape, devices, size):
+    """A multiple of the devices, at least a sample each; a batch size of one's own stays."""
+    sizes = []
+    monkeypatch.setattr(
+        _batched, "_drive", lambda chunk, mapped, n, size, *rest: sizes.append(size) or jf.Solution(None)
+    )
+    mesh = None if devices == 1 else jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+    field = gaussian(jf.CondOT())
+    for batch_size in (None, 24 * devices):
+        jf.generate(field, KEY, 5000, shape, TIMES, mesh=mesh, batch_size=batch_size)
+    assert sizes == [size, 24 * devices]
 
 
 def test_conditions_are_split_or_shared():

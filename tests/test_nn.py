@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scipy import stats
 
 from jflow import nn
 
@@ -26,17 +27,17 @@ def rngs(seed):
 
 
 def mlp(seed=0, **options):
-    return nn.MLP(32, width=16, depth=2, rngs=rngs(seed), **options)
+    return nn.MLP(32, width=16, depth=2, **{"rngs": rngs(seed)} | options)
 
 
 def unet(seed=0, **options):
     sizes = {"channels": (6, 8), "layers": 1, "embedding": 6, "attention": (1,), "heads": 2}
-    return nn.UNet(SHAPE, rngs=rngs(seed), **sizes | options)
+    return nn.UNet(SHAPE, **{"rngs": rngs(seed)} | sizes | options)
 
 
 def dit(seed=0, **options):
     sizes = {"patch": 2, "dim": 16, "layers": 1, "heads": 2}
-    return nn.DiT(SHAPE, rngs=rngs(seed), **sizes | options)
+    return nn.DiT(SHAPE, **{"rngs": rngs(seed)} | sizes | options)
 
 
 # what is compiled here runs once or twice
@@ -189,6 +190,59 @@ def test_a_network_works_inside_an_equinox_module():
 
 
 # At the start, and after one step
+
+
+@pytest.mark.parametrize("make", [unet, dit], ids=["unet", "dit"])
+def test_the_numbers_of_a_network_are_drawn_by_one_program(make, caplog):
+    streams = nnx.Rngs(0)
+    streams.params()  # what a key compiles
+    jax.clear_caches()
+    streams.params()
+    with jax.log_compiles(True), caplog.at_level("WARNING"):
+        net = make(num_classes=CLASSES, rngs=streams)
+    compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    assert len(compiled) == 1 and "_draw" in compiled[0], compiled
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jtu.tree_leaves(net))
+
+
+def test_a_network_draws_from_the_streams_it_is_given_and_the_same_inside_jit():
+    """Each network takes one key; nested in a module of one's own, beside its layers, and traced."""
+
+    class Pair(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.linear = mlp(rngs=rngs), nnx.Linear(2, 3, rngs=rngs)
+            self.second = mlp(rngs=rngs)
+
+    streams, again = nnx.Rngs(3), nnx.Rngs(3)
+    pair, traced = Pair(streams), nnx.jit(Pair)(again)
+    assert int(streams.params.count[...]) == int(again.params.count[...]) == 4  # a linear layer of flax takes two
+    for a, b in zip(jtu.tree_leaves(pair), jtu.tree_leaves(traced), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    first, second = (np.asarray(net.hidden[0].kernel[...]) for net in (pair.first, pair.second))
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.2
+    other = jtu.tree_leaves(mlp(rngs=nnx.Rngs(4)))
+    assert not np.allclose(other[1], jtu.tree_leaves(mlp(rngs=nnx.Rngs(3)))[1])
+
+
+def test_the_laws_of_the_first_numbers():
+    """Kernels: normals cut at two of their own deviations, of variance `1/fan_in`; tables normal; no bias."""
+    net = nn.MLP(100, width=200, depth=2, num_classes=99, embedding=40, rngs=nnx.Rngs(0))
+    for layer in (*net.hidden, net.out):
+        kernel = np.asarray(layer.kernel[...])
+        std = kernel.shape[0] ** -0.5
+        cut = 2 * std / stats.truncnorm(-2, 2).std()
+        assert np.abs(kernel).max() <= cut * (1 + 1e-6)
+        assert stats.kstest(kernel.ravel() / (cut / 2), stats.truncnorm(-2, 2).cdf).pvalue > 1e-3
+        np.testing.assert_array_equal(layer.bias[...], np.zeros(kernel.shape[1]))
+    assert stats.kstest(np.asarray(net.condition.table[...]).ravel(), "norm").pvalue > 1e-3
+    drawn = np.concatenate([np.asarray(layer.kernel[...]).ravel() for layer in (*net.hidden, net.out)])
+    assert len(np.unique(drawn)) > 0.99 * len(drawn)  # no two layers share their numbers
+    unet = nn.UNet((4, 4, 16), channels=(48,), layers=1, rngs=nnx.Rngs(0))
+    layer = unet.middle[0]
+    np.testing.assert_array_equal(layer.first.norm.norm.scale[...], np.ones(48))
+    for conv, variance in ((layer.first.conv, 1.0), (layer.second.conv, 0.01), (unet.head, 0.0)):
+        found = np.asarray(conv.kernel[...])
+        np.testing.assert_allclose(found.var() * 9 * 48, variance, rtol=0.05)
 
 
 def test_L2_an_adaln_zero_block_is_the_identity_at_the_start():

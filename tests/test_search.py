@@ -137,6 +137,99 @@ def test_the_best_is_the_first_of_its_table(best, converged):
     assert np.isclose(error(solution.x, converged)[1], best.table[best.name], rtol=0.5)
 
 
+class Clock:
+    """Time that passes by what a search does: 3 s a program, 1 ms an evaluation of all noises."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.programs, self.evaluations = 0.0, set(), 0
+        monkeypatch.setattr(search.best.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(search.best, "draw", self.draw)
+        monkeypatch.setattr(search.best, "fine", self.fine)
+
+    def spend(self, which, task, evaluations):
+        new = which not in self.programs
+        self.programs.add(which)
+        self.evaluations += evaluations * len(task.keys)
+        self.now += 3.0 * new + 1e-3 * evaluations
+
+    def draw(self, task, sampler):
+        self.spend(repr((sampler.solver, sampler.clock, sampler.end, sampler.n)), task, sampler.n)
+        order = next(order for order in (2, 3, 4) if sampler.solver == jf.Adams(order))
+        x = jnp.full((len(task.keys), 2), 1.0 + order)
+        return jf.Solution(x, nfe=jnp.full(len(task.keys), sampler.n))
+
+    def fine(self, task, ends, end):
+        self.spend(end, task, 400)
+        return jnp.ones((len(task.keys), 2))
+
+
+ORDERS = {
+    f"Adams {order}, {grid.__name__}": lambda n, order=order, grid=grid: jf.FixedSteps(
+        grid(n), jf.Adams(order), clock=jf.RatioClock()
+    )
+    for order in (2, 3, 4)
+    for grid in (jf.EasedGrid, jf.UniformGrid)
+}
+
+
+def test_a_search_says_before_it_starts_what_it_costs(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    best = search.best_sampler(FIELD, KEY, 6, (2,), candidates=ORDERS, num=8)
+    (line, *_) = capsys.readouterr().err.splitlines()
+    assert line.startswith("best_sampler: 6 samplers, ") and best.name in ("Adams 2, EasedGrid", "Adams 2, UniformGrid")
+    assert f" {clock.evaluations:,} evaluations of the network" in line
+    assert clock.now / 2 < float(line.split("about ")[1].split(" s")[0]) < 2 * clock.now
+    assert len(clock.programs) == 4 and len(best.table) == 6
+    search.best_sampler(FIELD, KEY, 6, (2,), candidates=ORDERS, num=8, progress=False)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("budget", "orders"), [(1e-3, [2]), (9.0, [2]), (10.5, [2, 3]), (60, [2, 3, 4])])
+def test_a_search_keeps_its_budget(monkeypatch, capsys, budget, orders):
+    """Two programs and a fine solve are needed for the first sampler, and a program for each further solver."""
+    clock = Clock(monkeypatch)
+    best = search.best_sampler(FIELD, KEY, 6, (2,), candidates=ORDERS, budget=budget, num=8)
+    assert f"of which it may take {budget:g} s" in capsys.readouterr().err
+    assert sorted({int(name.split()[1][0]) for name in best.table}) == orders
+    assert clock.now <= max(budget, 6.5) and (len(best.table) == 2 * len(orders) or budget < 1)
+
+
+def test_a_fit_ends_where_the_time_does():
+    """At a budget that the first gradient spends a fit is one step, and the best sampler still a sampler."""
+    task = search._task.make_task(FIELD, KEY, (2,), None, None, 8, None, None)
+    ends = search._task.make_ends(0.0, 1.0)
+    sampler = adams(jf.UniformGrid(3), end="stop")
+    target = search._task.fine(task, ends, "stop")
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        slope = search.times._slope
+        patch.setattr(search.times, "_slope", lambda *args: steps.append(1) or slope(*args))
+        times = search.times.fit_times(task, target, ends, sampler, 50, False, until=0.0)
+    assert len(steps) == len(search.times.STARTS) and times.shape == (4,)
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, float("nan"), True, "60"])
+def test_a_budget_must_be_positive(budget):
+    refuses(lambda: search.best_sampler(FIELD, KEY, 6, (2,), budget=budget), "budget must be a positive number of sec")
+
+
+def test_the_best_of_the_default_rules_prints_as_code():
+    """The rules come first: without `fit` nothing is fitted, and the sampler is the code of a rule."""
+    task, ends = search._task.make_task(FIELD, KEY, (2,), None, None, 2, None, None), search._task.make_ends(0.0, 1.0)
+    plans = search.best._plans(task, None, ends, 10)
+    assert next(iter(plans)) == "recommended" and len(plans) == 33
+    names = {"jf": jf, "dfx": dfx, "jnp": jnp}
+    for name, sampler in plans.items():
+        assert sampler.n == 10 and sampler.end in ("stop", "denoise")
+        assert eval(repr(sampler), names) == sampler == jf.from_json(jf.to_json(sampler))
+        assert ("Grid(" in repr(sampler)) == (not name.endswith("even in the angle"))
+    assert plans["Adams PC 3, eased"] == adams(jf.EasedGrid(10), end="stop")
+    later = search.best._plans(task, None, search._task.make_ends(0.1, 0.9), 10)
+    assert len(later) == 32 and all(
+        jnp.allclose(sampler.times[jnp.array([0, -1])], jnp.array([0.1, 0.9])) for sampler in later.values()
+    )
+
+
 def test_a_choice_of_ones_own_takes_the_calls_that_are_asked_for():
     best = lambda nfe, candidate: search.best_sampler(FIELD, KEY, nfe, (2,), candidates={"mine": candidate})  # noqa: E731
     heun = lambda n: jf.FixedSteps(jf.UniformGrid(n), dfx.Heun())  # noqa: E731

@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ._draw import drawn_at_once, linear
 from ._events import positive
 
 
@@ -21,6 +22,7 @@ class SelfAttention(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(
         self,
         dim: int,
@@ -44,9 +46,8 @@ class SelfAttention(nnx.Module):
         if positive("dim", dim) % positive("heads", heads):
             raise ValueError(f"The heads of an attention divide its channels. Got {heads} heads, {dim} channels.")
         self.heads = heads
-        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-        self.out = nnx.Linear(dim, dim, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.out = linear(dim, dim, variance=0.0 if zero else 1.0, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
         q, k, v = self.qkv(x).reshape(x.shape[0], 3, self.heads, -1).transpose(1, 0, 2, 3)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from ._attention import SelfAttention
+from ._draw import conv, drawn_at_once, linear, normal
 from ._embed import Condition, FourierFeatures
 from ._events import as_event, image_shape, positive
 
@@ -65,8 +66,8 @@ class _FeedForward(nnx.Module):
     """Linear, GELU, linear; four times as wide inside."""
 
     def __init__(self, dim, out, *, dtype, rngs):
-        self.hidden = nnx.Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(4 * dim, out, dtype=dtype, rngs=rngs)
+        self.hidden = linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.out = linear(4 * dim, out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.out(jax.nn.gelu(self.hidden(x)))
@@ -86,6 +87,7 @@ class DiTBlock(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(self, dim: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
         """Makes the block.
 
@@ -99,8 +101,7 @@ class DiTBlock(nnx.Module):
         """
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
         self.feed_forward = _FeedForward(dim, dim, dtype=dtype, rngs=rngs)
-        zeros = nnx.initializers.zeros
-        self.modulation = nnx.Linear(dim, 6 * dim, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        self.modulation = linear(dim, 6 * dim, variance=0.0, dtype=dtype, rngs=rngs)
         self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n dim"], c: Float[Array, " dim"]) -> Float[Array, "n dim"]:
@@ -125,6 +126,7 @@ class DiT(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(
         self,
         shape: Sequence[int],
@@ -162,13 +164,13 @@ class DiT(nnx.Module):
         tokens = (height // patch) * (width // patch)
         self.time = FourierFeatures(dim, rngs=rngs)
         self.condition = Condition(dim, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs)
-        self.project = None if condition_size is None else nnx.Linear(condition_size, dim, dtype=dtype, rngs=rngs)
-        self.tokens = nnx.Linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
-        self.positions = nnx.Param(jax.random.normal(rngs.params(), (tokens, dim), jnp.float32))
+        self.project = None if condition_size is None else linear(condition_size, dim, dtype=dtype, rngs=rngs)
+        self.tokens = linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(normal(rngs.params(), (tokens, dim)))
         self.blocks = nnx.List(DiTBlock(dim, heads, dtype=dtype, rngs=rngs) for _ in range(positive("layers", layers)))
         self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
         self.pixels = _FeedForward(dim, _PIXEL_FEATURES * patch * patch, dtype=dtype, rngs=rngs)
-        self.head = nnx.Conv(_PIXEL_FEATURES, channels, (3, 3), dtype=dtype, rngs=rngs)
+        self.head = conv(_PIXEL_FEATURES, channels, dtype=dtype, rngs=rngs)
 
     @property
     def null(self) -> int | None:

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._validate import concrete, scalar_time
+from ._draw import drawn_at_once, normal
 from ._events import positive
 
 
@@ -41,11 +42,12 @@ class FourierFeatures(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         """`size` the number of features, even; raises `ValueError` where it is not."""
         if positive("The number of Fourier features", size) % 2:
             raise ValueError(f"Fourier features come in pairs, a sine and a cosine: their number is even. Got {size}.")
-        self.frequencies = nnx.Param(jax.random.normal(rngs.params(), (size // 2,), jnp.float32))
+        self.frequencies = nnx.Param(normal(rngs.params(), (size // 2,)))
 
     def __call__(self, t: ArrayLike) -> Float[Array, " size"]:
         return fourier_features(t, self.frequencies[...])
@@ -68,6 +70,7 @@ class Condition(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(
         self,
         embedding: int,
@@ -101,7 +104,7 @@ class Condition(nnx.Module):
             self.null = num_classes if null is None else null
             _check_label(self.null, num_classes)
             self.size = positive("embedding", embedding)
-            self.table = nnx.Param(jax.random.normal(rngs.params(), (rows, self.size), jnp.float32))
+            self.table = nnx.Param(normal(rngs.params(), (rows, self.size)))
         elif condition_size is not None:
             self.size = positive("condition_size", condition_size)
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from .._validate import scalar_time
+from ._draw import drawn_at_once, linear
 from ._embed import Condition
 from ._events import as_event, positive
 
@@ -26,6 +27,7 @@ class MLP(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(
         self,
         in_size: int | Sequence[int],
@@ -65,10 +67,8 @@ class MLP(nnx.Module):
             embedding, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs
         )
         sizes = [self.in_size + 1 + self.condition.size, *[width] * depth]
-        self.hidden = nnx.List(
-            nnx.Linear(a, b, dtype=dtype, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        self.out = nnx.Linear(width, self.in_size, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.List(linear(a, b, dtype=dtype, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.out = linear(width, self.in_size, dtype=dtype, rngs=rngs)
 
     @property
     def null(self) -> int | None:

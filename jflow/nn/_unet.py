@@ -9,15 +9,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ._attention import SelfAttention
+from ._draw import conv, drawn_at_once, linear, ones, zeros
 from ._embed import Condition, FourierFeatures
 from ._events import as_event, image_shape, positive
-
-
-def _conv(a, b, *, stride=1, variance=1.0, dtype, rngs):
-    """A 3 x 3 convolution; the output's side is the input's over `stride`, its variance `variance` at the start."""
-    init = nnx.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
-    padding = ((1, 1), (1, 1))
-    return nnx.Conv(a, b, (3, 3), stride, padding=padding, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
 class _GroupNorm(nnx.Module):
@@ -25,7 +19,9 @@ class _GroupNorm(nnx.Module):
 
     def __init__(self, channels, *, dtype, rngs):
         groups = max(n for n in range(1, 9) if channels % n == 0 and (n == 1 or channels >= 4 * n))
-        self.norm = nnx.GroupNorm(channels, groups, use_fast_variance=False, dtype=dtype, rngs=rngs)
+        self.norm = nnx.GroupNorm(
+            channels, groups, use_fast_variance=False, scale_init=ones, bias_init=zeros, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x):
         return self.norm(x[None])[0]
@@ -36,7 +32,7 @@ class _Block(nnx.Module):
 
     def __init__(self, channels, *, variance=1.0, dtype, rngs):
         self.norm = _GroupNorm(channels, dtype=dtype, rngs=rngs)
-        self.conv = _conv(channels, channels, variance=variance, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, variance=variance, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.conv(self.norm(jax.nn.silu(x)))
@@ -46,8 +42,8 @@ class _Adapter(nnx.Module):
     """Features of the time, or of the condition, to a bias per channel: linear, SiLU, linear."""
 
     def __init__(self, size, embedding, channels, *, dtype, rngs):
-        self.hidden = nnx.Linear(size, embedding, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(embedding, channels, dtype=dtype, rngs=rngs)
+        self.hidden = linear(size, embedding, dtype=dtype, rngs=rngs)
+        self.out = linear(embedding, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, features):
         return self.out(jax.nn.silu(self.hidden(features)))
@@ -114,6 +110,7 @@ class UNet(nnx.Module):
     ```
     """
 
+    @drawn_at_once
     def __init__(
         self,
         shape: Sequence[int],
@@ -164,14 +161,14 @@ class UNet(nnx.Module):
             )
 
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.stem = _conv(self.shape[-1], channels[0], dtype=dtype, rngs=rngs)
+        self.stem = conv(self.shape[-1], channels[0], dtype=dtype, rngs=rngs)
         self.stem_norm = _GroupNorm(channels[0], dtype=dtype, rngs=rngs)
         self.down = nnx.List(level(i) for i in range(len(pairs)))
-        self.shrink = nnx.List(_conv(a, b, stride=2, dtype=dtype, rngs=rngs) for a, b in pairs)
+        self.shrink = nnx.List(conv(a, b, stride=2, dtype=dtype, rngs=rngs) for a, b in pairs)
         self.middle = level(len(pairs))
-        self.grow = nnx.List(_conv(b, a, dtype=dtype, rngs=rngs) for a, b in pairs)
+        self.grow = nnx.List(conv(b, a, dtype=dtype, rngs=rngs) for a, b in pairs)
         self.up = nnx.List(level(i) for i in range(len(pairs)))
-        self.head = _conv(channels[0], self.shape[-1], variance=0.0, dtype=dtype, rngs=rngs)
+        self.head = conv(channels[0], self.shape[-1], variance=0.0, dtype=dtype, rngs=rngs)
 
     @property
     def null(self) -> int | None:

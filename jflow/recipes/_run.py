@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 import jflow as jf
 
-from ._folder import LOSS, REPORT, claim, read_config, whole_file, write_json
+from ._folder import LOSS, REPORT, SAMPLES, claim, read_config, whole_file, write_json
 from ._recipe import AbstractRecipe, Bar, check_at_least
 from .digits import Digits
 from .mnist import Mnist
@@ -22,6 +22,7 @@ from .moons import Moons
 RECIPES: dict[str, type[AbstractRecipe]] = {"moons": Moons, "digits": Digits, "mnist": Mnist}
 
 _SAVE_EVERY, _LOG_EVERY = 500, 10
+_SHEET = 80  # draws of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +78,14 @@ def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> i
 def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> Run:
     """Trains the recipe into `folder`, from where an interrupted run of it stopped, and draws its pictures.
 
-    A finished run is loaded. Raises as `begin` does, and where the run is damaged.
+    Until the last step `samples.png` shows draws of the newest checkpoint. A finished run is loaded. Raises as `begin`
+    does, and where the run is damaged.
     """
     begin(recipe, folder, overwrite=overwrite)
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
         save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=sys.stderr.isatty(),
+        on_save=lambda state: _preview(recipe, state, folder),
     )  # fmt: skip
     run = Run(folder, recipe, state.ema, int(state.step))
     if len(losses) or not (folder / LOSS).exists():
@@ -126,6 +129,19 @@ def _newest(folder: Path) -> int:
 def _key(recipe: AbstractRecipe) -> Key[Array, ""]:
     """The key of training; the other half is for data that are drawn."""
     return jr.split(jr.key(recipe.seed))[0]
+
+
+def _preview(recipe: AbstractRecipe, state: Any, folder: Path) -> None:
+    """The picture of draws as it is so far; the last one is the recipe's own."""
+    if state.step >= recipe.steps:
+        return
+    label = None if recipe.num_classes is None else np.arange(_SHEET) % recipe.num_classes
+    try:
+        x = recipe.draw(state.ema, recipe.sampler(), _SHEET, seed=recipe.seed, label=label)
+    except ValueError:  # they diverge, which early draws may
+        return
+    with whole_file(folder / SAMPLES) as path:
+        recipe.sheet(x, label).savefig(path)
 
 
 def _loss_picture(folder: Path) -> None:

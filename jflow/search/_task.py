@@ -93,19 +93,23 @@ def known(task: Task, sampler: FixedSteps) -> Known:
 
 
 def settled(task: Task, sampler: FixedSteps) -> FixedSteps:
-    """The sampler with its times as an array and its end decided; raises as `known` does."""
-    times = sampler.times if isinstance(sampler.times, jax.Array) else sampler.times.times(task.field.path)
-    return with_times(sampler, times, known(task, sampler).end)
+    """The sampler with its end decided; raises as `known` does."""
+    return with_times(sampler, sampler.times, known(task, sampler).end)
 
 
-def with_times(sampler: FixedSteps, times: Array, end: Any) -> FixedSteps:
+def times_of(task: Task, sampler: FixedSteps) -> Array:
+    """The times of a sampler as an array."""
+    return sampler.times if isinstance(sampler.times, jax.Array) else sampler.times.times(task.field.path)
+
+
+def with_times(sampler: FixedSteps, times: Any, end: Any) -> FixedSteps:
     """The sampler of an ODE on another grid."""
     return FixedSteps(times, sampler.solver, clock=sampler.clock, end=end)
 
 
 def draw(task: Task, sampler: FixedSteps) -> Solution:
     """The samples of a settled sampler; other times of the same number are no new program."""
-    return _draw(task, sampler.times, sampler.solver, sampler.clock, sampler.end)
+    return _draw(task, times_of(task, sampler), sampler.solver, sampler.clock, sampler.end)
 
 
 @eqx.filter_jit
@@ -115,7 +119,7 @@ def _draw(task, times, solver, clock, end):
 
 def evaluations(task: Task, sampler: FixedSteps) -> int:
     """Network evaluations of the first sample, where they depend on the times; the samples themselves are not drawn."""
-    return int(_evaluations(task.one(), sampler.times, sampler.solver, sampler.clock, sampler.end)[0])
+    return int(_evaluations(task.one(), times_of(task, sampler), sampler.solver, sampler.clock, sampler.end)[0])
 
 
 @eqx.filter_jit

@@ -1,26 +1,51 @@
 """The best of many samplers."""
 
 import bisect
+import math
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from tqdm import tqdm
 
 from .._clock import AngleClock, RatioClock
+from .._code import as_code
 from .._field import AbstractField
-from .._grid import eased_shares
+from .._grid import EasedGrid, RatioGrid, eased_shares
+from .._recommended import recommended
 from .._sampler import FixedSteps, as_sampler
 from .._solver import Adams, DPMpp
 from .._types import PRNGKey, Time
 from .._validate import check_count, check_key
-from ._task import between, draw, errors, evaluations, even, fine, known, make_ends, make_task, settled, with_times
-from .times import optimize_times
+from ._task import (
+    FINE_STEPS,
+    Task,
+    between,
+    draw,
+    errors,
+    evaluations,
+    even,
+    fine,
+    known,
+    make_ends,
+    make_task,
+    settled,
+    with_times,
+)
+from .times import STARTS, fit_times
 from .weights import fit_weights
+
+WEIGHTS = 10
+"""How many steps the descent of the weights has for each of those of a grid."""
+GRADIENT = 4
+"""What a gradient through a sampler costs, in its samples."""
 
 
 class Best(NamedTuple):
@@ -28,12 +53,12 @@ class Best(NamedTuple):
 
     name: str
     sampler: FixedSteps
-    """Its times are an array, its end is decided."""
+    """It prints as the code that makes it, and `to_json` takes it. Its end is decided."""
     nfe: int
     """Network evaluations of one sample."""
     table: dict[str, float]
-    """The error of every combination, the best first; infinite where it diverges, or where the fitted grid has come
-    to take other than `nfe` evaluations, as guidance on an interval of times may make it.
+    """The error of every combination that was tried, the best first; infinite where it diverges, or where the fitted
+    grid has come to take other than `nfe` evaluations, as guidance on an interval of times may make it.
     """
 
 
@@ -44,7 +69,8 @@ def best_sampler(
     shape: Any,
     *,
     candidates: dict[str, Callable[[int], Any]] | None = None,
-    fit: int = 2,
+    fit: int = 0,
+    budget: float | None = None,
     args: Any = None,
     args_in_axes: Any = None,
     t0: Time = 0.0,
@@ -58,22 +84,29 @@ def best_sampler(
     """The sampler of the ODE with `nfe` network evaluations that comes nearest to a fine solve.
 
     Each combination of solver, clock and grid draws the same `num` samples; its error is the root mean square, over
-    samples and components, of their distance from those of the fine solve. The grids of the best ones are then fitted
-    by `optimize_times`, and of the best of all the grid together with the weights of every step (`NonStationary`), on
-    other noises than the errors are measured on.
+    samples and components, of their distance from those of the fine solve. With `fit` the grids of the best ones are
+    then fitted by `optimize_times`, and of the best of all the grid together with the weights of every step
+    (`NonStationary`), on other noises than the errors are measured on.
+
+    The first sampler is drawn twice, for the time of a program's compilation and of an evaluation. Then a line says how
+    many evaluations the search makes, and about how long it takes.
 
     Args:
         field: A field along an affine path.
         key: One typed key.
         nfe: Evaluations as `Solution.nfe` counts them: a guided step counts 2.
         shape: The shape of one event, or a pytree of `jax.ShapeDtypeStruct`.
-        candidates: By name functions from the number of steps to a sampler, a `FixedSteps` or a grid. By default Adams'
-            predictor-correctors of orders 2 to 4 in `RatioClock`, Adams-Bashforth 3 and 4 in `AngleClock` and
-            DPM-Solver++ 2M, on grids even in the ratio `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`,
-            and eased by (1.2, 1.3) and (1, 1.3) as in `EasedGrid`: those of them that the field and `nfe` admit.
-        fit: For how many combinations of solver and clock the grid is fitted too, 0 for no fit at all. The weights
-            are fitted for the best solver that has one call a step and no clock of its own, as Adams' methods; `n`
-            steps have `n (n + 1)/2` of them, and with a few hundred noises (`num`) what is gained holds on others.
+        candidates: By name functions from the number of steps to a sampler, a `FixedSteps` or a grid. By default
+            `recommended(field, nfe)` and the rules of docs/which_sampler.md: Adams' predictor-correctors of orders 2 to
+            5 in `RatioClock` and 6 in `AngleClock`, Adams-Bashforth 3 and 4 in `AngleClock` and DPM-Solver++ 2M, on
+            grids even in the ratio `alpha/(alpha + sigma)`, even in the angle `atan(alpha/sigma)`, and eased by (1.2,
+            1.3) and (1, 1.3) as in `EasedGrid`: those of them that the field and `nfe` admit.
+        fit: For how many combinations of solver and clock the grid is fitted too, by default for none. A fit costs
+            about `1200 num nfe` evaluations, many times the rest. The weights are fitted for the best solver that has
+            one call a step and no clock of its own, as Adams' methods; `n` steps have `n (n + 1)/2` of them, and with a
+            few hundred noises (`num`) what is gained holds on others.
+        budget: How many seconds the search may take. The first sampler is measured whatever it costs. What is not
+            expected to end in time is left out, and a fit ends where the time does. By default all is done.
         args: As in `optimize_times`.
         args_in_axes: As there.
         t0: The first time of the default candidates and of the fine solve.
@@ -82,10 +115,10 @@ def best_sampler(
         dtype: As in `sample`.
         num: How many noises.
         iterations: As in `optimize_times`.
-        progress: A progress bar, on a terminal.
+        progress: Whether the line and, on a terminal, a progress bar are shown.
 
-    Raises `ValueError` where a combination of your own, or every one, does not take exactly `nfe` evaluations; else
-    as `optimize_times` does.
+    Raises `ValueError` for a budget that is not positive, and where a combination of your own, or every one, does not
+    take exactly `nfe` evaluations; else as `optimize_times` does.
 
     ```python
     field = jf.distributions.moons(components=32).field(jf.CondOT())
@@ -93,39 +126,54 @@ def best_sampler(
         "Heun": lambda n: jf.FixedSteps(jf.UniformGrid(n), dfx.Heun()),
         "Adams": lambda n: jf.FixedSteps(jf.EasedGrid(n), jf.Adams(3), clock=jf.RatioClock()),
     }
-    best = jf.search.best_sampler(field, jr.key(0), 6, (2,), candidates=candidates, fit=0, num=8, progress=False)
+    best = jf.search.best_sampler(field, jr.key(0), 6, (2,), candidates=candidates, num=8, progress=False)
     assert jf.sample(field, jr.key(1), (2,), best.sampler).nfe == best.nfe == 6
+    assert eval(repr(best.sampler)) == best.sampler
     ```
     """
+    until = _until(budget)
     check_key(key, "best_sampler")
     check_count(nfe=nfe, iterations=iterations)
     check_count(0, fit=fit)
     key_test, key_fit = jr.split(key)
-    task, ends = make_task(field, key_test, shape, args, args_in_axes, num, start, dtype), make_ends(t0, t1)
+    task, other = (make_task(field, k, shape, args, args_in_axes, num, start, dtype) for k in (key_test, key_fit))
+    ends = make_ends(t0, t1)
     plans = _plans(task, candidates, ends, nfe)
-    targets, table = {}, {}
+    costs = _costs(task, plans, nfe, fit, iterations)
+    if progress:
+        tqdm.write(_line(costs, len(plans), fit, budget), file=sys.stderr)
+    targets, fit_targets, table = {}, {}, {}
     total = len(plans) + fit + (fit > 0)
     with tqdm(total=total, desc="best_sampler", unit="sampler", disable=None if progress else True) as bar:
+
+        def affords(cost):
+            return not table or time.monotonic() + cost <= until
 
         def measure(name, sampler):
             plans[name] = sampler
             table[name] = _measure(task, ends, sampler, nfe, targets)
-            bar.update()
 
-        for name, sampler in list(plans.items()):
-            measure(name, sampler)
+        def aim(sampler):
+            if sampler.end not in fit_targets:
+                fit_targets[sampler.end] = fine(other, ends, sampler.end)
+            return fit_targets[sampler.end]
+
+        for (name, sampler), cost in zip(list(plans.items()), costs.plans, strict=True):
+            if affords(cost):
+                measure(name, sampler)
+            bar.update()
         for name in _distinct(_ranked(table), plans)[:fit]:
-            sampler = plans[name]
-            times = optimize_times(
-                field, key_fit, sampler.n, shape, args=args, args_in_axes=args_in_axes, solver=sampler.solver,
-                clock=sampler.clock, end=sampler.end, t0=t0, t1=t1, start=start, dtype=dtype, num=num,
-                iterations=iterations, progress=progress,
-            )  # fmt: skip
-            measure(f"{name}, times fitted", with_times(sampler, times, sampler.end))
+            if affords(costs.times):
+                sampler = plans[name]
+                times = fit_times(other, aim(sampler), ends, sampler, iterations, progress, until)
+                measure(f"{name}, times fitted", with_times(sampler, times, sampler.end))
+            bar.update()
         for name in [name for name in _ranked(table) if _has_weights(plans[name])][: fit > 0]:
-            other = make_task(field, key_fit, shape, args, args_in_axes, num, start, dtype)
-            found = fit_weights(other, ends, plans[name], 10 * iterations, progress)
-            measure(f"{name.removesuffix(', times fitted')}, times and weights fitted", found)
+            if affords(costs.weights):
+                sampler = plans[name]
+                found = fit_weights(other, aim(sampler), ends, sampler, WEIGHTS * iterations, progress, until)
+                measure(f"{name.removesuffix(', times fitted')}, times and weights fitted", found)
+            bar.update()
     names = _ranked(table)
     return Best(names[0], plans[names[0]], nfe, {name: table[name] for name in names})
 
@@ -163,36 +211,122 @@ def _but_times(sampler):
     return sampler.solver, sampler.clock, sampler.end
 
 
-def _defaults(path, ends) -> dict[str, Callable[[int], Any]]:
-    """Solvers in their clocks, each on a few grids."""
+def _defaults(task, ends) -> dict[str, Callable[[int], Any]]:
+    """The recommended sampler, and solvers in their clocks, each on a few grids."""
+    path, args = task.field.path, task.one().args
     solvers: dict[str, tuple[Any, Any]] = {
-        f"Adams PC {order}": (Adams(order, corrector=True), RatioClock()) for order in (2, 3, 4)
+        f"Adams PC {order}": (Adams(order, corrector=True), RatioClock()) for order in (2, 3, 4, 5)
     }
+    solvers["Adams PC 6, angle"] = (Adams(6, corrector=True), AngleClock())
     solvers |= {f"Adams {order}, angle": (Adams(order), AngleClock()) for order in (3, 4)}
     solvers["DPM-Solver++ 2M"] = (DPMpp(2, "midpoint"), None)
-    grids = {
-        "even in the ratio": lambda n: even(RatioClock(), path, ends, n),
+    grids: dict[str, Callable[[int], Any]] = {
+        "even in the ratio": RatioGrid,
         "even in the angle": lambda n: even(AngleClock(), path, ends, n),
-        "eased": lambda n: between(RatioClock(), path, ends, eased_shares(n)),
-        "eased (1, 1.3)": lambda n: between(RatioClock(), path, ends, eased_shares(n, 1.0, 1.3)),
+        "eased": EasedGrid,
+        "eased (1, 1.3)": lambda n: EasedGrid(n, 1.0, 1.3),
     }
+    found: dict[str, Callable[[int], Any]] = {
+        "recommended": lambda n: recommended(task.field, n * _step_cost(task), args),
+    }
+    if ends.tolist() != [0.0, 1.0]:  # rules go the whole way
+        grids |= {
+            "even in the ratio": lambda n: even(RatioClock(), path, ends, n),
+            "eased": lambda n: between(RatioClock(), path, ends, eased_shares(n)),
+            "eased (1, 1.3)": lambda n: between(RatioClock(), path, ends, eased_shares(n, 1.0, 1.3)),
+        }
+        found = {}
 
     def candidate(solver, clock, grid):
         return lambda n: FixedSteps(grid(n), solver, clock=clock)
 
-    return {
+    return found | {
         f"{name}, {which}": candidate(*parts, grid) for name, parts in solvers.items() for which, grid in grids.items()
     }
 
 
+def _step_cost(task):
+    """The evaluations of a step with one call."""
+    cost = task.field.evaluations(task.one().args, 0.5)
+    return cost if isinstance(cost, int) else 2  # guidance on an interval of times
+
+
+class _Costs(NamedTuple):
+    """What a search is expected to cost."""
+
+    evaluations: int
+    seconds: float
+    plans: list[float]
+    """Seconds of each sampler, with the programs that are new with it."""
+    times: float
+    weights: float
+
+
+def _costs(task: Task, plans, nfe, fit, iterations) -> _Costs:
+    """The costs by a trial of the first sampler: the second drawing of a program is one without compilation."""
+    first, *_ = plans.values()
+    seconds = []
+    for _ in range(2):
+        begin = time.monotonic()
+        jax.block_until_ready(draw(task, first).x)
+        seconds.append(time.monotonic() - begin)
+    program, evaluation = max(seconds[0] - seconds[1], 0.0), seconds[1] / nfe
+    fine_nfe = FINE_STEPS * _step_cost(task)
+    fine_cost, seen, ends, each = fine_nfe * evaluation, [first], set(), []
+    for sampler in plans.values():
+        new = not any(sampler.n == s.n and eqx.tree_equal(_but_times(sampler), _but_times(s)) for s in seen)
+        each.append(nfe * evaluation + new * program + (sampler.end not in ends) * (program + fine_cost))
+        seen, ends = [*seen, sampler], {*ends, sampler.end}
+    slopes = len(STARTS) * iterations, WEIGHTS * iterations
+    times, weights = (GRADIENT * (program + steps * nfe * evaluation) for steps in slopes)
+    fits = fit * slopes[0] + (fit > 0) * slopes[1]
+    fines = len(ends) + (fit > 0)
+    return _Costs(
+        evaluations=len(task.keys) * (nfe * (2 + len(plans) + GRADIENT * fits) + fine_nfe * fines),
+        seconds=sum(each) + fit * times + (fit > 0) * (weights + fine_cost),
+        plans=each,
+        times=times,
+        weights=weights,
+    )
+
+
+def _line(costs, plans, fit, budget):
+    """What a search says before it starts."""
+    fits = f" and {fit} fits" if fit else ""
+    spent = "" if budget is None else f", of which it may take {budget:g} s"
+    return (
+        f"best_sampler: {plans} samplers{fits}, {costs.evaluations:,} evaluations of the network, "
+        f"about {costs.seconds:.3g} s{spent}"
+    )
+
+
+def _until(budget):
+    """The moment at which a budget is spent."""
+    if budget is None:
+        return math.inf
+    if isinstance(budget, bool) or not isinstance(budget, int | float | np.number) or not budget > 0:
+        raise ValueError(f"budget must be a positive number of seconds, as 60, or None for no limit. Got {budget!r}.")
+    return time.monotonic() + float(budget)
+
+
 def _plans(task, candidates, ends, nfe):
-    """The settled sampler of every candidate; of the default ones of those that fit."""
-    plans, failed = {}, None
-    for name, candidate in (_defaults(task.field.path, ends) if candidates is None else candidates).items():
+    """The sampler of every candidate, its end decided; of the default ones of those that fit."""
+    plans, failed, own = {}, None, candidates is not None
+    facts = {}
+
+    def look(sampler):  # samplers that differ in their grid alone are known alike
+        if own:
+            return known(task, sampler)
+        which = as_code(_but_times(sampler)), sampler.n, sampler.facts[:-1]
+        if which not in facts or not isinstance(facts[which].nfe, int):
+            facts[which] = known(task, sampler)
+        return facts[which]
+
+    for name, candidate in (candidates if own else _defaults(task, ends)).items():
         try:
-            plans[name] = _plan(task, name, candidate, nfe)
+            plans[name] = _plan(task, name, candidate, nfe, look)
         except ValueError as error:
-            if candidates is not None:
+            if own:
                 raise
             failed = error
     if not plans:
@@ -200,7 +334,7 @@ def _plans(task, candidates, ends, nfe):
     return plans
 
 
-def _plan(task, name, candidate, nfe):
+def _plan(task, name, candidate, nfe, look):
     """The sampler of a candidate that takes `nfe` evaluations."""
     if not callable(candidate):
         raise TypeError(
@@ -210,7 +344,7 @@ def _plan(task, name, candidate, nfe):
 
     def made(n):
         sampler: Any = as_sampler(candidate(n))
-        facts = known(task, sampler) if isinstance(sampler, FixedSteps) else None
+        facts = look(sampler) if isinstance(sampler, FixedSteps) else None
         if facts is None or facts.noisy:
             raise ValueError(
                 f"A candidate must be a sampler of the ODE with fixed steps, without eta=, diffusion= or churn. "
@@ -223,7 +357,8 @@ def _plan(task, name, candidate, nfe):
     two, three = (made(n)[1] for n in (2, 3))
     static = isinstance(two, int) and isinstance(three, int)
     n = _steps(name, nfe, two, three - two) if static else _steps_drawn(name, nfe, task, lambda n: made(n)[0])
-    return settled(task, made(n)[0])
+    sampler = made(n)[0]
+    return with_times(sampler, sampler.times, look(sampler).end)
 
 
 def _steps(name, nfe, two, each):

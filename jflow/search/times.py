@@ -1,5 +1,6 @@
 """Grids of times fitted to a field and a solver."""
 
+import time
 from typing import Any
 
 import diffrax as dfx
@@ -19,7 +20,7 @@ from .._sampler import End, FixedSteps
 from .._solver import NonStationary
 from .._types import PRNGKey, Time
 from .._validate import check_count
-from ._task import between, errors, fine, make_ends, make_task, settled, with_times
+from ._task import Task, between, errors, fine, make_ends, make_task, settled, with_times
 
 STARTS = (0.8, 1.0, 1.2, 1.4, 1.7)
 """Of `eased_shares(n, 1, last)`: from which grids a descent begins."""
@@ -91,21 +92,40 @@ def optimize_times(
     """
     check_count(n=n, iterations=iterations)
     task, ends = make_task(field, key, shape, args, args_in_axes, num, start, dtype), make_ends(t0, t1)
-    grids = [between(RatioClock(), task.field.path, ends, eased_shares(n, 1.0, last)) for last in STARTS]
-    sampler = settled(task, FixedSteps(grids[0], solver, clock=clock, end=end))
+    sampler = settled(task, FixedSteps(_starts(task, ends, n)[0], solver, clock=clock, end=end))
     target = fine(task, ends, sampler.end)
+    return fit_times(task, target, ends, sampler, iterations, progress)
+
+
+def fit_times(
+    task: Task,
+    target: Any,
+    ends: Float[Array, "2"],
+    sampler: FixedSteps,
+    iterations: int,
+    progress: bool,
+    until: float = np.inf,
+) -> Float[Array, " points"]:
+    """The times of the best of the descents of `optimize_times`, each of which ends at the moment `until`."""
+    grids = _starts(task, ends, sampler.n)
     with tqdm(
         total=len(STARTS) * iterations, desc="optimize_times", unit="step", disable=None if progress else True
     ) as bar:
         starts = [{"steps": jnp.log(jnp.diff(grid))} for grid in grids]
-        runs = [descend(both, task, target, ends, sampler, begin, RATE, iterations, bar) for begin in starts]
+        runs = [descend(both, task, target, ends, sampler, begin, RATE, iterations, bar, until) for begin in starts]
     loss, found = min(runs, key=lambda run: run[0])
     if not np.isfinite(loss):
         raise ValueError(
             "A grid must be fitted from one on which the samples are finite. Got samples that are not, at "
-            f"{n} steps from t = {ends[0]:g} to {ends[1]:g}: take more steps, or ends further from singular times."
+            f"{sampler.n} steps from t = {ends[0]:g} to {ends[1]:g}: take more steps, or ends further from singular "
+            "times."
         )
     return found["times"]
+
+
+def _starts(task, ends, n):
+    """The grids from which the descents begin."""
+    return [between(RatioClock(), task.field.path, ends, eased_shares(n, 1.0, last)) for last in STARTS]
 
 
 def both(error: Array) -> Array:
@@ -128,8 +148,11 @@ def descend(
     rate: Any,
     iterations: int,
     bar: Any,
+    until: float,
 ) -> tuple[float, dict[str, Any]]:
-    """The least loss of a descent from given parameters, and the `times` and the `solver` of the sampler there."""
+    """The least loss of a descent from given parameters, which ends at the moment `until`, and the `times` and the
+    `solver` of the sampler there.
+    """
     optimiser = optax.adam(optax.cosine_decay_schedule(rate, iterations), b2=MEMORY)
     state, best = optimiser.init(params), (np.inf, {})
     parts = sampler.solver, sampler.clock, sampler.end  # without what is known of the times, which are others
@@ -140,6 +163,8 @@ def descend(
         step, state = optimiser.update(slope, state)
         params = optax.apply_updates(params, step)
         bar.update()
+        if time.monotonic() > until:
+            break
     return best
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .._engine.solver_rule import choose_clock
 from .._sampler import FixedSteps
 from .._solve import solve
-from ._task import Task, fine
+from ._task import Task, times_of
 from .times import descend, rms
 
 RATE = 0.02
@@ -19,19 +19,24 @@ RATE = 0.02
 
 
 def fit_weights(
-    task: Task, ends: Float[Array, "2"], sampler: FixedSteps, iterations: int, progress: bool
+    task: Task,
+    target: Any,
+    ends: Float[Array, "2"],
+    sampler: FixedSteps,
+    iterations: int,
+    progress: bool,
+    until: float,
 ) -> FixedSteps:
     """A sampler whose grid and weights of `NonStationary` are fitted together, from those of a linear method with one
     call a step, which has no clock of its own: the descent of `optimize_times`, by the root mean square of the errors,
-    as `best_sampler` ranks.
+    as `best_sampler` ranks. It ends at the moment `until`.
     """
-    times, clock = sampler.times, choose_clock(task.field, sampler)
+    times, clock = times_of(task, sampler), choose_clock(task.field, sampler)
     head = times if sampler.end == "stop" else times[:-1]
     weights = weights_like(sampler.solver, jax.vmap(lambda t: clock.time(task.field.path, t))(head))
     begin: dict[str, Any] = {"steps": jnp.log(jnp.diff(times)), "weights": weights}
-    target = fine(task, ends, sampler.end)
     with tqdm(total=iterations, desc="weights", unit="step", disable=None if progress else True) as bar:
-        found = descend(rms, task, target, ends, sampler, begin, RATE, iterations, bar)[1]
+        found = descend(rms, task, target, ends, sampler, begin, RATE, iterations, bar, until)[1]
     return FixedSteps(found["times"], found["solver"], clock=sampler.clock, end=sampler.end)
 
 

@@ -39,6 +39,7 @@ def fit(
     keep: int = 3,
     mesh: Mesh | None = None,
     progress: bool = True,
+    on_save: Callable[[State], Any] | None = None,
 ) -> tuple[State, Float[np.ndarray, " n"]]:
     """Trains until `state.step == steps`; returns the state and the loss of every step taken here.
 
@@ -61,6 +62,7 @@ def fit(
         keep: How many of the newest checkpoints stay.
         mesh: Data parallel, as in `step`.
         progress: Whether a progress bar is shown.
+        on_save: Called with the state after each checkpoint, as to draw from `state.ema`.
 
     Ctrl-C ends the current step, writes a checkpoint and raises `KeyboardInterrupt`. A second Ctrl-C stops at once. The
     given state is donated.
@@ -110,6 +112,8 @@ def fit(
                 recorder.fetch(log=True)
             if last or stop or (i + 1) % save_every == 0:
                 recorder.save(state, key)
+                if on_save is not None and not stop:
+                    on_save(state)
             if stop:
                 raise KeyboardInterrupt
     return state, np.asarray(recorder.losses, np.float32)

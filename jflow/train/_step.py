@@ -19,6 +19,8 @@ from ._state import State, average_dtype
 Loss = Callable[[PyTree, Key[Array, ""], PyTree], Array]
 """`loss(field, key, example) -> scalar`, of one example."""
 
+_SMALL = 2**16  # numbers of an array that is copied rather than summed by a kernel of its own
+
 
 class Info(NamedTuple):
     """What a step reports.
@@ -104,14 +106,15 @@ def _update(state: State, grads: tuple[Array, ...], finite: Array) -> State:
     updates, opt_state_new = layout.optimizer.update(layout.tree(grads), opt_state, tree)
     params = tuple(jtu.tree_leaves(optax.apply_updates(tree, updates)))
     slots = layout.slots.pick(opt_state_new)
-    moved = _moved(opt_state, opt_state_new)
-    moves, average = state.moves + moved.astype(state.moves.dtype), None
-    if state.average is not None and layout.decay is not None:
+    moved = finite & _moved(opt_state, opt_state_new)
+    new = params, slots, state.moves + moved.astype(state.moves.dtype)
+    old = state.params, state.slots, state.moves
+    params, slots, moves = jtu.tree_map(lambda a, b: jnp.where(finite, a, b), new, old)
+    average = None
+    if state.average is not None and layout.decay is not None:  # kept by a weight of 0: a choice is a kernel a leaf
         weight = jnp.where(moved, _average_weight(layout.decay, moves), 0.0)
         average = tuple(_towards(a, p, weight) for a, p in zip(state.average, params, strict=True))
-    old = (state.params, state.slots, state.average, state.moves)
-    new = jtu.tree_map(lambda a, b: jnp.where(finite, a, b), (params, slots, average, moves), old)
-    return State(new[0], state.frozen, new[1], new[2], new[3], state.step + 1, layout)
+    return State(params, state.frozen, slots, average, moves, state.step + 1, layout)
 
 
 def _moved(old: PyTree, new: PyTree) -> Bool[Array, ""]:
@@ -146,8 +149,11 @@ def _towards(average, p, weight):
 
 
 def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
-    """The Euclidean norm over all arrays, summed in float32 or wider."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(g.astype(average_dtype(g))))) for g in grads))
+    """The Euclidean norm over all arrays, summed in float32 or wider; small ones as one, for a sum is a kernel."""
+    wide = [jnp.abs(g.astype(average_dtype(g))).ravel() for g in grads]
+    small = [g for g in wide if g.size < _SMALL]
+    parts = [g for g in wide if g.size >= _SMALL] + ([jnp.concatenate(small)] if small else [])
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in parts))
 
 
 def _scalar(value: Any) -> Array:
