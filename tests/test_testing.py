@@ -1,6 +1,5 @@
-"""The certificates certify what is right, and fail what is wrong."""
+"""The checks of paths and fields pass what is right, and fail what is wrong."""
 
-import diffrax as dfx
 import jax.numpy as jnp
 import pytest
 
@@ -14,7 +13,6 @@ PATHS = [
     jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t)),
     jf.CustomPath(lambda t: jnp.sqrt(t), lambda t: 1 - t),
 ]
-STEPS = (8, 16)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=["CondOT", "VP", "VE", "root of the noise", "root of the data"])
@@ -121,60 +119,3 @@ def test_check_field_takes_a_condition(condition):
     testing.check_field(field, world, n=64, args=args).check()
     taken = jf.Field(lambda t, x, _: field.velocity(t, x, other), jf.CondOT(), "velocity")
     assert not any(check.passed for check in testing.check_field(taken, world, n=64, args=args))
-
-
-def heun(field, x0, z):
-    return jf.decode(field, x0, jf.FixedSteps(jf.UniformGrid(len(z)), dfx.Heun())).x
-
-
-@pytest.mark.slow
-def test_certify_measures_order_and_calls():
-    report = testing.certify(heun, steps=STEPS, order=2, calls=32)
-    report.check()
-    assert report["network calls, n = 16"].figure == 32
-    wrong = testing.certify(heun, steps=STEPS, order=3, calls=16)
-    failed = [check.name for check in wrong if not check.passed]
-    assert failed == ["order, off the advertised", "network calls, off the advertised"]
-
-
-def test_certify_finds_exact_moments_of_the_ancestral_step():
-    """On N(m, s^2) the data prediction is affine, and so is the recursion: its variance is known in closed form."""
-
-    def ancestral(field, x0, z):
-        return jf.decode(field, x0, jf.FixedSteps(jf.UniformGrid(len(z)), eta=1.0), brownian=jf.Recorded(z)).x
-
-    report = testing.certify(ancestral, steps=STEPS, tolerance=1.0)
-    variance, s2, n = 1.0, 0.25, STEPS[-1]
-    for i in range(n):
-        (a, b), (a1, b1) = ((t, 1 - t) for t in (i / n, (i + 1) / n))
-        gain = a * s2 / (a * a * s2 + b * b)  # d data / dx
-        if i == n - 1:
-            variance = gain**2 * variance
-            continue
-        ratio = (a * b1 / (a1 * b)) ** 2  # e^(-2h)
-        keep = b1 / b * ratio**0.5
-        variance = (keep + a1 * (1 - ratio) * gain) ** 2 * variance + b1**2 * (1 - ratio)
-    check = report[f"standard deviation on Gaussian data, n = {n}"]
-    assert check.note == "exact"
-    assert check.figure == pytest.approx(abs((variance / s2) ** 0.5 - 1), rel=1e-6)
-
-
-@pytest.mark.slow
-def test_certify_marks_what_is_not_affine_as_monte_carlo():
-    def rounded(field, x0, z):
-        return heun(field, jnp.tanh(x0), z)
-
-    report = testing.certify(rounded, steps=STEPS)
-    assert "Monte Carlo" in report["mean on Gaussian data, n = 16"].note
-    assert not report.ok
-
-
-@pytest.mark.slow
-def test_certify_catches_noise_drawn_twice():
-    """A diffusion coefficient that is itself random has the right variance, and is not affine in the noise."""
-
-    def twice(field, x0, z):
-        sampler = jf.FixedSteps(jf.UniformGrid(len(z), t1=0.9), eta=1.0)
-        return jf.decode(field, x0, sampler, brownian=jf.Recorded(z * jnp.roll(z, 1, 0))).x
-
-    assert "Monte Carlo" in testing.certify(twice, steps=(4, 8), t1=0.9)["mean on Gaussian data, n = 8"].note

@@ -60,7 +60,7 @@ class Report(Sequence):
         width = max(len(check.name) for check in self.checks)
         lines = [self.title]
         for name, figure, bound, passed, note in self.checks:
-            state = "    " if bound is None else "pass" if passed else "FAIL"
+            state = "FAIL" if not passed else "    " if bound is None else "pass"
             limit = "" if bound is None else f"at most {bound:.3g}"
             lines.append(f"  {state}  {name:<{width}}  {figure:>10.4g}  {limit:<17}{note}".rstrip())
         return "\n".join(lines)
@@ -68,7 +68,8 @@ class Report(Sequence):
     __repr__ = __str__
 
 
-def bounded(name: str, figure: Any, bound: float, note: str = "") -> Check:
-    """A check of a figure that must be finite and at most the bound."""
+def bounded(name: str, figure: Any, bound: Any, note: str = "") -> Check:
+    """A check of a figure that must be finite and at most the bound, where there is a bound."""
     figure = float(figure)
-    return Check(name, figure, bound, bool(np.isfinite(figure) and figure <= bound), note)
+    bound = None if bound is None else float(bound)
+    return Check(name, figure, bound, bool(np.isfinite(figure) and (bound is None or figure <= bound)), note)
