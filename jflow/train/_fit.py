@@ -57,7 +57,8 @@ def fit(
         run_dir: A folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
         save_every: Steps between checkpoints. The last step has one.
         log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of steps
-            taken and the loss that of the last one. Losses reach the host only then.
+            taken and the loss that of the last one, with the single numbers among its metrics. Losses reach the host
+            only then.
         keep: How many of the newest checkpoints stay.
         mesh: Data parallel, as in `step`.
         progress: Whether a progress bar is shown.
@@ -133,7 +134,8 @@ class _Recorder:
             loss, norm = self.losses[-1], float(infos[-1].grad_norm)
             self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             if self._metrics is not None:
-                self._metrics.write(self._start + len(self.losses), loss=loss, grad_norm=norm)
+                own = {"loss": loss, "grad_norm": norm}
+                self._metrics.write(self._start + len(self.losses), **_numbers(infos[-1].metrics), **own)
 
     def save(self, state: State, key: Key[Array, ""]) -> None:
         if self._checkpoints is None or self._metrics is None:
@@ -164,6 +166,13 @@ class _Recorder:
         saved = None if self._checkpoints is None else self._checkpoints.latest()
         kept = "" if saved is None else f" The checkpoint of step {saved} is kept."
         raise ValueError(f"Losses, gradients and parameters must be finite. {why}{kept}")
+
+
+def _numbers(metrics: PyTree) -> dict[str, float]:
+    """The single numbers among the metrics of a loss, by name; a name that the log has already gets a prefix."""
+    named = [(jtu.keystr(path, simple=True, separator="."), leaf) for path, leaf in jtu.tree_leaves_with_path(metrics)]
+    own = ("", "step", "loss", "grad_norm", "seconds")
+    return {f"metrics.{name}" if name in own else name: float(leaf) for name, leaf in named if np.size(leaf) == 1}
 
 
 def _not_finite(batch: PyTree) -> list[str]:

@@ -1,6 +1,7 @@
 """The state of a training run: a field, its optimiser and its running average, as flat tuples of arrays."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,6 +55,13 @@ class _Layout:
         """The field with these arrays."""
         params, frozen = iter(params), iter(frozen)
         return self.skeleton.fill(next(params) if flag else next(frozen) for flag in self.trained)
+
+    def update(self, grads: PyTree, opt_state: PyTree, params: PyTree, **more: Any) -> tuple[PyTree, PyTree]:
+        """The optimiser's own `update`, with as much of `more` as it reads."""
+        known = inspect.signature(self.optimizer.update).parameters
+        reads_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        taken = more if reads_all else {name: value for name, value in more.items() if name in known}
+        return self.optimizer.update(grads, opt_state, params, **taken)
 
     def tree(self, params: Iterable[Array]) -> PyTree:
         """The trained arrays in the structure of the field: what the optimiser sees."""
@@ -125,7 +133,8 @@ def init(
 
     Args:
         field: A jflow field, or any pytree that the loss takes.
-        optimizer: Any optax transformation, clipping by `optax.chain` and accumulation by `optax.MultiSteps` included.
+        optimizer: Any optax transformation, clipping by `optax.chain`, accumulation by `optax.MultiSteps` and those that
+            read the loss included.
             It is static: two calls share one compiled step if they are given the same optimiser object.
         ema: The decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the optimiser
             through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
