@@ -119,8 +119,10 @@ _WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes"
 def __getattr__(name: str):
     if name in _WINGS:
         return _importlib.import_module(f".{name}", __name__)
+    if name in ("load", "save"):
+        return getattr(_importlib.import_module(".train._model", __name__), name)
     raise AttributeError(f"module 'jflow' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *_WINGS})
+    return sorted({*globals(), *_WINGS, "load", "save"})

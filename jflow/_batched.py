@@ -18,7 +18,7 @@ from ._engine import adaptive_equation, continuous, lowered, takes_lanes
 from ._event import event_like, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, prepare
-from ._mesh import check_split, count_devices, shard_batch
+from ._mesh import check_split, count_devices, repeated, shard_batch
 from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
 from ._sampler import as_sampler
@@ -58,13 +58,13 @@ def batched(
         raise TypeError(f"fn must be a function of one example. Got {type(fn).__name__}.")
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
-    mapped = _on_host(mapped)
+    mapped = repeated(_on_host(mapped), mesh)
     example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)
     # what a function closes over becomes an argument; a module is one already
     held = _Closed.of(fn, example) if jtu.all_leaves([fn]) else fn
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
-    program, given = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
+    program, given = prepare(_map_chunk, repeated((_Mapped(held),), mesh), mesh, len(mapped))
 
     def chunk(index, part):
         return program(*given, (index, part)).unpack()
@@ -167,14 +167,14 @@ def generate(
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None
     size = size * min(QUEUE, -(-n // size)) if pooled else size
-    operands = field, key, numbers(sampler), shared, saveat
+    operands = repeated((field, key, numbers(sampler), shared, saveat), mesh)
     program, given = prepare(_draw_chunk, operands, _Shape(like), mesh, lanes, dtype)
     order = np.arange(size).reshape(-1, devices).T.reshape(-1)  # the devices share the last samples too
 
     def chunk(index, part):
         return program(*given, (jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)).unpack()
 
-    return _drive(chunk, _on_host(split), n, size, order, "generate", "sample", progress)
+    return _drive(chunk, repeated(_on_host(split), mesh), n, size, order, "generate", "sample", progress)
 
 
 def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh, lanes, dtype):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from .._extra import from_extra
 from ._dataset import Dataset
 
 
@@ -48,7 +49,8 @@ def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, An
 
     Raises `ValueError` for an empty source or a batch size below 1.
     """
-    import grain
+    with from_extra("jflow.data.loader"):
+        import grain
 
     _check_size(batch_size)
     if len(source) == 0:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
+from .._extra import from_extra
 from ._npz import read_npz
 
 
@@ -116,7 +117,8 @@ def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Datase
 
     The order is drawn by `seed` too: the files run writer by writer, and a prefix is to be a fair sample.
     """
-    from sklearn.model_selection import train_test_split
+    with from_extra("A data set that is divided"):
+        from sklearn.model_selection import train_test_split
 
     check_split(split)
     index = np.arange(len(dataset))

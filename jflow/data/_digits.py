@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .._extra import from_extra
 from ._dataset import Dataset, check_split, take_split
 
 
@@ -13,7 +14,8 @@ def digits(split: str = "train", seed: int = 0) -> Dataset:
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), the test part.
     """
-    from sklearn.datasets import load_digits
+    with from_extra("jflow.data.digits"):
+        from sklearn.datasets import load_digits
 
     check_split(split)
     pixels, label = load_digits(return_X_y=True)

@@ -44,10 +44,9 @@ def _check_directory(file: Any, members: list[zipfile.ZipInfo]) -> None:
     found = tail.rfind(b"PK\5\6")
     *_, here, entries, length, offset, comment = _END.unpack_from(tail, found)
     large = 0xFFFF in (here, entries) or 0xFFFFFFFF in (length, offset)  # zip64 keeps them elsewhere
-    if not large:
-        start = size - len(tail) + found
-        if (here, entries) != (len(members),) * 2 or offset + length != start or found + _END.size + comment != len(tail):
-            raise ValueError("its directory does not fit its contents")
+    whole = offset + length + len(tail) - found == size and found + _END.size + comment == len(tail)
+    if not large and not (here == entries == len(members) and whole):
+        raise ValueError("its directory does not fit its contents")
     names = [_name(member) for member in members]
     if len(set(names)) < len(names):
         raise ValueError("it holds two arrays of one name")

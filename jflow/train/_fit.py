@@ -83,6 +83,7 @@ def fit(
             checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", keep))
             if checkpoints.latest() is not None:
                 state = checkpoints.restore(state, key)
+                checkpoints.set_aside(int(state.step))
             metrics = stack.enter_context(open_metrics(folder / "metrics.jsonl", int(state.step)))
         start = int(state.step)
         bar = stack.enter_context(tqdm(total=max(steps, start), initial=start, disable=not progress, unit="step"))

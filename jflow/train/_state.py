@@ -133,9 +133,8 @@ def init(
 
     Args:
         field: A jflow field, or any pytree that the loss takes.
-        optimizer: Any optax transformation, clipping by `optax.chain`, accumulation by `optax.MultiSteps` and those that
-            read the loss included.
-            It is static: two calls share one compiled step if they are given the same optimiser object.
+        optimizer: Any optax transformation, clipping by `optax.chain`, accumulation by `optax.MultiSteps` and what
+            reads the loss included. It is static: two calls share one compiled step if they are given the same object.
         ema: The decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the optimiser
             through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
         trained: Which leaves of the field are trained: a pytree of booleans with the structure of the field, as

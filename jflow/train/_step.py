@@ -12,9 +12,10 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from .._mesh import automatic
 from ._state import State, average_dtype
 
 Loss = Callable[[Any, Any, Any], Any]
@@ -209,13 +210,13 @@ def _check_key(key: Any) -> None:
 
 @ft.lru_cache
 def _automatic(mesh: Mesh) -> Mesh:
-    """The mesh with shardings left to the compiler, whatever its axis types."""
+    """The mesh with shardings left to the compiler; raises `ValueError` where it has no axis for the batch."""
     if "data" not in mesh.axis_names:
         raise ValueError(
             f"A mesh must have an axis 'data', over which the batch is split. Got axes {mesh.axis_names}; "
             "make one as jax.make_mesh((jax.device_count(),), ('data',))."
         )
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return automatic(mesh)
 
 
 def _place(mesh, size, state, arrays, key, batch):
