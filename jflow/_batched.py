@@ -58,10 +58,16 @@ def batched(
         raise TypeError(f"fn must be a function of one example. Got {type(fn).__name__}.")
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
-    mapped = repeated(_on_host(mapped), mesh)
+    mapped = _on_host(mapped)
     example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)
     # what a function closes over becomes an argument; a module is one already
     held = _Closed.of(fn, example) if jtu.all_leaves([fn]) else fn
+    hidden = jtu.tree_leaves(held) if held is not fn and mesh is not None else []
+    if any(len(leaf.devices()) > 1 for leaf in hidden if isinstance(leaf, jax.Array)):
+        raise ValueError(
+            "A function over a mesh must close over arrays of one device. Got some on several, where a field lies that "
+            "was trained on a mesh: pass it as an argument, fn=jax.tree_util.Partial(function, field)."
+        )
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
     program, given = prepare(_map_chunk, repeated((_Mapped(held),), mesh), mesh, len(mapped))
@@ -174,7 +180,7 @@ def generate(
     def chunk(index, part):
         return program(*given, (jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)).unpack()
 
-    return _drive(chunk, repeated(_on_host(split), mesh), n, size, order, "generate", "sample", progress)
+    return _drive(chunk, _on_host(split), n, size, order, "generate", "sample", progress)
 
 
 def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh, lanes, dtype):
@@ -256,8 +262,12 @@ def _length(mapped):
 
 
 def _on_host(tree):
-    """The arrays of a pytree in numpy, where rows are cheap to take, but for typed keys, which numpy does not hold."""
-    return jtu.tree_map(lambda leaf: leaf if _is_key(leaf) else np.asarray(leaf), tree)
+    """The arrays of a pytree in numpy, where rows are cheap to take; typed keys, which numpy does not hold, anew."""
+
+    def leaf(a):
+        return jr.wrap_key_data(np.asarray(jr.key_data(a)), impl=jr.key_impl(a)) if _is_key(a) else np.asarray(a)
+
+    return jtu.tree_map(leaf, tree)
 
 
 def _is_key(leaf):

@@ -51,7 +51,7 @@ class _Layout:
     optimizer: Any
     decay: float | None
 
-    def field(self, params: Iterable[Array], frozen: Iterable[Array]) -> PyTree:
+    def field(self, params: Iterable[Any], frozen: Iterable[Any]) -> PyTree:
         """The field with these arrays."""
         params, frozen = iter(params), iter(frozen)
         return self.skeleton.fill(next(params) if flag else next(frozen) for flag in self.trained)

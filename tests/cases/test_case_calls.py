@@ -97,6 +97,12 @@ def test_bad_argument(name):
         assert "must" in str(error) and "scan body" not in str(error)
 
 
+def test_closure_over_a_field_of_another_mesh(trained):
+    """Where the field hides in a function, a mesh raises in words."""
+    with pytest.raises(ValueError, match=r"must close over arrays of one device.*Partial"):
+        jf.batched(lambda x: jf.matching_loss(trained.ema, KEY, x), np.ones((8, 2)), mesh=MESHES["two axes"]())
+
+
 MESHES = {
     "one axis": lambda: jax.make_mesh((8,), ("data",)),
     "two axes": lambda: jax.make_mesh((4, 2), ("data", "model")),
@@ -126,7 +132,7 @@ def test_field_of_another_mesh(trained, name):
     assert (sol.status == 0).all()
     np.testing.assert_allclose(sol.x, want, atol=1e-5)
     keys = jax.device_put(jr.split(KEY, 64), jax.sharding.NamedSharding(MESHES["one axis"](), jax.P("data")))
-    fn = lambda key, x: jf.matching_loss(trained.ema, key, x)  # noqa: E731
+    fn = jax.tree_util.Partial(jf.matching_loss, trained.ema)
     values = jf.batched(fn, keys, jnp.asarray(want), mesh=mesh, **options)
     assert values.shape == (64,) and np.isfinite(values).all()
     if name != "other order":  # training takes the axis by its name, drawing the first
