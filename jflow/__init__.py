@@ -5,6 +5,7 @@ optax. Time runs from noise (t = 0) to data (t = 1); everything along time is a 
 """
 
 import importlib as _importlib
+from typing import Any as _Any
 
 from . import laws as laws
 from ._args import Args as Args
@@ -116,7 +117,7 @@ __version__ = "0.2.0.dev0"
 _WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search")
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> _Any:
     if name in _WINGS:
         return _importlib.import_module(f".{name}", __name__)
     if name in ("load", "save"):

@@ -263,11 +263,11 @@ def _length(mapped):
 
 def _on_host(tree):
     """The arrays of a pytree in numpy, where rows are cheap to take; typed keys, which numpy does not hold, anew."""
+    return jtu.tree_map(lambda leaf: _anew(leaf) if _is_key(leaf) else np.asarray(leaf), tree)
 
-    def leaf(a):
-        return jr.wrap_key_data(np.asarray(jr.key_data(a)), impl=jr.key_impl(a)) if _is_key(a) else np.asarray(a)
 
-    return jtu.tree_map(leaf, tree)
+def _anew(key):
+    return jr.wrap_key_data(jnp.array(np.asarray(jr.key_data(key))), impl=jr.key_impl(key))
 
 
 def _is_key(leaf):

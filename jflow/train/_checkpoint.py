@@ -92,7 +92,6 @@ class Checkpoints:
             self._manager.save(step, args=items)
 
     def restore(self, state: State, key: Key[Array, ""] | None = None, step: int | None = None) -> State:
-
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             raise ValueError(
@@ -127,8 +126,10 @@ class Checkpoints:
         with _readable(self.folder / str(chosen)):
             items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
             manifest = self._manager.restore(chosen, args=items)["manifest"]
-            if isinstance(manifest, dict) and _check_sum(manifest) != manifest.get("check", _check_sum(manifest)):
-                raise ValueError("the manifest is not the one that was saved")
+            if isinstance(manifest, dict) and manifest.get("format") == _FORMAT:
+                own = _check_sum(manifest)
+                if manifest.get("check", own) != own or not {"arrays", "sha256", "key"} <= set(manifest):
+                    raise ValueError("the manifest is not the one that was saved")
         self._check(manifest, target, key, chosen)
         self._check_field(manifest, state, chosen)
         hosts = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in target.items()}

@@ -152,6 +152,7 @@ def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
 
 def _value_and_metrics(out: Any) -> tuple[Array, PyTree]:
     """The loss of one example as a real scalar, and the metrics beside it, `None` without any."""
+    value: Any
     value, metrics = out if isinstance(out, (tuple, list)) and len(out) == 2 else (out, None)
     if not eqx.is_array_like(value) or jnp.iscomplexobj(value):
         what = f"a {type(out).__name__}"
