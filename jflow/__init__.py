@@ -121,13 +121,16 @@ _WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes"
 
 if _typing.TYPE_CHECKING:  # what an editor sees; at run time a wing is imported when it is used
     from . import data, distributions, metrics, nn, plot, processes, samplers, search, testing, train
+    from .train._model import load, save
 else:
 
     def __getattr__(name: str):
         if name in _WINGS:
             return _importlib.import_module(f".{name}", __name__)
+        if name in ("load", "save"):
+            return getattr(_importlib.import_module(".train._model", __name__), name)
         raise AttributeError(f"module 'jflow' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *_WINGS})
+    return sorted({*globals(), *_WINGS, "load", "save"})

@@ -20,7 +20,7 @@ from ._event import event_like, widened
 from ._event import size as event_size
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, prepare
-from ._mesh import check_split, count_devices, shard_batch
+from ._mesh import check_split, count_devices, repeated, shard_batch
 from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
 from ._sampler import SamplerLike, as_sampler
@@ -65,9 +65,15 @@ def batched(
     example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)
     # what a function closes over becomes an argument; a module is one already
     held = _Closed.of(fn, example) if jtu.all_leaves([fn]) else fn
+    hidden = jtu.tree_leaves(held) if held is not fn and mesh is not None else []
+    if any(len(leaf.devices()) > 1 for leaf in hidden if isinstance(leaf, jax.Array)):
+        raise ValueError(
+            "A function over a mesh must close over arrays of one device. Got some on several, where a field lies that "
+            "was trained on a mesh: pass it as an argument, fn=jax.tree_util.Partial(function, field)."
+        )
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
-    program, given = prepare(_map_chunk, (_Mapped(held),), mesh, len(mapped))
+    program, given = prepare(_map_chunk, repeated((_Mapped(held),), mesh), mesh, len(mapped))
 
     def chunk(index, part):
         return program(*given, (index, part)).unpack()
@@ -175,7 +181,7 @@ def generate(
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None
     size = size * min(QUEUE, -(-n // size)) if pooled else size
-    operands = field, key, numbers(sampler), shared, saveat
+    operands = repeated((field, key, numbers(sampler), shared, saveat), mesh)
     program, given = prepare(_draw_chunk, operands, _Shape(like), mesh, lanes, dtype)
     order = np.arange(size).reshape(-1, devices).T.reshape(-1)  # the devices share the last samples too
 
@@ -268,8 +274,12 @@ def _length(mapped):
 
 
 def _on_host(tree):
-    """The arrays of a pytree in numpy, where rows are cheap to take, but for typed keys, which numpy does not hold."""
-    return jtu.tree_map(lambda leaf: leaf if _is_key(leaf) else np.asarray(leaf), tree)
+    """The arrays of a pytree in numpy, where rows are cheap to take; typed keys, which numpy does not hold, anew."""
+    return jtu.tree_map(lambda leaf: _anew(leaf) if _is_key(leaf) else np.asarray(leaf), tree)
+
+
+def _anew(key):
+    return jr.wrap_key_data(jnp.array(np.asarray(jr.key_data(key))), impl=jr.key_impl(key))
 
 
 def _is_key(leaf):

@@ -3,8 +3,22 @@
 from collections.abc import Callable
 
 import jax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+import jax.tree_util as jtu
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The mesh with shardings left to the compiler, whatever its axis types."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def repeated(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """`tree` with its arrays on every device of the mesh: they may lie on another, where a field was trained."""
+    if mesh is None:
+        return tree
+    on_all = NamedSharding(automatic(mesh), PartitionSpec())
+    return jtu.tree_map(lambda leaf: jax.device_put(leaf, on_all) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def shard_batch(fn: Callable[..., PyTree], mesh: Mesh, num_batched: int) -> Callable[..., PyTree]:
@@ -12,8 +26,7 @@ def shard_batch(fn: Callable[..., PyTree], mesh: Mesh, num_batched: int) -> Call
 
     The other arguments are replicated. There are no collectives: each device works on its samples alone.
     """
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-    batched = PartitionSpec(mesh.axis_names[0])
+    mesh, batched = automatic(mesh), PartitionSpec(mesh.axis_names[0])
 
     def sharded(*args):
         specs = (PartitionSpec(),) * (len(args) - num_batched) + (batched,) * num_batched

@@ -1,16 +1,18 @@
-"""The command line: `jflow train`, `sample`, `evaluate`, `recipes`, `demo`."""
+"""The command line: `jflow train`, `sample`, `evaluate`, `export`, `recipes`, `demo`."""
 
 import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from .recipes import RECIPES, Digits, Mnist, Moons, Run, begin, check_out, load, whole_file
+from . import __version__
+from ._extra import from_extra
+from .recipes import RECIPES, Digits, Mnist, Moons, Run, begin, check_out, load, load_model, whole_file
 from .recipes import train as train_run
 
 
@@ -60,10 +62,10 @@ def sample(
     out: Path = Path("draws.npz"),
     overwrite: bool = False,
 ) -> None:
-    """Draw from a run.
+    """Draw from a run, or from a model that was exported.
 
     Args:
-        run: The run folder.
+        run: The run folder, or the file.
         num: How many to draw.
         scale: Guidance scale: 0 unconditional, 1 conditional, above 1 guided, which calls the network twice.
         label: The class of all draws; by default the classes in turn.
@@ -73,12 +75,11 @@ def sample(
     if out.suffix not in (".npz", ".png"):
         raise ValueError(f"Draws must be written into an .npz or a .png file. Got {out}.")
     check_out(out, overwrite=overwrite)
-    loaded = _load(run)
+    loaded = load_model(run) if run.is_file() else _load(run)
     sampler, classes = drawing.of(loaded), loaded.recipe.num_classes
-    labels = None if label is None else np.full(max(num, 0), label, np.int32)
-    x = loaded.draw(sampler, num, seed=drawing.seed, label=labels, scale=scale)
-    if labels is None and classes is not None:
-        labels = np.arange(num, dtype=np.int32) % classes
+    x = loaded.draw(sampler, num, seed=drawing.seed, label=label, scale=scale)
+    turn = None if classes is None else np.arange(num, dtype=np.int32) % classes
+    labels = turn if label is None else np.full(num, label, np.int32)
     with whole_file(out) as path:
         if out.suffix == ".png":
             loaded.recipe.sheet(x, labels).savefig(path)
@@ -96,6 +97,19 @@ def evaluate(run: Path, /, *, drawing: Drawing = _DRAWING, num: int | None = Non
         num: How many draws its bars are judged by; by default as many as the recipe's bars say.
     """
     _evaluate(_load(run), drawing, num)
+
+
+def export(run: Path, /, *, out: Path = Path("model.safetensors"), overwrite: bool = False) -> None:
+    """Write the model of a run into one file, which `jflow sample` and `jf.load` read.
+
+    Args:
+        run: The run folder.
+        out: The file.
+        overwrite: Overwrite that file.
+    """
+    check_out(out, overwrite=overwrite)
+    _load(run).export(out)
+    print(out)
 
 
 def recipes() -> None:
@@ -119,12 +133,18 @@ def demo(*, out: Path = Path("runs/digits"), overwrite: bool = False) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; errors of use are one message and exit code 2."""
-    import tyro
-
     _keep_programs()
     argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {f.__name__: f for f in (train, sample, evaluate, export, recipes, demo)}
+    if argv == ["--version"]:
+        print(f"jflow {__version__}")
+        return
+    try:
+        with from_extra("The command line"):
+            import tyro
+    except ImportError as error:
+        _stop(error, code=0 if _list_commands(argv, commands) else 2)
     conf = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
-    commands = {f.__name__: f for f in (train, sample, evaluate, recipes, demo)}
     try:
         if argv[:1] == ["train"] and argv[1:2] and argv[1] not in RECIPES and not argv[1].startswith("-"):
             raise ValueError(
@@ -137,9 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args=argv,
             config=(*conf, tyro.conf.FlagCreatePairsOff),
         )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"jflow: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (ValueError, OSError, ImportError, OverflowError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        _stop(error)
     except KeyboardInterrupt:
         print(
             "jflow: interrupted; `jflow train` with the same options goes on from the last checkpoint", file=sys.stderr
@@ -154,6 +173,26 @@ def _keep_programs() -> None:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update(option, str(Path(caches, "jflow", "jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small ones are many
+
+
+def _stop(error: Exception, code: int = 2) -> NoReturn:
+    """Ends the process with one line on the error."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    words = lines[0] if isinstance(error, jax.errors.JaxRuntimeError) else " ".join(lines)
+    if "Out of memory" in words or isinstance(error, MemoryError):
+        words = f"Memory must hold a step and what is drawn: take a smaller batch or network, or fewer. Got {words}"
+    missing = isinstance(error, ImportError) and "[train]" not in words
+    print(f"jflow: {words}{': pip install jflow[train]' if missing else ''}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _list_commands(argv: Sequence[str], commands: dict[str, Any]) -> bool:
+    """Lists the commands where help is asked for, without the package that shows their options."""
+    if not {"-h", "--help"} & {*argv}:
+        return False
+    print("usage: jflow COMMAND [OPTIONS]\n")
+    _print_table(("command", "what it does"), [(n, (f.__doc__ or "").splitlines()[0]) for n, f in commands.items()])
+    return True
 
 
 def _train(recipe: Any, folder: Path, overwrite: bool) -> Run:

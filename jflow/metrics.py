@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Integer, Num, PyTree
 
+from ._extra import from_extra
 from ._types import PRNGKey
 
 Sample = Num[ArrayLike, "_ ..."]
@@ -156,11 +157,12 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTr
     assert jf.metrics.c2st(jr.key(1), x, x + 10, folds=2) == 1.0
     ```
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with from_extra("jflow.metrics.c2st"):
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.model_selection import StratifiedKFold, cross_val_score
+        from sklearn.neural_network import MLPClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     x, y = _pair(x, y)
     n = min(len(x), len(y))

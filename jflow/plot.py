@@ -17,6 +17,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
+from ._extra import from_extra
+
+# of Okabe and Ito's palette, told apart whatever the colour vision
 # of Okabe and Ito's palette, which can be distinguished with any colour vision
 NOISE, DATA, INK = "#0072B2", "#D55E00", "#444444"
 
@@ -253,7 +256,8 @@ def animation(
 
 
 def _image_frames(frames: np.ndarray, ncols: int | None) -> list[Any]:
-    from PIL import Image
+    with from_extra("An animation"):
+        from PIL import Image
 
     _, batch, height, _, channels = frames.shape
     ncols, factor = _columns(batch, ncols), max(1, round(48 / height))
@@ -263,9 +267,10 @@ def _image_frames(frames: np.ndarray, ncols: int | None) -> list[Any]:
 
 
 def _point_frames(frames: np.ndarray) -> list[Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import to_rgb
-    from PIL import Image
+    with from_extra("An animation"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import to_rgb
+        from PIL import Image
 
     ax = _axes(None, (3.2, 3.2), None)
     canvas = FigureCanvasAgg(ax.figure)
@@ -284,7 +289,8 @@ def _point_frames(frames: np.ndarray) -> list[Any]:
 def _axes(ax: Any, size: tuple[float, float], title: str | None) -> Any:
     """`ax`, or the axes of a new figure of `size` inches."""
     if ax is None:
-        from matplotlib.figure import Figure
+        with from_extra("A picture"):
+            from matplotlib.figure import Figure
 
         ax = Figure(figsize=size, dpi=150, layout="constrained").subplots()
     ax.tick_params(labelsize=8, color=INK, labelcolor=INK)

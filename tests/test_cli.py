@@ -179,6 +179,58 @@ def test_sample_takes_every_sampler_with_its_options(labelled, tmp_path):
     assert not any(np.allclose(a, b, atol=1e-4) for i, a in enumerate(others) for b in others[:i])
 
 
+def test_an_exported_model_draws_the_same(labelled, moons, tmp_path, capsys):
+    """A file alone draws what the run draws, bit for bit; in a fresh process in the slow tier."""
+    for name, run in {"labelled": labelled, "moons": moons}.items():
+        model = tmp_path / f"{name}.safetensors"
+        main(["export", str(run), "--out", str(model)])
+        for source, out in ((run, "run"), (model, "file")):
+            main(["sample", str(source), "--num", "7", "--steps", "2", "--out", str(tmp_path / f"{name}-{out}.npz")])
+        with np.load(tmp_path / f"{name}-run.npz") as a, np.load(tmp_path / f"{name}-file.npz") as b:
+            assert a.files == b.files and all(np.array_equal(a[key], b[key]) for key in a.files)
+        assert "which exists" in message_of(capsys, "export", run, "--out", model)
+    assert type(jf.load(tmp_path / "moons.safetensors").net) is jf.nn.MLP
+
+
+def test_what_is_no_exported_model_raises(moons, tmp_path, capsys):
+    model, out = tmp_path / "m.safetensors", ["--out", tmp_path / "draws.npz"]
+    assert "which has no config.json" in message_of(capsys, "export", tmp_path, "--out", model)
+    jf.save(model, load(moons).field)
+    assert "must be one that `jflow export` wrote" in message_of(capsys, "sample", model, *out)
+    assert "which is no folder" in message_of(capsys, "evaluate", model)
+    main(["export", str(moons), "--out", str(model), "--overwrite"])
+    blob = bytearray(model.read_bytes())
+    blob[len(blob) // 2] ^= 4
+    model.write_bytes(blob)
+    assert "its checksum is another" in message_of(capsys, "sample", model, *out)
+    model.write_text("mine")
+    assert "must be in a file as jf.save wrote it" in message_of(capsys, "sample", model, *out)
+    assert [path.name for path in tmp_path.iterdir()] == [model.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "mnist", "mnist dit"])
+def test_a_recipe_exported_draws_the_same_in_a_fresh_process(name, tmp_path, monkeypatch):
+    """Networks of the library and of the recipe: the file, and not the run, is all that the process has."""
+    recipe = RECIPES[name.split()[0]]
+    monkeypatch.setattr(recipe, "pictures", lambda *_: None)
+    options = {"steps": 1, "batch_size": 4} | (
+        {"net": "dit"} if "dit" in name else {"channels": (8,)} if name == "digits" else {}
+    )
+    monkeypatch.setattr(
+        recipe, "batch", lambda self, step: {"x": np.zeros((4, *self.shape), np.float32), "label": np.arange(4)}
+    )
+    train(recipe(**options), tmp_path / "run")
+    main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "m.safetensors")])
+    code = "import sys; from jflow.cli import main; main(sys.argv[1:])"
+    for source in ("run", "m.safetensors"):
+        command = ["sample", source, "--num", "2", "--steps", "2", "--scale", "2", "--out", f"{source}.npz"]
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "run.npz") as a, np.load(tmp_path / "m.safetensors.npz") as b:
+        assert a["x"].any() and np.array_equal(a["x"], b["x"])
+
+
 def test_sample_draws_a_contact_sheet(labelled, tmp_path):
     from PIL import Image
 

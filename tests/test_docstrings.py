@@ -23,6 +23,7 @@ import jflow as jf
 ROOT = Path(__file__).parents[1]
 MODULES = (
     *("jflow", "jflow.laws", "jflow.samplers", "jflow.search", "jflow.distributions", "jflow.testing"),
+    "jflow.train._model",  # jf.save and jf.load
     *("jflow.processes", "jflow.nn", "jflow.train", "jflow.data", "jflow.metrics", "jflow.plot"),
 )
 NAMES = {"jf": jf, "jax": jax, "jnp": jnp, "jr": jr, "dfx": dfx, "eqx": eqx, "optax": optax, "nnx": nnx, "np": np}

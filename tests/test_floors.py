@@ -14,7 +14,7 @@ PACKAGE = ROOT / "jflow"
 # A unit is a module or a package directly under jflow/. Bottom up: values, sources, paths, predictions, fields, solvers
 # and guides, samplers and losses, the engine, the verbs.
 FLOORS: list[set[str]] = [
-    {"_code"},
+    {"_code", "_extra"},
     {"_types", "_mesh"},
     {"_event", "_validate", "_args", "_trainable", "_front"},
     {"_source"},
@@ -29,7 +29,10 @@ FLOORS: list[set[str]] = [
 ]
 # import from any floor, never from each other but for the pairs below
 WINGS = {"nn", "train", "data", "metrics", "plot", "samplers", "distributions", "testing", "processes", "search"}
-BESIDE = {("testing", "distributions"), ("processes", "distributions")}  # laws that are compared with exact ones
+BESIDE = {
+    *(("testing", "distributions"), ("processes", "distributions")),  # laws that are compared with exact ones
+    ("train", "nn"),  # a file of a model names its network
+}
 DOOR = {"cli", "recipes", "__main__"}  # import anything
 TOP = "__init__"  # re-exports the floors, and the wings lazily
 

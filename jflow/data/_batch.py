@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import ArrayLike, Int
 
+from .._extra import from_extra
 from .._types import Checked
 from ._dataset import Dataset
 
@@ -72,7 +73,8 @@ def loader(
     assert next(iter(jf.data.loader(data, batch_size=4)))["x"].shape == (4, 1)
     ```
     """
-    import grain
+    with from_extra("jflow.data.loader"):
+        import grain
 
     _check_size(batch_size)
     if len(source) == 0:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
-import zipfile
-import zlib
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
+
+from .._extra import from_extra
+from ._npz import read_npz
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -111,8 +112,9 @@ def from_array(
 def from_npz(path: str | os.PathLike[str]) -> Dataset:
     """A data set of the arrays `x` and, if there, `label` of an `.npz` file, as `from_array` reads them.
 
-    Nothing is unpickled. Raises `FileNotFoundError` where there is no such file, and `ValueError` for a file
-    that is not an `.npz`, is truncated or damaged, holds Python objects or lacks `x`.
+    Nothing is unpickled, and every member is read to its end and checked, whatever its name. Raises
+    `FileNotFoundError` where there is no such file, and `ValueError` for a file that is not an `.npz`, is truncated
+    or damaged, says of its arrays what is not so, holds Python objects or lacks `x`.
 
     ```python
     import tempfile
@@ -123,23 +125,14 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
     assert len(data) == 3 and data.name == "mine" and data.num_classes == 2
     ```
     """
-    hint = "write it with np.savez(path, x=x, label=label)"
-    try:
-        with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                raise ValueError("a single array")
-            found = list(content)
-            arrays = {key: content[key] for key in ("x", "label") if key in found}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"A data set is read from an .npz file. There is no file {path}.") from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    arrays = read_npz(path, ("x", "label"))
+    x, label = arrays.get("x"), arrays.get("label")
+    if x is None:
         raise ValueError(
-            f"An .npz file of plain arrays is needed; {path} is damaged or something else ({error}); {hint}."
-        ) from error
-    if "x" not in arrays:
-        raise ValueError(f"The .npz file holds the examples under the name x. {path} holds {found}; {hint}.")
-    return from_array(arrays["x"], arrays.get("label"), name=os.path.splitext(os.path.basename(path))[0])
+            f"The .npz file holds the examples under the name x. {path} holds {list(arrays)}; "
+            "write it with np.savez(path, x=x, label=label)."
+        )
+    return from_array(x, label, name=os.path.splitext(os.path.basename(path))[0])
 
 
 def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Dataset:
@@ -147,7 +140,8 @@ def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Datase
 
     The order is drawn by `seed` too: the files are sorted by writer, and a prefix must be a fair sample.
     """
-    from sklearn.model_selection import train_test_split
+    with from_extra("A data set that is divided"):
+        from sklearn.model_selection import train_test_split
 
     check_split(split)
     index = np.arange(len(dataset))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .._extra import from_extra
 from ._dataset import Dataset, check_split, take_split
 
 
@@ -18,7 +19,8 @@ def digits(split: str = "train", seed: int = 0) -> Dataset:
     assert data.x.shape == (360, 8, 8, 1) and data.num_classes == 10
     ```
     """
-    from sklearn.datasets import load_digits
+    with from_extra("jflow.data.digits"):
+        from sklearn.datasets import load_digits
 
     check_split(split)
     pixels, label = load_digits(return_X_y=True)

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, normal
 from ._embed import Condition, FourierFeatures
@@ -158,6 +159,7 @@ class DiT(nnx.Module):
         Raises `ValueError` for sides that the patch does not divide, heads that do not divide `dim`, an odd `dim`,
         and an impossible condition.
         """
+        self.arguments = kept(locals())
         self.shape = _image_shape("DiT", shape, patch)
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from .._validate import scalar_time
+from ._arguments import kept
 from ._draw import drawn_at_once, linear
 from ._embed import Condition
 from ._events import as_event, positive
@@ -56,6 +57,7 @@ class MLP(nnx.Module):
 
         Raises `ValueError` for sizes that are no positive integers and for an impossible condition.
         """
+        self.arguments = kept(locals())
         if isinstance(in_size, Sequence):
             self.shape = tuple(positive("Each side of in_size", side) for side in in_size)
             self.in_size = math.prod(self.shape)

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, ones, zeros
 from ._embed import Condition, FourierFeatures
@@ -144,6 +145,7 @@ class UNet(nnx.Module):
         Raises `ValueError` for sides that the levels do not divide, levels that do not exist, heads that do not
         divide the channels, and an impossible condition.
         """
+        self.arguments = kept(locals())
         channels = _check_levels(channels, attention)
         halvings = len(channels) - 1
         why = f"{halvings + 1} levels halve them {halvings} times"

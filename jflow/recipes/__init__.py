@@ -7,7 +7,7 @@ optimiser, `loss` is the loss of one example, `batch` the data, `evaluate` the f
 
 from ._folder import check_out, read_config, whole_file
 from ._recipe import AbstractRecipe, Bar
-from ._run import RECIPES, Run, begin, load, train
+from ._run import RECIPES, Run, begin, load, load_model, train
 from .digits import Digits
 from .mnist import Mnist
 from .moons import Moons
@@ -23,6 +23,7 @@ __all__ = [
     "begin",
     "check_out",
     "load",
+    "load_model",
     "read_config",
     "train",
     "whole_file",

@@ -61,6 +61,7 @@ def claim(folder: Path, name: str, recipe: Any, *, overwrite: bool) -> None:
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         before = read_config(folder)
         if before == (name, options) and not overwrite:
+            _sweep(folder)
             return
         if not overwrite:
             other = f"{before[0]}, not {name}" if before[0] != name else _differences(before[1], options)
@@ -68,6 +69,7 @@ def claim(folder: Path, name: str, recipe: Any, *, overwrite: bool) -> None:
                 f"A run must go on with the recipe and the options it was begun with. Got {folder}, which holds one of "
                 f"{other}: pass the same, choose another --out, or begin it anew with --overwrite."
             )
+            _sweep(folder)
         _remove(folder)
     write_json(folder / CONFIG, {"recipe": name, "options": options})
 
@@ -80,13 +82,20 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         name, options = content["recipe"], content["options"]
         if not (isinstance(name, str) and isinstance(options, dict)):
             raise TypeError("no recipe with options")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"whose {CONFIG} is something else" if path.is_file() else f"which has no {CONFIG}"
         raise ValueError(
             "A run must be in a folder that `jflow train` made. "
             f"Got {folder}, {what if folder.is_dir() else 'which is no folder'}: choose another."
         ) from error
     return name, options
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process has left of files that were not yet whole."""
+    for pattern in (".partial-*", ".animation-*"):
+        for scratch in folder.glob(pattern):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:

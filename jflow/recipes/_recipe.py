@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import math
+import os
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -12,6 +14,9 @@ from jaxtyping import Array, Float, Int, Key
 import jflow as jf
 
 _BATCH = 500
+_MOST = 2**31 - 1  # steps and sizes are int32 in the arrays
+_MOST_SEED = 2**32 - 1  # jax.random.key keeps 32 bits of a seed
+_MOST_STEPS = 2**24  # float32 has no more times that are equally apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +85,12 @@ class AbstractRecipe(abc.ABC):
             steps: Its number of steps.
             **options: Those of the sampler, as `eta` and `shift`; `None` leaves one out.
 
-        Raises `ValueError` for an unknown name, fewer steps than 1, and options that the sampler does not take.
+        Raises `ValueError` for an unknown name, fewer steps than 1 or more than float32 has times, and options that
+        the sampler does not take.
         """
-        if steps is not None:
-            check_at_least(steps=(steps, 1))
-        elif name != "dpm_adaptive":  # which chooses its own
-            steps = 10
+        if steps is not None or name != "dpm_adaptive":  # which chooses its own
+            steps = 10 if steps is None else steps
+            check_integers(steps=(steps, 1, _MOST_STEPS))
         return jf.samplers.by_name("heun_flow" if name is None else name, steps, **options)
 
     def draw(
@@ -96,7 +101,7 @@ class AbstractRecipe(abc.ABC):
         *,
         seed: int = 0,
         stream: int = 0,
-        label: Int[np.ndarray, " n"] | None = None,
+        label: Int[np.ndarray, " n"] | int | None = None,
         scale: float = 1.0,
         frames: bool = False,
     ) -> Float[np.ndarray, "..."]:
@@ -110,13 +115,14 @@ class AbstractRecipe(abc.ABC):
             n: The number of draws.
             seed: Draw `i` depends on the seed, the stream and on `i`.
             stream: Draws of one stream are independent of another's.
-            label: The classes, by default in turn.
+            label: The classes, or one for all; by default the classes in turn.
             scale: That of guidance, 1 for the plain conditional field.
             frames: Whether the way is wanted.
 
-        Raises `ValueError` for a label out of range, a label or scale without classes, and draws that diverge.
+        Raises `ValueError` for a label out of range, a label or scale without classes, more draws than memory holds,
+        and draws that diverge.
         """
-        check_at_least(num=(n, 1), seed=(seed, 0))
+        check_draws(self, n, seed)
         field, args, axes = self._conditioned(field, n, label, scale)
         key = jr.fold_in(jr.key(seed), stream)
         saveat = dfx.SaveAt(steps=True, t0=True) if frames else None
@@ -140,27 +146,61 @@ class AbstractRecipe(abc.ABC):
                     "A label or a scale must go with a recipe with classes. Got one without: leave both out."
                 )
             return field, None, None
-        label = np.arange(n) % self.num_classes if label is None else np.asarray(label)
+        label = np.arange(n) % self.num_classes if label is None else np.broadcast_to(np.asarray(label), (n,))
         if label.min() < 0 or label.max() >= self.num_classes:
             bad = label.min() if label.min() < 0 else label.max()
             raise ValueError(f"A label must be one of 0 to {self.num_classes - 1}. Got {bad}.")
         if not np.isfinite(scale):
             raise ValueError(f"A guidance scale must be a finite number. Got {scale}.")
-        args = jf.Args(label, scale=None if scale == 1 else float(scale))
+        args = jf.Args(label.astype(np.int32), scale=None if scale == 1 else float(scale))
         return jf.Guided(field, self.num_classes), args, jf.Args(0, scale=None)
 
 
 def check_options(recipe: Any) -> None:
-    """Raises `ValueError` where an option that recipes share is out of its range."""
-    check_at_least(steps=(recipe.steps, 1), batch_size=(recipe.batch_size, 1), seed=(recipe.seed, 0))
-    if not recipe.learning_rate > 0:
+    """Raises `ValueError` where an option of a recipe is out of its range, or no memory holds it."""
+    for option in dataclasses.fields(recipe):
+        value = getattr(recipe, option.name)
+        if isinstance(option.default, int):
+            least, most = (0, _MOST_SEED) if option.name == "seed" else (1, _MOST)
+            check_integers(**{option.name: (value, least, most)})
+        elif isinstance(option.default, tuple):
+            for part in value:
+                check_integers(**{f"Each of {option.name}": (part, 1, _MOST)})
+    check_memory(f"A batch of {recipe.batch_size}", recipe.batch_size * math.prod(recipe.shape))
+    if not 0 < recipe.learning_rate < math.inf:
         raise ValueError(f"learning_rate must be positive. Got {recipe.learning_rate}.")
     if not 0 <= getattr(recipe, "drop", 0.0) <= 1:
         raise ValueError(f"drop must be a share of the labels, in [0, 1]. Got {recipe.drop}.")
 
 
-def check_at_least(**values: tuple[float | int, int]) -> None:
-    """Raises `ValueError` where a value is below its least: `name=(value, least)`."""
-    for name, (value, least) in values.items():
-        if not value >= least:
-            raise ValueError(f"{name} must be at least {least:g}. Got {value}.")
+def check_draws(recipe: AbstractRecipe, num: int, seed: int) -> None:
+    """Raises `ValueError` for a number of draws, or a seed, that is out of range."""
+    check_integers(num=(num, 1, _MOST), seed=(seed, 0, _MOST_SEED))
+    check_memory(f"{num} draws", num * math.prod(recipe.shape))
+
+
+def check_integers(**values: tuple[Any, int, int]) -> None:
+    """Raises `ValueError` where a value is no integer from its least to its most: `name=(value, least, most)`."""
+    for name, (value, least, most) in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name} must be an integer. Got {value!r}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}. Got {value}.")
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}. Got {_shown(value)}.")
+
+
+def check_memory(what: str, numbers: int) -> None:
+    """Raises `ValueError` where so many numbers of float32 are more than the memory of the machine."""
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    memory = math.prod(map(os.sysconf, names)) if hasattr(os, "sysconf") else math.inf
+    if 4 * numbers > memory:
+        raise ValueError(
+            f"Memory must hold what is trained and drawn, here {memory / 2**30:.3g} GiB. Got: {what} "
+            f"take {4 * numbers / 2**30:.3g} GiB at least; take fewer."
+        )
+
+
+def _shown(value: int) -> str:
+    """A number, shortened where it has many digits."""
+    return str(value) if value < 10**30 else "one of more than 30 digits"

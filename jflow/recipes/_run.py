@@ -7,14 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 import jflow as jf
+from jflow.train._model import read_model, write_model
 
 from ._folder import LOSS, REPORT, SAMPLES, claim, read_config, whole_file, write_json
-from ._recipe import AbstractRecipe, Bar, check_at_least
+from ._recipe import AbstractRecipe, Bar, check_draws, check_memory
 from .digits import Digits
 from .mnist import Mnist
 from .moons import Moons
@@ -47,7 +49,7 @@ class Run:
 
     def report(self, sampler: Any, num: int, seed: int = 0) -> dict[str, Any]:
         """Judges the run by `num` draws; writes and returns `report.json`, whose `sampler` is for `jf.from_json`."""
-        check_at_least(num=(num, 1), seed=(seed, 0))
+        check_draws(self.recipe, num, seed)
         start, text = time.monotonic(), jf.to_json(sampler)
         bars: list[Bar] = self.recipe.evaluate(self.field, sampler, num, seed)
         report = {
@@ -62,6 +64,12 @@ class Run:
         write_json(self.folder / REPORT, report)
         return report
 
+    def export(self, path: Path) -> None:
+        """Writes the field and the recipe's options into a file, over what it may hold; see `jf.save`."""
+        name, options = read_config(self.folder)
+        recipe = json.dumps({"recipe": name, "options": options, "step": self.step})
+        write_model(path, self.field, {"recipe": recipe}, overwrite=True)
+
 
 def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> int:
     """Makes `folder` the recipe's own; returns the step of the newest checkpoint in it, 0 without any.
@@ -69,8 +77,9 @@ def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> i
     Raises `ValueError` for options that do not go together and data that cannot be read, before anything is written,
     and where the folder holds something else, or another run that is not to be overwritten.
     """
+    state = jax.eval_shape(recipe.init)  # of a network that no memory holds, too
+    check_memory("The network and its optimiser", sum(leaf.size for leaf in jax.tree.leaves(state)))
     recipe.batch(0)
-    recipe.init()
     claim(folder, type(recipe).__name__.lower(), recipe, overwrite=overwrite)
     return _newest(folder)
 
@@ -101,17 +110,7 @@ def load(folder: str | Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES)
     """
     folder = Path(folder)
     name, options = read_config(folder)
-    if name not in recipes:
-        raise ValueError(
-            f"A recipe must be one of {', '.join(recipes)}. Got {folder}, which holds a run of {name}: choose another."
-        )
-    try:
-        recipe = recipes[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-    except TypeError as error:
-        raise ValueError(
-            f"A run must be read by the version of jflow that wrote it. Got {folder}, which holds other options "
-            f"({error}): train anew."
-        ) from error
+    recipe = _recipe(folder, name, options, recipes)
     if not _newest(folder):
         raise ValueError(
             f"A run must have a checkpoint to be drawn from, the first after {_SAVE_EVERY} steps. Got {folder}, which "
@@ -119,6 +118,35 @@ def load(folder: str | Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES)
         )
     state = jf.train.restore(folder / "checkpoints", recipe.init(), key=_key(recipe))
     return Run(folder, recipe, state.ema, int(state.step))
+
+
+def load_model(path: str | Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES) -> Run:
+    """What a run exported into a file; raises `ValueError` where it is damaged, or holds no model of a recipe."""
+    about, _ = read_model(path)
+    if "recipe" not in about:
+        raise ValueError(
+            f"A model must be one that `jflow export` wrote, since its events must have a shape. Got {path}: in "
+            "Python, jf.generate(jf.load(path), key, n, shape) draws from it."
+        )
+    made = json.loads(about["recipe"])
+    recipe = _recipe(path, made["recipe"], made["options"], recipes)
+    net = jax.eval_shape(recipe.init).field.net
+    return Run(Path(path), recipe, jf.load(path, net), made["step"])
+
+
+def _recipe(where: Any, name: str, options: dict[str, Any], recipes: dict[str, type[AbstractRecipe]]) -> Any:
+    """The recipe that a run was made by."""
+    if name not in recipes:
+        raise ValueError(
+            f"A recipe must be one of {', '.join(recipes)}. Got {where}, which holds a run of {name}: choose another."
+        )
+    try:
+        return recipes[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"A run must be read by the version of jflow that wrote it. Got {where}, which holds other options "
+            f"({error}): put back the file that it wrote, or train anew."
+        ) from error
 
 
 def _newest(folder: Path) -> int:

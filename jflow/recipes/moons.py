@@ -15,7 +15,7 @@ from flax import nnx
 import jflow as jf
 
 from ._folder import ANIMATION, SAMPLES, TRAJECTORIES, whole_file
-from ._recipe import AbstractRecipe, Bar, check_options
+from ._recipe import AbstractRecipe, Bar, check_memory, check_options
 
 _draw_data = jax.jit(jf.data.moons, static_argnums=1)
 
@@ -46,6 +46,7 @@ class Moons(AbstractRecipe):
 
     def __post_init__(self):
         check_options(self)
+        check_memory("So many layers of this width", self.depth * self.width**2)
 
     def init(self):
         net = jf.nn.MLP(2, width=self.width, depth=self.depth, rngs=nnx.Rngs(self.seed))

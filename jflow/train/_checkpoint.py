@@ -2,7 +2,11 @@
 
 import contextlib
 import hashlib
+import itertools
+import json
+import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,18 +19,23 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key
 
+from .._extra import from_extra
+from ._record import TRAINED, differences, record
 from ._state import State
 
 _FORMAT = 1
-_ENTRY = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
+_ENTRY = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?|damaged-\d+")
+_SYSTEM = re.compile(r"\..*|Thumbs\.db|desktop\.ini|lost\+found")  # what systems leave in any folder
+_LOG = logging.getLogger("jflow")
 
 
 def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None, keep: int = 3) -> None:
     """Writes the state as `folder/<step>` and removes all but the newest `keep` checkpoints.
 
-    A checkpoint holds parameters, frozen arrays, optimiser, average and step, and the run's `key` where one
-    is given; a batch that is a function of the step needs nothing else. It appears under its name when it is
-    complete, so that a process killed while writing loses nothing but that one.
+    A checkpoint holds parameters, frozen arrays, optimiser, average and step, what the field predicts along which path
+    from which source, and the run's `key` where one is given; a batch that is a function of the step needs nothing
+    else. It appears under its name when it is complete, so that a process killed while writing loses nothing but that
+    one.
 
     Args:
         folder: The folder of the checkpoints, made if need be.
@@ -35,7 +44,7 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
         keep: How many of the newest checkpoints stay.
 
     Raises `ValueError` where the folder cannot be written, holds something else than checkpoints, or has
-    this step or a later one already.
+    this step or a later one already, and `OSError` where the disk is full.
 
     ```python
     import tempfile
@@ -55,7 +64,7 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
     own.
 
     All arrays come from the checkpoint, bit for bit; functions and settings come from `state`. No code is
-    read from disk.
+    read from disk. Where the newest is damaged, the one before is taken, and a warning is logged.
 
     Args:
         folder: The folder of the checkpoints.
@@ -63,8 +72,8 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
         step: The step of the checkpoint, by default the newest.
         key: The key that the checkpoint must have been saved with.
 
-    Raises `ValueError` where there is no such checkpoint, its arrays have other names, shapes or types than
-    the state's, or it belongs to another key.
+    Raises `ValueError` where there is no such checkpoint or it is damaged, its arrays have other names, shapes or
+    types than the state's, its field another path, prediction or source, or it belongs to another key.
 
     ```python
     import tempfile
@@ -104,26 +113,54 @@ class Checkpoints:
             "arrays": _describe(arrays),
             "sha256": _digest(arrays),
             "key": _key_record(key),
+            "field": _record(state),
         }
+        manifest["check"] = _check_sum(manifest)
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(manifest))
-        self._manager.save(step, args=items)
+        with _written(self.folder):
+            self._manager.save(step, args=items)
 
     def restore(self, state: State, key: Key[Array, ""] | None = None, step: int | None = None) -> State:
-        import orbax.checkpoint as ocp
-
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             raise ValueError(
                 f"Restoring must have a complete checkpoint{'' if step is None else f' of step {step}'}. "
                 f"Got {self.folder}, which has {f'those of steps {steps}' if steps else 'none'}."
             )
-        chosen = steps[-1] if step is None else step
+        chosen = steps[::-1] if step is None else [step]
+        for i, candidate in enumerate(chosen):
+            try:
+                restored = self._restore(state, key, candidate)
+            except _DamagedError as error:
+                if i + 1 == len(chosen):
+                    raise
+                _LOG.warning("%s Taking the one before, of step %d.", error, chosen[i + 1])
+            else:
+                return restored
+        raise AssertionError
+
+    def set_aside(self, step: int) -> None:
+        """Renames the checkpoints after `step`, which are damaged: the run writes those steps anew."""
+        for later in [later for later in self._manager.all_steps() if later > step]:
+            aside = self.folder / f"damaged-{later}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(later)).rename(aside)
+        self._manager.reload()
+
+    def _restore(self, state: State, key: Key[Array, ""] | None, chosen: int) -> State:
+        import orbax.checkpoint as ocp
+
         leaves = _named(state)
         target = {name: jax.eval_shape(_data, leaf) for name, leaf in leaves.items()}
         with _readable(self.folder / str(chosen)):
             items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
             manifest = self._manager.restore(chosen, args=items)["manifest"]
+            if isinstance(manifest, dict) and manifest.get("format") == _FORMAT:
+                own = _check_sum(manifest)
+                if manifest.get("check", own) != own or not {"arrays", "sha256", "key"} <= set(manifest):
+                    raise ValueError("the manifest is not the one that was saved")
         self._check(manifest, target, key, chosen)
+        self._check_field(manifest, state, chosen)
         hosts = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in target.items()}
         with _readable(self.folder / str(chosen)):
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(hosts))
@@ -158,12 +195,25 @@ class Checkpoints:
                 "pass that one, or choose another folder."
             )
 
+    def _check_field(self, manifest: Any, state: State, step: int) -> None:
+        wanted = _record(state)
+        if other := differences(manifest.get("field", wanted), wanted):  # the first checkpoints did not record it
+            raise ValueError(
+                "A checkpoint must be restored into a field of the same prediction, path and source: the same weights "
+                f"mean something else in another. Got {self.folder / str(step)}, which differs in {other}."
+            )
+
+
+class _DamagedError(ValueError):
+    """A checkpoint that cannot be read, whatever it is restored into."""
+
 
 @contextlib.contextmanager
 def open_checkpoints(folder: str | Path, keep: int) -> Iterator[Checkpoints]:
     """The folder, made if need be, for writing; leaving waits for the files."""
     folder = writable(folder)
-    foreign = sorted(entry.name for entry in folder.iterdir() if not _ENTRY.fullmatch(entry.name))
+    names = sorted(entry.name for entry in folder.iterdir())
+    foreign = [name for name in names if not _ENTRY.fullmatch(name) and not _SYSTEM.fullmatch(name)]
     if foreign:
         raise ValueError(
             f"Checkpoints must have their own folder. Got {folder}, which holds {', '.join(foreign[:3])}; "
@@ -200,16 +250,35 @@ def _existing(folder: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _manager(folder: Path, **options: Any) -> Iterator[Any]:
-    try:
+    with from_extra("A folder of checkpoints"):
         import orbax.checkpoint as ocp
-    except ImportError as error:
-        raise ImportError("Checkpoints must be written by orbax. Got no orbax: pip install 'jflow[train]'.") from error
 
-    manager = ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(**options))
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # orbax logs a traceback of each error that it raises later
     try:
-        yield manager
+        manager = ocp.CheckpointManager(folder.resolve(), options=ocp.CheckpointManagerOptions(**options))
+        try:
+            yield manager
+        finally:
+            with _written(folder):
+                manager.close()
     finally:
-        manager.close()
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong in writing files is one clear error."""
+    try:
+        yield
+    except Exception as error:
+        whole = [int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal()]
+        kept = f" The checkpoint of step {max(whole)} is kept." if whole else ""
+        raise OSError(
+            f"A checkpoint must be written whole. Got {folder}, where that failed ({_short(error)}): free space on the "
+            f"disk, and go on.{kept}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -218,11 +287,30 @@ def _readable(where: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(
+        raise _DamagedError(
             f"A checkpoint must be as jflow.train wrote it. Got {where}, which is damaged or not one of its "
-            f"own ({type(error).__name__}: {str(error)[:200]}); restore an earlier step, or choose another "
+            f"own ({_short(error)}); restore an earlier step, or choose another "
             "folder."
         ) from error
+
+
+def _short(error: Exception) -> str:
+    """What an error of the libraries below says, on one line."""
+    words = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {words if len(words) < 300 else f'{words[:100]} ... {words[-190:]}'}"  # causes last
+    )
+
+
+def _record(state: State) -> dict[str, str]:
+    """What the field of a state is beside its arrays."""
+    return record(state.layout.field(itertools.repeat(TRAINED), state.frozen))
+
+
+def _check_sum(manifest: dict[str, Any]) -> str:
+    """The checksum of a manifest but for the entry that holds it."""
+    own = {name: value for name, value in manifest.items() if name != "check"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def _named(state: State) -> dict[str, Array]:

@@ -57,8 +57,9 @@ def fit(
         key: One typed key of the run, of any implementation.
         run_dir: A folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
         save_every: Steps between checkpoints. The last step has one.
-        log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`: the number of steps taken, and the
-            loss of the last of them. Losses reach the host only then.
+        log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of steps
+            taken and the loss that of the last one, with the single numbers among its metrics. Losses reach the host
+            only then.
         keep: How many of the newest checkpoints stay.
         mesh: Data parallel, as in `step`.
         progress: Whether a progress bar is shown.
@@ -99,6 +100,7 @@ def fit(
             checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", keep))
             if checkpoints.latest() is not None:
                 state = checkpoints.restore(state, key)
+                checkpoints.set_aside(int(state.step))
             metrics = stack.enter_context(open_metrics(folder / "metrics.jsonl", int(state.step)))
         start = int(state.step)
         bar = stack.enter_context(tqdm(total=max(steps, start), initial=start, disable=not progress, unit="step"))
@@ -152,7 +154,8 @@ class _Recorder:
             loss, norm = self.losses[-1], float(infos[-1].grad_norm)
             self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             if self._metrics is not None:
-                self._metrics.write(self._start + len(self.losses), loss=loss, grad_norm=norm)
+                own = {"loss": loss, "grad_norm": norm}
+                self._metrics.write(self._start + len(self.losses), **_numbers(infos[-1].metrics), **own)
 
     def save(self, state: State, key: Key[Array, ""]) -> None:
         if self._checkpoints is None or self._metrics is None:
@@ -183,6 +186,13 @@ class _Recorder:
         saved = None if self._checkpoints is None else self._checkpoints.latest()
         kept = "" if saved is None else f" The checkpoint of step {saved} is kept."
         raise ValueError(f"Losses, gradients and parameters must be finite. {why}{kept}")
+
+
+def _numbers(metrics: PyTree) -> dict[str, float]:
+    """The single numbers among the metrics of a loss, by name; a name that the log has already gets a prefix."""
+    named = [(jtu.keystr(path, simple=True, separator="."), leaf) for path, leaf in jtu.tree_leaves_with_path(metrics)]
+    own = ("", "step", "loss", "grad_norm", "seconds")
+    return {f"metrics.{name}" if name in own else name: float(leaf) for name, leaf in named if np.size(leaf) == 1}
 
 
 def _not_finite(batch: PyTree) -> list[str]:

@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+_LOG = logging.getLogger("jflow")
 
 
 class Metrics:
@@ -28,8 +31,19 @@ class Metrics:
 
 @contextlib.contextmanager
 def open_metrics(path: Path, step: int) -> Iterator[Metrics]:
-    """The log, cut back to the lines of steps up to `step`, so that a resumed run has each step once."""
-    lines = _lines(path) if path.exists() else []
+    """The log, cut back to the lines of steps up to `step`, so that a resumed run has each step once.
+
+    Lines that are damaged are left out, and a warning is logged. Raises `ValueError` where there is no checkpoint yet,
+    `step` being 0, and none of the lines is one of a log.
+    """
+    lines, damaged = _lines(path.read_bytes()) if path.exists() else ([], 0)
+    if damaged and not (lines or step):
+        raise ValueError(
+            "A run must add to the metrics.jsonl that it wrote. "
+            f"Got {path}, which is another file; choose another folder."
+        )
+    if damaged:
+        _LOG.warning("%s has %d damaged lines, which are left out.", path, damaged)
     kept = [line for line in lines if line["step"] <= step]
     # written beside and renamed: a kill leaves the old log or the new one
     partial = path.with_name(path.name + ".tmp")
@@ -39,16 +53,18 @@ def open_metrics(path: Path, step: int) -> Iterator[Metrics]:
         yield Metrics(file, kept[-1]["seconds"] if kept else 0.0)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of the log; a last one that a kill cut short is dropped."""
-    *whole, _ = path.read_text().split("\n")
+def _lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The lines of the log, and how many are damaged; a last one that a kill cut short is dropped."""
+    *whole, _ = content.split(b"\n")
+    lines = [line for line in map(_line, whole) if line is not None]
+    return lines, len(whole) - len(lines)
+
+
+def _line(content: bytes) -> dict[str, Any] | None:
+    """A line of the log, `None` for what is none."""
     try:
-        lines = [json.loads(line) for line in whole]
-        if all(isinstance(line["step"], int) and isinstance(line["seconds"], int | float) for line in lines):
-            return lines
-        raise TypeError("no step")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            "A run must add to the metrics.jsonl that it wrote. "
-            f"Got {path}, which is another file; choose another folder."
-        ) from error
+        line = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(line, dict) and isinstance(line.get("step"), int) and "loss" in line
+    return line if numbers and isinstance(line.get("seconds"), int | float) else None

@@ -1,6 +1,7 @@
 """The state of a training run: a field, its optimiser and its running average, as flat tuples of arrays."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,10 +51,17 @@ class _Layout:
     optimizer: Any
     decay: float | None
 
-    def field(self, params: Iterable[Array], frozen: Iterable[Array]) -> PyTree:
+    def field(self, params: Iterable[Any], frozen: Iterable[Any]) -> PyTree:
         """The field with these arrays."""
         params, frozen = iter(params), iter(frozen)
         return self.skeleton.fill(next(params) if flag else next(frozen) for flag in self.trained)
+
+    def update(self, grads: PyTree, opt_state: PyTree, params: PyTree, **more: Any) -> tuple[PyTree, PyTree]:
+        """The optimiser's own `update`, with as much of `more` as it reads."""
+        known = inspect.signature(self.optimizer.update).parameters
+        reads_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        taken = more if reads_all else {name: value for name, value in more.items() if name in known}
+        return self.optimizer.update(grads, opt_state, params, **taken)
 
     def tree(self, params: Iterable[Array]) -> PyTree:
         """The trained arrays in the structure of the field: what the optimiser sees."""
@@ -130,8 +138,8 @@ def init(
 
     Args:
         field: A jflow field, or any pytree that the loss takes.
-        optimizer: Any optax transformation, clipping by `optax.chain` and accumulation by `optax.MultiSteps` included.
-            It is static: two calls share one compiled step if they are given the same optimiser object.
+        optimizer: Any optax transformation, clipping by `optax.chain`, accumulation by `optax.MultiSteps` and what
+            reads the loss included. It is static: two calls share one compiled step if they are given the same object.
         ema: The decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the optimiser
             through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
         trained: Which leaves of the field are trained: a pytree of booleans with the structure of the field, as

@@ -5,19 +5,21 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from .._mesh import automatic
 from ._state import State, average_dtype
 
-Loss = Callable[[PyTree, Key[Array, ""], PyTree], Array]
-"""`loss(field, key, example) -> scalar`, of one example."""
+Loss = Callable[[PyTree, Key[Array, ""], PyTree], Any]
+"""`loss(field, key, example) -> scalar`, of one example; or `-> (scalar, metrics)`."""
 
 _SMALL = 2**16  # numbers of an array that is copied rather than summed by a kernel of its own
 
@@ -29,6 +31,7 @@ class Info(NamedTuple):
     - `grad_norm`: Euclidean norm of the gradient over all parameters, before any clipping.
     - `finite`: whether both are finite; where not, the step left the parameters, the optimiser and the
       average as they were.
+    - `metrics`: those that the loss returned beside its value, each the mean over the batch; `None` without any.
 
     ```python
     state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.1))
@@ -40,6 +43,7 @@ class Info(NamedTuple):
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
     finite: Bool[Array, ""]
+    metrics: PyTree = None
 
 
 def step(
@@ -47,20 +51,24 @@ def step(
 ) -> tuple[State, Info]:
     """One step of the optimiser on the mean of `loss(field, key_i, example_i)` over the batch.
 
+    An optimiser that reads the loss, as `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd` and `optax.lbfgs` do, is
+    handed that mean as `value`, its gradient as `grad`, and the mean as a function of the parameters as `value_fn`.
+
     Jitted once for a loss, an optimiser and the shapes of a batch: new keys, data and parameters do not
     retrace (a `lambda` written inside a loop is a new loss every time, and does). The state given is
     donated: use the one returned.
 
     Args:
         state: What `init` made, or the last step returned.
-        loss: `loss(field, key, example)`, a scalar; `example` is the batch without its leading axis. A loss may hold
-            arrays, as an equinox module or a `jax.tree_util.Partial`.
+        loss: `loss(field, key, example)`, a scalar, or a pair of it and a pytree of metrics, as `{"mse": value}`;
+            `example` is the batch without its leading axis. A loss may hold arrays, as an equinox module or a
+            `jax.tree_util.Partial`.
         key: The key of this step, of any implementation, split into one for each example.
         batch: A pytree of arrays that share their leading axis.
         mesh: Devices along an axis `"data"`: the batch is split over it, the state repeated on every device.
 
     Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
-    loss that is not a scalar.
+    loss that is not a scalar, `TypeError` for one that is no real number.
 
     ```python
     state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.5))
@@ -86,24 +94,28 @@ def _step(state, arrays, key, batch, static, mesh):
 
     def objective(params):
         def one(key, example):
-            return _scalar(loss(layout.field(params, state.frozen), key, example))
+            return _value_and_metrics(loss(layout.field(params, state.frozen), key, example))
 
-        return jnp.mean(jax.vmap(one)(keys, batch))
+        values, metrics = jax.vmap(one)(keys, batch)
+        return jnp.mean(values), jtu.tree_map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
 
-    value, grads = jax.value_and_grad(objective)(state.params)
+    (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     norm = _norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    new = _update(state, grads, finite)
+    new = _update(state, grads, finite, value, lambda params: objective(params)[0])
     if mesh is not None:
         new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
-    return new, Info(value, norm, finite)
+    return new, Info(value, norm, finite, metrics)
 
 
-def _update(state: State, grads: tuple[Array, ...], finite: Array) -> State:
+def _update(
+    state: State, grads: tuple[Array, ...], finite: Array, value: Array, objective: Callable[..., Array]
+) -> State:
     """The state after the optimiser saw the gradients; where they are not finite, only `step` counts on."""
     layout, opt_state = state.layout, state.opt_state
-    tree = layout.tree(state.params)
-    updates, opt_state_new = layout.optimizer.update(layout.tree(grads), opt_state, tree)
+    tree, grad = layout.tree(state.params), layout.tree(grads)
+    more = {"value": value, "grad": grad, "value_fn": lambda tree: objective(tuple(jtu.tree_leaves(tree)))}
+    updates, opt_state_new = layout.update(grad, opt_state, tree, **more)
     params = tuple(jtu.tree_leaves(optax.apply_updates(tree, updates)))
     slots = layout.slots.pick(opt_state_new)
     moved = finite & _moved(opt_state, opt_state_new)
@@ -156,14 +168,30 @@ def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in parts))
 
 
-def _scalar(value: Any) -> Array:
+def _value_and_metrics(out: Any) -> tuple[Array, PyTree]:
+    """The loss of one example as a real scalar, and the metrics beside it, `None` without any."""
+    value: Any
+    value, metrics = out if isinstance(out, (tuple, list)) and len(out) == 2 else (out, None)
+    if not eqx.is_array_like(value) or jnp.iscomplexobj(value):
+        what = f"a {type(out).__name__}"
+        raise TypeError(
+            "A loss must be the real scalar of one example, or a tuple of it and its metrics, (loss, metrics). Got "
+            f"{f'{what} of {len(out)}' if isinstance(out, (tuple, list)) else what}"
+            f"{', complex' if eqx.is_array_like(value) else ''}: return the scalar first."
+        )
     if jnp.shape(value) != ():
         raise ValueError(
             f"A loss must be the scalar of one example. Got an array of shape {jnp.shape(value)}; take the mean "
             "over the event, and leave the batch to jflow.train.step, which vmaps the loss."
         )
-    value = jnp.asarray(value)
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    for path, leaf in jtu.tree_leaves_with_path(metrics):
+        if not eqx.is_array_like(leaf) or jnp.iscomplexobj(leaf):
+            raise TypeError(
+                "The metrics beside a loss must be numbers and arrays of one example, whose means over the batch are "
+                f"reported. Got {type(leaf).__name__} at metrics{jtu.keystr(path)}: leave it out."
+            )
+    wide = jtu.tree_map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), metrics)
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32)), wide
 
 
 def _split(loss: Loss) -> tuple[list[Any], Any]:
@@ -201,13 +229,13 @@ def _check_key(key: Any) -> None:
 
 @ft.lru_cache
 def _automatic(mesh: Mesh) -> Mesh:
-    """The mesh with shardings left to the compiler, whatever its axis types."""
+    """The mesh with shardings left to the compiler; raises `ValueError` where it has no axis for the batch."""
     if "data" not in mesh.axis_names:
         raise ValueError(
             f"A mesh must have an axis 'data', over which the batch is split. Got axes {mesh.axis_names}; "
             "make one as jax.make_mesh((jax.device_count(),), ('data',))."
         )
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return automatic(mesh)
 
 
 def _place(mesh, size, state, arrays, key, batch):
