@@ -113,7 +113,10 @@ from ._weight import soft_min_snr_weight as soft_min_snr_weight
 
 __version__ = "0.2.0.dev0"
 
-_WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search")
+_WINGS = (
+    *("nn", "train", "data", "metrics", "plot", "distributions"),
+    *("processes", "testing", "samplers", "search", "few_step"),
+)
 
 
 def __getattr__(name: str):
