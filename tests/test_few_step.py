@@ -271,3 +271,28 @@ def test_laws_and_objectives_check_their_numbers():
     ):
         with pytest.raises(ValueError, match="must"):
             build()
+
+
+def test_residuals_of_the_exact_map_and_of_a_wrong_one(x64):
+    """All residuals of the exact map vanish; of the map `X + e n` the Lagrangian one is `|d_t e|^2`, by interval."""
+    shape = jax.ShapeDtypeStruct((2,), jnp.float64)
+    residuals = jf.testing.diagnose(exact(), jr.key(0), shape, n=64)
+    assert max(residuals.lagrangian.max(), residuals.eulerian.max(), residuals.semigroup.max()) < 1e-20
+    teacher = WORLD.field(jf.CondOT())
+    wrong = eqx.tree_at(lambda m: m.net.off, exact(), jnp.asarray([0.1, 0.0, 0.0, 0.0]))  # u + 0.1: X + 0.1 (t - s)
+    residuals = jf.testing.diagnose(wrong, jr.key(0), shape, (0.0, 0.5), teacher=teacher, n=256)
+
+    def rate(t, x):  # v(t, y + e) - v(t, y) of a linear velocity
+        slope = (t * STD**2 - (1 - t)) / (t**2 * STD**2 + (1 - t) ** 2)
+        return 0.1 - slope * 0.1 * t
+
+    np.testing.assert_allclose(residuals.lagrangian, np.mean(rate(0.5, None) ** 2), rtol=1e-6)
+    assert residuals.semigroup[0] > 1e-6 and residuals.lagrangian_se[0] < 1e-9
+
+
+@pytest.mark.slow
+def test_a_map_is_checked_against_the_exact_flow(x64):
+    assert jf.testing.check_map(exact(), WORLD, n=16, tolerance=1e-8).ok
+    wrong = eqx.tree_at(lambda m: m.net.off, exact(), jnp.asarray([0.1, 0.0, 0.0, 0.0]))
+    report = jf.testing.check_map(wrong, WORLD, (0.0, 0.5), n=16)
+    assert not report.ok and abs(report.checks[0].figure - 0.05) < 1e-6
