@@ -117,10 +117,13 @@ from ._weight import soft_min_snr_weight as soft_min_snr_weight
 
 __version__ = "0.2.0.dev0"
 
-_WINGS = ("nn", "train", "data", "metrics", "plot", "distributions", "processes", "testing", "samplers", "search")
+_WINGS = (
+    *("nn", "train", "data", "metrics", "plot", "distributions"),
+    *("processes", "testing", "samplers", "search", "few_step"),
+)
 
 if _typing.TYPE_CHECKING:  # what an editor sees; at run time a wing is imported when it is used
-    from . import data, distributions, metrics, nn, plot, processes, samplers, search, testing, train
+    from . import data, distributions, few_step, metrics, nn, plot, processes, samplers, search, testing, train
     from .train._model import load, save
 else:
 

@@ -1,8 +1,9 @@
 """Flow maps: networks of two times, whose steps are jumps."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -13,7 +14,7 @@ from ._event import cast_like, combine, safe_sqrt, state_dtype
 from ._field import AbstractField, check_affine
 from ._grid import UniformGrid
 from ._path import AbstractAffinePath
-from ._prediction import Target, given
+from ._prediction import Row, Target, given
 from ._rule import AbstractStepRule
 from ._sampler import FixedSteps
 from ._source import check_score, noise_map
@@ -38,27 +39,41 @@ class FlowMap(AbstractField):
 
     net: Callable[..., PyTree]
     path: AbstractAffinePath
-    predicts: ClassVar[str] = "velocity"
+    predicts: str = eqx.field(static=True)
 
-    def __init__(self, net: Callable[..., PyTree], path: AbstractAffinePath):
-        """`net` the network, `net(s, t, x, args)`; `path` the path it is trained along."""
-        self.net, self.path = net, path
+    def __init__(self, net: Callable[..., PyTree], path: AbstractAffinePath, predicts: str = "velocity"):
+        """Makes a flow map of a network.
+
+        Args:
+            net: The network, `net(s, t, x, args)`.
+            path: The path it is trained along.
+            predicts: What it outputs: `"velocity"` the average velocity; `"data"`, `"noise"` or `"v"` a prediction at
+                `(s, x)`, with which the map is `X_{s,t}(x) = alpha(t) data + sigma(t) noise`. Either is the identity
+                at `s = t`.
+        """
+        self.net, self.path, self.predicts = net, path, predicts
 
     def __check_init__(self):
         check_affine(self.path, "A flow map")
+        if self.predicts not in ("velocity", "data", "noise", "v"):
+            raise ValueError(f"predicts must be 'velocity', 'data', 'noise' or 'v'. Got {self.predicts!r}.")
 
     def average(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
-        """`u(s, t, x)`, the average velocity from s to t."""
+        """The output of the network: `u(s, t, x)`, the average velocity from s to t, where it predicts that."""
         return cast_like(self.net(scalar_time(s), scalar_time(t), x, bare(args)), x, "A flow map's output")
 
     def jump(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
         """`X_{s,t}(x)`, the state at t from the state `x` at s."""
         s, t = scalar_time(s), scalar_time(t)
-        return combine((1, x), (t - s, self.average(s, t, x, args)))
+        value = self.average(s, t, x, args)
+        if self.predicts == "velocity":
+            return combine((1, x), (t - s, value))
+        end = Row(jnp.ones_like(t), self.path.alpha(t), self.path.sigma(t))
+        return given(self.path, s, x, (value,), (self.predicts,), (end,), args)[0]
 
     def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
-        return given(self.path, t, x, (self.average(t, t, x, args),), ("velocity",), targets, args)
+        return given(self.path, t, x, (self.average(t, t, x, args),), (self.predicts,), targets, args)
 
     def recommended(self, nfe: int, args: Any = None) -> PyTree:
         """One jump an evaluation, at most four."""

@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
 ]
 # import from any floor, never from each other but for the pairs below
 WINGS = {"nn", "train", "data", "metrics", "plot", "samplers", "distributions", "testing", "processes", "search"}
+WINGS |= {"few_step"}
 BESIDE = {
     *(("testing", "distributions"), ("processes", "distributions")),  # laws that are compared with exact ones
     ("train", "nn"),  # a file of a model names its network
