@@ -17,8 +17,8 @@ from .equation import AbstractEquation, FieldEquation
 class DensityEquation(AbstractEquation):
     """The ODE of a field for `(x, a)`, where `a` accumulates the divergence: `da/dtau = div_u (du/dtau)`.
 
-    Where the source fills a subspace, as point clouds with zero centre of mass, `f` is replaced by `P f(P x)`, with the
-    projection `P = A A^+` of its map: the divergence is then the one within the subspace.
+    Where the source fills a subspace, as point clouds with zero centre of mass and padded events, `f` is replaced by
+    `P f(P x)`, with the projection `P` to it: the divergence is then the one within the subspace.
     """
 
     equation: FieldEquation
@@ -51,11 +51,8 @@ class DensityEquation(AbstractEquation):
     def drift(self, t, x, args, eta):
         mapped = noise_map(self.equation.field.path.source)
 
-        def project(y):
-            return y if mapped is None else mapped.apply(mapped.solve(y, args), args)
-
         def rate(y):
-            return project(self.equation.drift(t, project(y), args, eta))
+            return mapped.project(self.equation.drift(t, mapped.project(y, args), args, eta), args)
 
         value, trace = self.divergence(rate, x[0], self.probes)
         factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, eta)  # pyright: ignore

@@ -14,9 +14,11 @@ from .._event import float_type, row
 from .._field import AbstractField, check_field
 from .._grid import AbstractGridRule
 from .._noise_rule import AbstractNoiseRule
+from .._path import AbstractAffinePath
 from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, as_sampler
 from .._solver import AbstractFieldSolver
+from .._source import noise_map
 from .._types import Event, PRNGKey
 from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
 from .ends import check_ends, check_grid, check_noise, decide_end
@@ -59,7 +61,11 @@ class Stepper(eqx.Module):
 
     def step(self, row: Any, x: PyTree, state: Any, noise: Any = None, args: Any = None) -> tuple[Event, Any]:
         """The state after the step of `row`, and the memory."""
-        return self.rule.step(self.field, row, x, state, noise, args)
+        x, state = self.rule.step(self.field, row, x, state, noise, args)
+        if isinstance(self.field, AbstractField) and isinstance(self.field.path, AbstractAffinePath):
+            # the rounding of many steps would move the centre of a cloud
+            x = noise_map(self.field.path.source).project(x, args)
+        return x, state
 
     def finish(self, x: PyTree, args: Any = None) -> Event:
         """The state at the end from that after the last step: itself, or the data prediction at `times[-2]`."""
