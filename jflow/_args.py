@@ -100,7 +100,7 @@ def present(x: Any, args: Any) -> Any:
         known = shape is not None and len(shape) <= len(a.shape)
         if not known or any(k not in (1, n) for k, n in zip(shape, a.shape, strict=False)):
             raise ValueError(
-                "A mask must go along the first axes of the event, with one entry for each of its points or components: "
+                "A mask must go along the first axes of the event, one entry for each of its points or components; "
                 f"one array, or one a leaf. Got {type(m).__name__ if shape is None else f'shape {shape}'} for an event "
                 f"of shape {a.shape}; jflow.generate takes one for each sample by args_in_axes, as Args(None, mask=0)."
             )

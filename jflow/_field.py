@@ -3,7 +3,7 @@
 import abc
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -142,11 +142,16 @@ class Field(AbstractField):
         check_net(self.net, self.draws)
 
     def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        values = self._outputs(called(self.net, t, x, args), x)
-        return given(self.path, t, x, values, heads(self.predicts), targets, args)
+        t = scalar_time(t)
+        with one_example(self.net, t, x, args):
+            value = self.net(t, x, bare(args))
+        return given(self.path, t, x, self._outputs(value, x), heads(self.predicts), targets, args)
 
     def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Any:
-        values = self._outputs(called(self.net, t, x, args, **({"key": key} if self.draws else {})), x)
+        t, extra = scalar_time(t), {"key": key} if self.draws else {}
+        with one_example(self.net, t, x, args, **extra):
+            value = self.net(t, x, bare(args), **extra)
+        values = self._outputs(value, x)
         return values if isinstance(self.predicts, tuple) else values[0]
 
     def _outputs(self, value, x):
@@ -221,8 +226,9 @@ class Preconditioned(AbstractField):
         spread = self.sigma_data.astype(t.dtype)
         variance = (alpha * spread) ** 2 + sigma**2
         scaled = combine((jax.lax.rsqrt(variance), x))
-        value = called(self.net, self._net_time(t, alpha, sigma), scaled, args, **extra)
-        out = cast_like(value, x, "A network's output")
+        time = self._net_time(t, alpha, sigma)
+        with one_example(self.net, time, scaled, args, **extra):
+            out = cast_like(self.net(time, scaled, bare(args), **extra), x, "A network's output")
         return combine((alpha * spread**2 / variance, x), (sigma * spread * jax.lax.rsqrt(variance), out))
 
     def _net_time(self, t, alpha, sigma):
@@ -248,16 +254,16 @@ def check_net(net: Any, draws: bool) -> None:
         pass  # it tells no signature
 
 
-def called(net: Any, t: Time, x: PyTree, args: Any, **extra: Any) -> Any:
-    """The output of a network for one example; raises `ValueError` for a network of batches."""
-    t, args = scalar_time(t), bare(args)
+@contextlib.contextmanager
+def one_example(net: Any, t: Any, x: PyTree, args: Any, **extra: Any) -> Iterator[None]:
+    """What a network is called in; raises `ValueError` where it fails on one example and takes a batch."""
     try:
-        return net(t, x, args, **extra)
+        yield
     except (TypeError, ValueError, IndexError) as error:
         many = []
         for shape in ((1,), (1, 1)):  # the batch of this example
             with contextlib.suppress(Exception):
-                batch = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], (x, args))
+                batch = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], (x, bare(args)))
                 many += jtu.tree_leaves(eqx.filter_eval_shape(net, t.reshape(shape), *batch, **extra))
         if not many or any(leaf.shape[:1] != (1,) for leaf in many):
             raise

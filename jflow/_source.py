@@ -98,8 +98,9 @@ class AbstractNoiseMap(Noun):
         """The rank of `A`, the dimension of its image."""
 
     def project(self, x: PyTree, args: Any = None) -> Event:
-        """`x` in the image of `A`, where states and predictions are; by default `A A^+ x`, which is `x` for an invertible
-        map.
+        """`x` in the image of `A`, where states and predictions are; by default `A A^+ x`.
+
+        For an invertible map it is `x`.
         """
         return self.apply(self.solve(x, args), args)
 
