@@ -5,6 +5,10 @@ array `(n,)` as `n` numbers. The two samples may differ in size. Energy distance
 averages over all pairs, a point's pair with itself among them, hence never negative (beyond rounding), zero
 for identical samples, and biased upwards by O(1/n + 1/m). Every function raises `ValueError` for an empty
 sample, a value that is not finite, or two samples whose events differ in size.
+
+Where events are padded, as point clouds of different sizes are, `mask=(mask_x, mask_y)` says what is there, along the
+first axes of each sample, as `(n, points)` for clouds `(n, points, d)`: padding counts as zero, whatever stands there.
+Such a distance is that of the padded laws, sizes included, and `x[mask_x]` are the points of all clouds together.
 """
 
 import math
@@ -20,22 +24,23 @@ from jaxtyping import ArrayLike, Float, Int, Integer, Num
 from ._types import PRNGKey
 
 Sample = Num[ArrayLike, "_ ..."]
+Mask = tuple[ArrayLike, ArrayLike]
 
 _BLOCK = 2**23  # numbers held at once: 64 MiB
 
 
-def energy_distance(x: Sample, y: Sample) -> float:
+def energy_distance(x: Sample, y: Sample, *, mask: Mask | None = None) -> float:
     """Energy distance, `2 E|X - Y| - E|X - X'| - E|Y - Y'|`, a V-statistic; in units of the data.
 
     Zero only where the laws agree. It is not the square root of this, which some authors call by the name.
 
     Source: Székely and Rizzo 2013, Energy statistics, J. Statistical Planning and Inference 143.
     """
-    x, y = _centred(x, y)
+    x, y = _centred(x, y, mask)
     return 2 * _mean(np.sqrt, x, y) - _mean(np.sqrt, x, x) - _mean(np.sqrt, y, y)
 
 
-def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
+def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None, *, mask: Mask | None = None) -> float:
     """Squared maximum mean discrepancy, `E k(X, X') + E k(Y, Y') - 2 E k(X, Y)`, a V-statistic; at most 2.
 
     `k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2))`. The default bandwidth is the median distance between points
@@ -44,7 +49,7 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
 
     Source: Gretton et al. 2012, A kernel two-sample test, JMLR 13, equation 5 (squared) and section 8.
     """
-    x, y = _centred(x, y)
+    x, y = _centred(x, y, mask)
     if bandwidth is None:
         pooled = np.concatenate([x[:: math.ceil(len(x) / 1000)], y[:: math.ceil(len(y) / 1000)]])
         squares = np.concatenate(list(_square_distances(pooled, pooled)))
@@ -77,7 +82,9 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
     return float(_transport_cost(x, y, p)[0] ** (1 / p))
 
 
-def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2) -> float:
+def sliced_wasserstein(
+    key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2, *, mask: Mask | None = None
+) -> float:
     """Sliced Wasserstein distance of order `p >= 1`; in units of the data.
 
     `(E_theta W_p(theta.X, theta.Y)^p)^(1/p)`, `theta` uniform on the unit sphere, by `num_projections`
@@ -86,7 +93,7 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
     Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Mathematical Imaging
     and Vision 51.
     """
-    x, y = _pair(x, y)
+    x, y = _pair(x, y, mask)
     if num_projections < 1:
         raise ValueError(f"There is at least one direction. Got num_projections={num_projections}.")
     normals = np.asarray(jax.random.normal(key, (num_projections, x.shape[1])), np.float64)
@@ -97,7 +104,9 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
     return float(costs.mean() ** (1 / p))
 
 
-def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any = None) -> float:
+def c2st(
+    key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any = None, mask: Mask | None = None
+) -> float:
     """Classifier two-sample test: how often a classifier tells the samples apart, from 1/2 (never) to 1.
 
     The accuracy on held-out points, averaged over `folds` stratified folds drawn by `key`; the larger sample
@@ -113,7 +122,7 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any 
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, y = _pair(x, y)
+    x, y = _pair(x, y, mask)
     n = min(len(x), len(y))
     if not 2 <= folds <= n:
         raise ValueError(f"There are at least two folds, each with a point of both samples. Got {folds} for {n}.")
@@ -130,7 +139,9 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any 
     return float(scores.mean())
 
 
-def frechet_distance(x: Sample, y: Sample, features: Callable[[Any], Any] | None = None) -> float:
+def frechet_distance(
+    x: Sample, y: Sample, features: Callable[[Any], Any] | None = None, *, mask: Mask | None = None
+) -> float:
     """Squared Fréchet distance between the Gaussians with the moments of two samples; in squared units.
 
     `|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))`, `m` the means and `C` the covariances (divided by n - 1) of
@@ -141,6 +152,7 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[Any], Any] | None
     Source: Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions,
     J. Multivariate Analysis 12; Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
+    x, y = _unpadded(x, y, mask)
     if features is not None:
         x, y = features(x), features(y)
     x, y = _pair(x, y)
@@ -154,12 +166,12 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[Any], Any] | None
     return float(shift @ shift + (root_x**2).sum() + (root_y**2).sum() - 2 * overlap)
 
 
-def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
+def nearest_distance(x: Sample, reference: Sample, *, mask: Mask | None = None) -> Float[np.ndarray, "n"]:
     """Euclidean distance of each point of `x` to the nearest of `reference`, shape `(n,)`; 0 for a copy.
 
     Draws that lie closer to the training set than held-out data do are memorised: compare the medians.
     """
-    x, reference = _centred(x, reference)
+    x, reference = _centred(x, reference, mask)
     nearest = np.concatenate([block.argmin(axis=1) for block in _square_distances(x, reference)])
     return np.linalg.norm(x - reference[nearest], axis=1)
 
@@ -180,8 +192,28 @@ def class_accuracy(
     return float((predicted == label).mean())
 
 
-def _pair(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _unpadded(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
+    """Both samples with zeros for their padding."""
+    if mask is None:
+        return x, y
+    if not (isinstance(mask, (tuple, list)) and len(mask) == 2):
+        raise ValueError(f"mask must be a pair, (mask_x, mask_y), one for each sample. Got {type(mask).__name__}.")
+
+    def filled(sample, here):
+        sample, here = np.asarray(sample), np.asarray(here) != 0
+        if not here.ndim or here.shape != sample.shape[: here.ndim]:
+            raise ValueError(
+                "A mask must have the first axes of its sample, as (n, points) for clouds (n, points, d). "
+                f"Got shape {here.shape} for a sample of shape {sample.shape}."
+            )
+        return np.where(here.reshape(here.shape + (1,) * (sample.ndim - here.ndim)), sample, 0)
+
+    return filled(x, mask[0]), filled(y, mask[1])
+
+
+def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as float64 matrices `(n, d)`."""
+    x, y = _unpadded(x, y, mask)
 
     def matrix(sample: Any, which: str) -> np.ndarray:
         array = np.asarray(sample)
@@ -205,9 +237,9 @@ def _pair(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _centred(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _centred(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as matrices, moved together to the origin: the product below then loses fewer digits."""
-    x, y = _pair(x, y)
+    x, y = _pair(x, y, mask)
     centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
     return x - centre, y - centre
 
