@@ -1,5 +1,7 @@
 """The condition of a field, with named entries beside it."""
 
+import equinox as eqx
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
@@ -81,3 +83,27 @@ def bare(args: PyTree) -> PyTree:
 def masked(args: PyTree) -> PyTree:
     """The entry `mask`, `None` where there is none."""
     return args.get("mask") if isinstance(args, Args) else None
+
+
+def present(x: PyTree, args: PyTree) -> PyTree:
+    """Which components of an event are there: a boolean a component, `None` where there is no mask.
+
+    Raises `ValueError` for a mask that does not go along the first axes of the event.
+    """
+    mask = masked(args)
+    if mask is None:
+        return None
+
+    def leaf(a, m):
+        shape = jnp.shape(m) if eqx.is_array_like(m) else None
+        known = shape is not None and len(shape) <= len(a.shape)
+        if not known or any(k not in (1, n) for k, n in zip(shape, a.shape, strict=False)):
+            raise ValueError(
+                "A mask must go along the first axes of the event, one entry for each of its points or components; "
+                f"one array, or one a leaf. Got {type(m).__name__ if shape is None else f'shape {shape}'} for an event "
+                f"of shape {a.shape}; jflow.generate takes one for each sample by args_in_axes, as Args(None, mask=0)."
+            )
+        return jnp.broadcast_to((jnp.asarray(m) != 0).reshape(shape + (1,) * (len(a.shape) - len(shape))), a.shape)
+
+    alike = jtu.tree_structure(mask) == jtu.tree_structure(x)
+    return jtu.tree_map(leaf, x, mask) if alike else jtu.tree_map(lambda a: leaf(a, mask), x)

@@ -188,7 +188,17 @@ def generate(
     def chunk(index, part):
         return program(*given, (jnp.uint32(n), jnp.asarray(index, jnp.uint32), part)).unpack()
 
-    return _drive(chunk, _on_host(split), n, size, order, "generate", "sample", progress)
+    try:
+        return _drive(chunk, _on_host(split), n, size, order, "generate", "sample", progress)
+    except (TypeError, ValueError, IndexError) as error:
+        many = sorted({np.shape(leaf) for leaf in jtu.tree_leaves(shared) if np.shape(leaf)[:1] == (n,)})
+        if not many:
+            raise
+        raise ValueError(
+            f"A condition of each sample must be marked by args_in_axes, or every sample is given all n = {n}. Got "
+            f"shared ones of shape {', '.join(map(str, many))}, with which the field fails ({error}): pass "
+            "args_in_axes=0, or a prefix of args, as Args(0, scale=None)."
+        ) from error
 
 
 def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh, lanes, dtype):
@@ -294,6 +304,8 @@ def _kind(leaf):
 def _split_args(args, axes, n):
     """The condition as two pytrees alike: what every sample shares, and what has a leading axis of length `n`."""
     args = as_arrays(args)
+    if args is None and axes is not None:
+        raise ValueError(f"args_in_axes must go with args. Got {axes!r} and no args: pass args=, or leave it out.")
     try:
         flags = jtu.tree_map(
             lambda axis, sub: jtu.tree_map(lambda _: axis is not None, sub),
@@ -305,7 +317,7 @@ def _split_args(args, axes, n):
             f"{axes!r}: {error}"
         ) from None
     for axis in jtu.tree_leaves(axes):
-        if axis != 0:
+        if axis != 0 or isinstance(axis, bool):
             raise ValueError(f"args_in_axes must hold 0 (one value a sample) and None (shared). Got {axis!r}.")
     split, shared = eqx.partition(args, flags)
     for leaf in jtu.tree_leaves(split):

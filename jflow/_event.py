@@ -44,7 +44,7 @@ def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
         if jnp.shape(a) != jnp.shape(b):
             raise ValueError(
                 f"{what} must have the shape of the state. Got {jnp.shape(a)} for a state of shape {jnp.shape(b)}; "
-                "if these differ by a leading batch axis, a jax.vmap is missing."
+                "if these differ by a leading batch axis, a jax.vmap is missing, or args_in_axes= of jflow.generate."
             )
         return jnp.asarray(a).astype(float_type(b))
 

@@ -1,7 +1,9 @@
 """Fields: networks that know their path, and so give velocity, data, noise and score."""
 
 import abc
-from collections.abc import Callable
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -47,7 +49,7 @@ class AbstractField(Noun):
         """The targets (names, predictions or rows) from one evaluation."""
 
     def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
-        """What training regresses, `predicts`, with `args` the bare condition; `key` is for a network that draws.
+        """What training regresses, `predicts`, with `args` as in `predict`; `key` is for a network that draws.
 
         By default `predict`, without the key.
         """
@@ -98,7 +100,8 @@ class Field(AbstractField):
 
     `net(t, x, args)` takes one example and returns an output of the shape of `x`; it may be a flax NNX module,
     an equinox module, a `jax.tree_util.Partial` of a function and its parameters, or any other callable pytree. With
-    several heads, `predicts` a tuple of names, it returns as many outputs.
+    several heads, `predicts` a tuple of names, it returns as many outputs. Along a path whose source fills a subspace
+    (centred clouds, padded events) its predictions are taken within that.
 
     ```python
     field = jf.Field(jf.nn.MLP(2, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
@@ -128,24 +131,27 @@ class Field(AbstractField):
             draws: Whether it draws, as dropout does: then training calls `net(t, x, args, key=key)`, and samplers
                 `net(t, x, args)`.
 
-        Raises `ValueError` for an unknown prediction, `TypeError` where `path` is not a path.
+        Raises `ValueError` for an unknown prediction, `TypeError` where `path` is not a path, or the network does not
+        take these arguments.
         """
         self.net, self.path, self.predicts, self.draws = net, path, predicts, draws
 
     def __check_init__(self):
         heads(self.predicts)
         check_path_kind(self.path)
-        if not callable(self.net):
-            raise TypeError(f"A field's network must be callable, net(t, x, args). Got {type(self.net).__name__}.")
+        check_net(self.net, self.draws)
 
     def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
-        values = self._outputs(self.net(t, x, bare(args)), x)
-        return given(self.path, t, x, values, heads(self.predicts), targets, args)
+        with one_example(self.net, t, x, args):
+            value = self.net(t, x, bare(args))
+        return given(self.path, t, x, self._outputs(value, x), heads(self.predicts), targets, args)
 
     def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
-        extra = {"key": key} if self.draws else {}
-        values = self._outputs(self.net(scalar_time(t), x, bare(args), **extra), x)
+        t, extra = scalar_time(t), {"key": key} if self.draws else {}
+        with one_example(self.net, t, x, args, **extra):
+            value = self.net(t, x, bare(args), **extra)
+        values = self._outputs(value, x)
         return values if isinstance(self.predicts, tuple) else values[0]
 
     def _outputs(self, value, x):
@@ -180,12 +186,18 @@ class Preconditioned(AbstractField):
     path: AbstractAffinePath
     sigma_data: Array = frozen()
     c_noise: Callable[[Array], ArrayLike] | None = frozen()
+    draws: bool = eqx.field(static=True)
     predicts: ClassVar[Prediction] = "data"
 
     def __init__(
-        self, net: Callable[..., PyTree], path: AbstractAffinePath, sigma_data: ArrayLike,
+        self,
+        net: Callable[..., PyTree],
+        path: AbstractAffinePath,
+        sigma_data: ArrayLike,
         c_noise: Callable[[Array], ArrayLike] | None = None,
-    ):  # fmt: skip
+        *,
+        draws: bool = False,
+    ):
         """Makes a field of a network.
 
         Args:
@@ -193,22 +205,31 @@ class Preconditioned(AbstractField):
             path: Its path.
             sigma_data: The standard deviation of the data.
             c_noise: A function of the time in place of the default.
+            draws: As in `Field`.
         """
-        self.net, self.path, self.c_noise = net, path, c_noise
+        self.net, self.path, self.c_noise, self.draws = net, path, c_noise, draws
         self.sigma_data = parameter(sigma_data, "sigma_data")
 
     def __check_init__(self):
         check_affine(self.path, "A preconditioned field")
+        check_net(self.net, self.draws)
 
     def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
+        return given(self.path, t, x, (self._data(t, x, args),), ("data",), targets, args)
+
+    def conditional(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> PyTree:
+        return self._data(t, x, args, **({"key": key} if self.draws else {}))
+
+    def _data(self, t, x, args, **extra):
         t = scalar_time(t)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         spread = self.sigma_data.astype(t.dtype)
         variance = (alpha * spread) ** 2 + sigma**2
         scaled = combine((jax.lax.rsqrt(variance), x))
-        out = cast_like(self.net(self._net_time(t, alpha, sigma), scaled, bare(args)), x, "A network's output")
-        data = combine((alpha * spread**2 / variance, x), (sigma * spread * jax.lax.rsqrt(variance), out))
-        return given(self.path, t, x, (data,), ("data",), targets, args)
+        time = self._net_time(t, alpha, sigma)
+        with one_example(self.net, time, scaled, args, **extra):
+            out = cast_like(self.net(time, scaled, bare(args), **extra), x, "A network's output")
+        return combine((alpha * spread**2 / variance, x), (sigma * spread * jax.lax.rsqrt(variance), out))
 
     def _net_time(self, t, alpha, sigma):
         if self.c_noise is not None:
@@ -216,6 +237,41 @@ class Preconditioned(AbstractField):
         if self.path.ends_at_data or self.path.starts_at_noise:
             return jnp.arctan2(sigma, alpha)
         return -self.path.log_snr(t) / 8
+
+
+def check_net(net: Any, draws: bool) -> None:
+    """Raises `TypeError` for a network that does not take the arguments of its field."""
+    how = " and net(t, x, args, key=key), for it draws" if draws else ""
+    try:
+        for extra in ({}, {"key": None}) if draws else ({},):
+            inspect.signature(net).bind(None, None, None, **extra)
+    except TypeError as error:
+        raise TypeError(
+            f"A field's network must be callable as net(t, x, args){how}. Got {type(net).__name__}: {error}. One that "
+            "draws, as dropout does, has an argument key=None, and draws=True in its field."
+        ) from None
+    except ValueError:
+        pass  # it tells no signature
+
+
+@contextlib.contextmanager
+def one_example(net: Any, t: Any, x: PyTree, args: Any, **extra: Any) -> Iterator[None]:
+    """What a network is called in; raises `ValueError` where it fails on one example and takes a batch."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError) as error:
+        many = []
+        for shape in ((1,), (1, 1)):  # the batch of this example
+            with contextlib.suppress(Exception):
+                batch = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], (x, bare(args)))
+                many += jtu.tree_leaves(eqx.filter_eval_shape(net, t.reshape(shape), *batch, **extra))
+        if not many or any(leaf.shape[:1] != (1,) for leaf in many):
+            raise
+        raise ValueError(
+            "A network must take one example, t a scalar and x without a batch axis: many go through jax.vmap. Got "
+            f"{type(net).__name__}, which fails on an example and takes a batch of it: write it for one, with t[None] "
+            "for t[:, None], or wrap it in a module that returns net(t[None], x[None], args)[0]."
+        ) from error
 
 
 SLACK = 1e-3
@@ -266,15 +322,13 @@ class _Rematched(AbstractField):
         return t_own, combine((own / jnp.hypot(self.path.alpha(t), self.path.sigma(t)), x))
 
     def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        mapped = noise_map(self.path.source)
-
-        def asked(target: PyTree):  # data and noise are the same along both paths, so a row is too
+        def asked(target: Any):  # data and noise are the same along both paths, so a row is too
             alike = isinstance(target, Row) or as_prediction(target).name in ("data", "noise")
             return target if alike else prediction_row(self.path, target, t)  # pyright: ignore[reportArgumentType]
 
         def answer(target, value):
             named = None if isinstance(target, Row) else as_prediction(target).name
-            return precision(mapped, value, args) if mapped is not None and named == "score" else value
+            return precision(noise_map(self.path.source), value, args) if named == "score" else value
 
         values = self.field.predict(tuple(map(asked, targets)), *self._source(t, x), args)
         return tuple(map(answer, targets, values))

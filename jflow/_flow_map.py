@@ -60,7 +60,8 @@ class FlowMap(AbstractField):
 
     def average(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
         """The output of the network: `u(s, t, x)`, the average velocity from s to t, where it predicts that."""
-        return cast_like(self.net(scalar_time(s), scalar_time(t), x, bare(args)), x, "A flow map's output")
+        value = cast_like(self.net(scalar_time(s), scalar_time(t), x, bare(args)), x, "A flow map's output")
+        return noise_map(self.path.source).project(value, args)
 
     def jump(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
         """`X_{s,t}(x)`, the state at t from the state `x` at s."""
@@ -117,8 +118,7 @@ class Jump(AbstractStepRule):
         ahead = jnp.where(kept == 0, 1, path.log_snr_inverse(path.log_snr(t) - jnp.log(jnp.where(kept == 0, 1, kept))))
         back = path.alpha(t) / path.alpha(ahead)
         std = safe_sqrt(path.sigma(t) ** 2 - (back * path.sigma(ahead)) ** 2)
-        mapped = noise_map(path.source)
-        noise = noise if mapped is None else mapped.apply(noise, args)
+        noise = noise_map(path.source).apply(noise, args)
         return combine((back, field.jump(row.t0, ahead, x, args)), (std, noise)), state
 
     def nfe(self, field: PyTree, args: Any) -> int | None:

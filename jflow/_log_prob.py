@@ -13,7 +13,7 @@ from ._engine import lowered, with_density
 from ._event import as_state, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
-from ._sample import check_density, check_ode, transport
+from ._sample import check_density, check_ode, check_start, transport
 from ._sampler import AdaptiveSteps, SamplerLike, as_sampler
 from ._types import Checked, DType, Number, PRNGKey, Solution
 from ._validate import check_count, check_key, stream
@@ -69,6 +69,7 @@ def log_prob(
     check_density(field)
     if key is not None:
         check_key(key, "log_prob")
+    check_start(start, "log_prob")
     x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "log_prob", forward=False)

@@ -10,11 +10,11 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ._args import Args
-from ._event import as_state, cast_like, size, state_dtype
+from ._event import as_state, cast_like, state_dtype
 from ._field import AbstractField
 from ._path import AbstractAffinePath
 from ._prediction import heads
-from ._source import AbstractGaussianSource
+from ._source import UNPADDED, AbstractGaussianSource, noise_map
 from ._types import PRNGKey, Time
 from ._validate import check_key, scalar_time, streams
 from .laws import AbstractLaw, Uniform
@@ -49,8 +49,11 @@ def matching_loss(
         t: Its time; by default drawn from `law`.
         law: The law of times, `jf.laws.Uniform()` by default.
         weight: A function of the whole log-SNR, as `jf.edm_weight(0.5)`.
-        mask: Which components of a padded event count: the mean runs over these. Source and path read it as the entry
-            `mask` of `args`.
+        mask: Which components of a padded event are there, of the first axes of the event: the mean runs over these.
+            Source and path read it as the entry `mask` of `args`, which it is by default.
+
+    Along an affine path `x1` and `x0` are taken within the space that the source fills: padding is zero, whatever
+    stands there, and with `ZeroCentre` the data are centred.
 
     Returns:
         The loss, a scalar.
@@ -72,13 +75,16 @@ def matching_loss(
     x1 = as_state(x1, "Data", letters=path.letters)
     t = law.sample(key_time, path) if t is None else scalar_time(t)  # pyright: ignore[reportArgumentType]
     t = t.astype(state_dtype(x1))
-    beside = args if mask is None else Args(args, mask=mask)
-    x0 = path.source.sample(key_source, x1, beside) if x0 is None else _partner(x0, x1, path)
-    z = path.latent(key_latent, x1, beside)
+    if mask is not None:
+        args = Args(Args.of(args).condition, **{**Args.of(args).entries, "mask": mask})
+    x0 = path.source.sample(key_source, x1, args) if x0 is None else _partner(x0, x1, path)
+    if isinstance(path, AbstractAffinePath):
+        x0, x1 = (noise_map(path.source).project(x, args) for x in (x0, x1))
+    z = path.latent(key_latent, x1, args)
     value = field.conditional(t, path.interpolate(t, x0, x1, z), args, key_net)
     values = value if isinstance(field.predicts, tuple) else (value,)
     loss = sum(
-        _mean(head.errors(v, head.target(path, t, x0, x1, z, beside)), mask)
+        _mean(head.errors(v, head.target(path, t, x0, x1, z, args)), args)
         for head, v in zip(heads(field.predicts), values, strict=True)
     )
     return jnp.asarray(loss if weight is None else weight(path.log_snr(t)) * loss)  # pyright: ignore
@@ -89,20 +95,10 @@ def _partner(x0, x1, path):
     return x0 if path.letters else cast_like(as_state(x0, "x0"), x1, "x0")
 
 
-def _mean(errors, mask):
-    """The mean of the errors over the components of the event, those that the mask marks."""
-    if mask is None:
-        return ft.reduce(operator.add, [jnp.sum(leaf) for leaf in jtu.tree_leaves(errors)]) / size(errors)
-    masks = mask if jtu.tree_structure(mask) == jtu.tree_structure(errors) else jtu.tree_map(lambda _: mask, errors)
-
-    def broadcast(error, present):
-        present = jnp.asarray(present)
-        return jnp.broadcast_to(present.reshape(present.shape + (1,) * (error.ndim - present.ndim)), error.shape)
-
-    full = jtu.tree_map(broadcast, errors, masks)
-    kept = jtu.tree_map(lambda e, m: jnp.sum(jnp.where(m, e, 0)), errors, full)
-    count = sum(jnp.sum(m) for m in jtu.tree_leaves(full))
-    return sum(jtu.tree_leaves(kept)) / count
+def _mean(errors, args):
+    """The mean of the errors over the components of the event that are there."""
+    kept = UNPADDED.apply(errors, args)
+    return ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(kept))) / UNPADDED.rank(errors, args)
 
 
 def _check(field, key, x0, law, weight, t):

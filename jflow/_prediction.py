@@ -132,9 +132,7 @@ class Score(AbstractPrediction):
 
     def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         check_score(path.source, "A field that predicts the score")
-        value = jtu.tree_map(lambda leaf: -leaf / path.sigma(t), x0)  # pyright: ignore[reportAttributeAccessIssue]
-        mapped = noise_map(path.source)
-        return value if mapped is None else precision(mapped, value, args)
+        return precision(noise_map(path.source), jtu.tree_map(lambda leaf: -leaf / path.sigma(t), x0), args)
 
     def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
         check_score(path.source, "A score")
@@ -277,12 +275,12 @@ def convert(
     if named is not None and named.name == source.name:
         return value
     mapped = noise_map(path.source)
-    if mapped is not None and source.name == "score":
+    if source.name == "score":
         value = covariance(mapped, value, args)  # `-noise/sigma`, which is what the row stands for
     to = target if named is None else prediction_row(path, named, t)
     k_x, k_p = coefficients(path, t, prediction_row(path, source, t), to)  # pyright: ignore[reportArgumentType]
     result = combine((k_x, x), (k_p, value))
-    if mapped is not None and named is not None and named.name == "score":
+    if named is not None and named.name == "score":
         result = precision(mapped, result, args)
     return result
 
@@ -292,7 +290,7 @@ def given(
     targets: tuple[Target, ...], args: Any = None,
 ) -> tuple[Event, ...]:  # fmt: skip
     """The targets from the values of a network's heads: a head by its name, else converted from the first one that has
-    a row.
+    a row. Those with a row are taken within the space that the path's source fills (zero in padding, centred clouds).
 
     Args:
         path: The path.
@@ -311,6 +309,12 @@ def given(
     """
     sources = tuple(map(as_prediction, predicts))
     names = [source.name for source in sources]
+
+    def inside(source, value):  # a coupled source has scores, but no row for them
+        linear = source.name == "score" or name_has_row(path, source, t)
+        return noise_map(path.source).project(value, args) if linear and isinstance(path, AbstractAffinePath) else value
+
+    values = tuple(map(inside, sources, values))
 
     def one(target):
         name = None if isinstance(target, Row) else as_prediction(target).name

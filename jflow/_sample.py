@@ -277,9 +277,7 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
     else:
         rule, _ = meet(field, sampler, brownian)
         noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
-    for name in ("sample", "log_prob") if log_prob else ("sample",):
-        if start is not None and not hasattr(start, name):
-            raise TypeError(f"start must have a method {name}. Got {type(start).__name__}.")
+    check_start(start, *(("sample", "log_prob") if log_prob else ("sample",)))
     if start is not None and noisy and has_score(field.path.source):
         raise ValueError(
             "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and "
@@ -291,6 +289,16 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
             "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."
         )
     return sampler
+
+
+def check_start(start: Any, *methods: str) -> None:
+    """Raises `TypeError` for a start that is no distribution."""
+    for name in methods:
+        if start is not None and (isinstance(start, type) or not callable(getattr(start, name, None))):
+            raise TypeError(
+                f"start must be a distribution of the state at the first time, with a method {name}, as "
+                f"jflow.distributions.Gaussian(mean, std=1.0). Got {start!r}: a given state is carried by jflow.decode."
+            )
 
 
 def check_ode(field: AbstractField, sampler: Sampler, what: str, *, forward: bool) -> None:

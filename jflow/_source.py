@@ -13,7 +13,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._args import masked
+from ._args import masked, present
 from ._event import normal_like, size, state_dtype
 from ._trainable import frozen
 from ._types import Event, Noun, Number, PRNGKey
@@ -23,7 +23,7 @@ from ._validate import concrete
 class AbstractSource(Noun):
     """How x0 is drawn: `sample`, and where it is known `log_prob`.
 
-    `args` is the condition, in which a mask may live.
+    `args` is the sample's own, `Args(condition, mask=m)` where its event is padded: `m` is nonzero for what is there.
 
     ```python
     class Ring(jf.AbstractSource):
@@ -53,8 +53,8 @@ class AbstractSource(Noun):
         )
 
     def dimension(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
-        """The dimension of the space that the draws fill; by default the number of components."""
-        return size(x)
+        """The dimension of the space that the draws fill; by default the number of components that are there."""
+        return UNPADDED.rank(x, args)
 
 
 class AbstractNoiseMap(Noun):
@@ -97,6 +97,41 @@ class AbstractNoiseMap(Noun):
     def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         """The rank of `A`, the dimension of its image."""
 
+    def project(self, x: PyTree, args: Any = None) -> Event:
+        """`x` in the image of `A`, where states and predictions are; by default `A A^+ x`.
+
+        For an invertible map it is `x`.
+        """
+        return self.apply(self.solve(x, args), args)
+
+
+class _Projection(AbstractNoiseMap):
+    """An orthogonal projection: only `apply` and `rank` are left."""
+
+    def solve(self, x: PyTree, args: Any = None) -> Event:
+        return self.apply(x, args)
+
+    def project(self, x: PyTree, args: Any = None) -> Event:
+        return self.apply(x, args)
+
+    def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+        return 0.0
+
+
+class _Unpadded(_Projection):
+    """Zero where a mask says that nothing is, whatever stands there."""
+
+    def apply(self, x: PyTree, args: Any = None) -> Event:
+        here = present(x, args)
+        return x if here is None else jtu.tree_map(lambda a, m: jnp.where(m, a, 0), x, here)
+
+    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+        here = present(x, args)
+        return size(x) if here is None else sum(map(jnp.sum, jtu.tree_leaves(here)))
+
+
+UNPADDED = _Unpadded()
+
 
 class AbstractGaussianSource(AbstractSource):
     """The marker of a source that is Gaussian, `x0 = A e`: score, `eta`, churn and density formulas are for these.
@@ -124,6 +159,9 @@ class Normal(AbstractGaussianSource):
     clocks, ODE solvers and `log_prob` hold as before; the score is not `-noise/sigma` any more, so `score`, `eta` and
     churn raise.
 
+    Where `args` is `Args(condition, mask=m)`, the padding of an event is zero, here and in the noise of an SDE, and the
+    density is that of what is there.
+
     ```python
     path = jf.CondOT(source=jf.Normal(jf.ZeroCentre()))  # point clouds with their centre of mass at zero
     x0 = path.source.sample(jr.key(0), jnp.zeros((5, 3)))
@@ -143,19 +181,18 @@ class Normal(AbstractGaussianSource):
             raise TypeError(f"map must be a linear map of the noise, as jflow.ZeroCentre(). Got {self.map!r}.")
 
     def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
-        noise = normal_like(key, like)
-        return noise if self.map is None else self.map.apply(noise, args)
+        return noise_map(self).apply(normal_like(key, like), args)
 
     def log_prob(self, x: PyTree, args: Any = None) -> Float[Array, ""]:
-        white = x if self.map is None else self.map.solve(x, args)
-        squares = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(white))
-        log_det = 0.0 if self.map is None else self.map.log_det(x, args)
+        mapped = noise_map(self)
+        squares = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(mapped.solve(x, args)))
+        log_det = mapped.log_det(x, args)
         return jnp.asarray(
             -squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x)
         )
 
     def dimension(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
-        return size(x) if self.map is None else self.map.rank(x, args)
+        return noise_map(self).rank(x, args)
 
 
 class Given(AbstractSource):
@@ -180,11 +217,11 @@ GIVEN = Given()
 """Pairs come with the data: `CondOT(source=jf.GIVEN)`."""
 
 
-class ZeroCentre(AbstractNoiseMap):
+class ZeroCentre(_Projection):
     """The projection of point clouds `(n, d)` to zero centre of mass: `x - mean(x)` over the points.
 
     Where `args` is `Args(condition, mask=m)`, `m` of shape `(n,)` marks the points there are; the others are zero. The
-    rank is `(points - 1) d`.
+    rank is `(points - 1) d`. A cloud without points is not finite.
 
     Source: Köhler, Klein & Noé 2020, arXiv:2006.02425, section 5; Hoogeboom et al. 2022, arXiv:2203.17003.
 
@@ -195,32 +232,23 @@ class ZeroCentre(AbstractNoiseMap):
     """
 
     def apply(self, x: PyTree, args: Any = None) -> Event:
-        def leaf(a):
-            here = self._present(a, args)
-            return here * (a - jnp.sum(here * a, axis=0, keepdims=True) / jnp.sum(here))
+        def centred(a, here=None):
+            if here is None:
+                return a - jnp.mean(a, axis=0, keepdims=True)
+            mean = jnp.sum(jnp.where(here, a, 0), axis=0, keepdims=True) / jnp.sum(here, axis=0, keepdims=True)
+            return jnp.where(here, a - mean.astype(a.dtype), 0)
 
-        return jtu.tree_map(leaf, x)
-
-    def solve(self, x: PyTree, args: Any = None) -> Event:
-        return self.apply(x, args)
-
-    def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
-        return 0.0
+        here = present(x, args)
+        return jtu.tree_map(centred, x) if here is None else jtu.tree_map(centred, x, here)
 
     def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
-        return sum((jnp.sum(self._present(a, args)) - 1) * (a.size // a.shape[0]) for a in jtu.tree_leaves(x))
-
-    def _present(self, a, args):
-        """One for the points there are, broadcast along the others axes."""
-        mask = masked(args)
-        ones = jnp.ones((a.shape[0],), a.dtype) if mask is None else jnp.asarray(mask).astype(a.dtype)
-        if ones.shape != a.shape[:1]:
-            raise ValueError(f"mask must have one entry for each of the {a.shape[0]} points. Got shape {ones.shape}.")
-        return ones.reshape(-1, *[1] * (a.ndim - 1))
+        return UNPADDED.rank(x, args) - sum(a.size // a.shape[0] for a in jtu.tree_leaves(x))
 
 
 class Coloured(AbstractNoiseMap):
     """Noise of a covariance `L L^T`: `A x = L x` on the event as one vector, `L` its lower Cholesky factor.
+
+    Where `args` is `Args(condition, mask=m)`, the components that are there have their own block of the covariance.
 
     ```python
     cov = jnp.array([[2.0, 0.5], [0.5, 1.0]])
@@ -250,33 +278,40 @@ class Coloured(AbstractNoiseMap):
                 f"A covariance must be a symmetric positive definite matrix over the event's components. Got {why}."
             )
 
-    def _factor(self, flat):
+    def _factor(self, x, args):
+        flat, unravel = ravel_pytree(UNPADDED.apply(x, args))
         if flat.shape[0] != self.covariance.shape[0]:
             raise ValueError(
                 f"The event must have as many components as the covariance has rows, {self.covariance.shape[0]}. "
                 f"Got {flat.shape[0]}."
             )
-        return jnp.linalg.cholesky(self.covariance.astype(flat.dtype))
+        cov = self.covariance.astype(flat.dtype)
+        if masked(args) is not None:  # the identity for the padding, which is zero
+            here, _ = ravel_pytree(present(x, args))
+            cov = jnp.where(here[:, None] & here[None], cov, jnp.eye(*cov.shape, dtype=cov.dtype))
+        return jnp.linalg.cholesky(cov), flat, unravel
 
     def apply(self, x: PyTree, args: Any = None) -> Event:
-        flat, unravel = ravel_pytree(x)
-        return unravel(jnp.matmul(self._factor(flat), flat, precision=jax.lax.Precision.HIGHEST))
+        factor, flat, unravel = self._factor(x, args)
+        return unravel(jnp.matmul(factor, flat, precision=jax.lax.Precision.HIGHEST))
 
     def solve(self, x: PyTree, args: Any = None) -> Event:
-        flat, unravel = ravel_pytree(x)
-        return unravel(jsp.linalg.solve_triangular(self._factor(flat), flat, lower=True))
+        factor, flat, unravel = self._factor(x, args)
+        return unravel(jsp.linalg.solve_triangular(factor, flat, lower=True))
+
+    def project(self, x: PyTree, args: Any = None) -> Event:
+        return UNPADDED.apply(x, args)
 
     def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
-        flat, _ = ravel_pytree(x)
-        return jnp.sum(jnp.log(jnp.diag(self._factor(flat))))
+        return jnp.sum(jnp.log(jnp.diag(self._factor(x, args)[0])))
 
     def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
-        return size(x)
+        return UNPADDED.rank(x, args)
 
 
-def noise_map(source: AbstractSource) -> AbstractNoiseMap | None:
-    """The linear map of a Gaussian source, `None` for white noise and for other sources."""
-    return source.map if isinstance(source, AbstractGaussianSource) else None
+def noise_map(source: AbstractSource) -> AbstractNoiseMap:
+    """The linear map of a Gaussian source; for white noise and other sources the identity on what is there."""
+    return (source.map if isinstance(source, AbstractGaussianSource) else None) or UNPADDED
 
 
 def covariance(noise_map: AbstractNoiseMap, x: PyTree, args: Any) -> Event:

@@ -5,6 +5,10 @@ array `(n,)` as `n` numbers. The two samples may differ in size. Energy distance
 averages over all pairs, a point's pair with itself among them, hence never negative (beyond rounding), zero
 for identical samples, and biased upwards by O(1/n + 1/m). Every function raises `ValueError` for an empty
 sample, a value that is not finite, or two samples whose events differ in size.
+
+Where events are padded, as point clouds of different sizes are, `mask=(mask_x, mask_y)` says what is there, along the
+first axes of each sample, as `(n, points)` for clouds `(n, points, d)`: padding counts as zero, whatever stands there.
+Such a distance is that of the padded laws, sizes included, and `x[mask_x]` are the points of all clouds together.
 """
 
 import math
@@ -21,11 +25,12 @@ from ._extra import from_extra
 from ._types import PRNGKey
 
 Sample = Num[ArrayLike, "_ ..."]
+Mask = tuple[ArrayLike, ArrayLike]
 
 _BLOCK = 2**23  # numbers held at once: 64 MiB
 
 
-def energy_distance(x: Sample, y: Sample) -> float:
+def energy_distance(x: Sample, y: Sample, *, mask: Mask | None = None) -> float:
     """Energy distance, `2 E|X - Y| - E|X - X'| - E|Y - Y'|`, a V-statistic; in units of the data.
 
     Zero only where the laws agree. It is not the square root of this, which some authors call by the name.
@@ -37,11 +42,11 @@ def energy_distance(x: Sample, y: Sample) -> float:
     assert abs(jf.metrics.energy_distance(x, x)) < 1e-6 and jf.metrics.energy_distance(x, y + 3) > 1
     ```
     """
-    x, y = _centred(x, y)
+    x, y = _centred(x, y, mask)
     return 2 * _mean(np.sqrt, x, y) - _mean(np.sqrt, x, x) - _mean(np.sqrt, y, y)
 
 
-def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
+def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None, *, mask: Mask | None = None) -> float:
     """Squared maximum mean discrepancy, `E k(X, X') + E k(Y, Y') - 2 E k(X, Y)`, a V-statistic; at most 2.
 
     `k(a, b) = exp(-|a - b|^2 / (2 bandwidth^2))`. The default bandwidth is the median distance between points
@@ -60,7 +65,7 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
     assert abs(jf.metrics.mmd(x, x)) < 1e-6 and jf.metrics.mmd(x, y + 3) > 0.5
     ```
     """
-    x, y = _centred(x, y)
+    x, y = _centred(x, y, mask)
     if bandwidth is None:
         pooled = np.concatenate([x[:: math.ceil(len(x) / 1000)], y[:: math.ceil(len(y) / 1000)]])
         squares = np.concatenate(list(_square_distances(pooled, pooled)))
@@ -103,7 +108,9 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
     return float(_transport_cost(x, y, p)[0] ** (1 / p))
 
 
-def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2) -> float:
+def sliced_wasserstein(
+    key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2, *, mask: Mask | None = None
+) -> float:
     """Sliced Wasserstein distance of order `p >= 1`; in units of the data.
 
     `(E_theta W_p(theta.X, theta.Y)^p)^(1/p)`, `theta` uniform on the unit sphere, by `num_projections`
@@ -124,7 +131,7 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
     assert np.isclose(jf.metrics.sliced_wasserstein(jr.key(1), x, x + 1), 1.0, rtol=0.1)  # |a| / sqrt(d)
     ```
     """
-    x, y = _pair(x, y)
+    x, y = _pair(x, y, mask)
     if num_projections < 1:
         raise ValueError(f"There is at least one direction. Got num_projections={num_projections}.")
     normals = np.asarray(jax.random.normal(key, (num_projections, x.shape[1])), np.float64)
@@ -135,8 +142,10 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
     return float(costs.mean() ** (1 / p))
 
 
-def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTree = None) -> float:
-    """Classifier two-sample test: how often a classifier distinguishes the samples, from 1/2 (never) to 1.
+def c2st(
+    key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTree = None, mask: Mask | None = None
+) -> float:
+    """Classifier two-sample test: how often a classifier tells the samples apart, from 1/2 (never) to 1.
 
     The accuracy on held-out points, averaged over `folds` stratified folds drawn by `key`; the larger sample
     is cut by `key` to the size `n` of the smaller. Under equal laws it is about `N(1/2, 1/(8n))`; well below
@@ -164,7 +173,7 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTr
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-    x, y = _pair(x, y)
+    x, y = _pair(x, y, mask)
     n = min(len(x), len(y))
     if not 2 <= folds <= n:
         raise ValueError(f"There are at least two folds, each with a point of both samples. Got {folds} for {n}.")
@@ -181,7 +190,9 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTr
     return float(scores.mean())
 
 
-def frechet_distance(x: Sample, y: Sample, features: Callable[[ArrayLike], ArrayLike] | None = None) -> float:
+def frechet_distance(
+    x: Sample, y: Sample, features: Callable[[ArrayLike], ArrayLike] | None = None, *, mask: Mask | None = None
+) -> float:
     """Squared Fréchet distance between the Gaussians with the moments of two samples; in squared units.
 
     `|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))`, `m` the means and `C` the covariances (divided by n - 1) of
@@ -202,6 +213,7 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[ArrayLike], Array
     assert np.isclose(jf.metrics.frechet_distance(x, x + 3), 18.0)  # |m - m'|^2
     ```
     """
+    x, y = _unpadded(x, y, mask)
     if features is not None:
         x, y = features(x), features(y)
     x, y = _pair(x, y)
@@ -215,7 +227,7 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[ArrayLike], Array
     return float(shift @ shift + (root_x**2).sum() + (root_y**2).sum() - 2 * overlap)
 
 
-def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
+def nearest_distance(x: Sample, reference: Sample, *, mask: Mask | None = None) -> Float[np.ndarray, "n"]:
     """Euclidean distance of each point of `x` to the nearest of `reference`, shape `(n,)`; 0 for a copy.
 
     Draws that lie closer to the training set than held-out data do are memorised: compare the medians.
@@ -225,7 +237,7 @@ def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
     assert jf.metrics.nearest_distance(np.array([[3.0, 4.0], [0.0, 0.0]]), reference).tolist() == [5.0, 0.0]
     ```
     """
-    x, reference = _centred(x, reference)
+    x, reference = _centred(x, reference, mask)
     nearest = np.concatenate([block.argmin(axis=1) for block in _square_distances(x, reference)])
     return np.linalg.norm(x - reference[nearest], axis=1)
 
@@ -257,8 +269,28 @@ def class_accuracy(
     return float((predicted == label).mean())
 
 
-def _pair(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _unpadded(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
+    """Both samples with zeros for their padding."""
+    if mask is None:
+        return x, y
+    if not (isinstance(mask, (tuple, list)) and len(mask) == 2):
+        raise ValueError(f"mask must be a pair, (mask_x, mask_y), one for each sample. Got {type(mask).__name__}.")
+
+    def filled(sample, here):
+        sample, here = np.asarray(sample), np.asarray(here) != 0
+        if not here.ndim or here.shape != sample.shape[: here.ndim]:
+            raise ValueError(
+                "A mask must have the first axes of its sample, as (n, points) for clouds (n, points, d). "
+                f"Got shape {here.shape} for a sample of shape {sample.shape}."
+            )
+        return np.where(here.reshape(here.shape + (1,) * (sample.ndim - here.ndim)), sample, 0)
+
+    return filled(x, mask[0]), filled(y, mask[1])
+
+
+def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as float64 matrices `(n, d)`."""
+    x, y = _unpadded(x, y, mask)
 
     def matrix(sample: Any, which: str) -> np.ndarray:
         array = np.asarray(sample)
@@ -282,9 +314,9 @@ def _pair(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _centred(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
+def _centred(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as matrices, moved together to the origin: the product below then loses fewer digits."""
-    x, y = _pair(x, y)
+    x, y = _pair(x, y, mask)
     centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
     return x - centre, y - centre
 

@@ -228,7 +228,7 @@ def test_a_condition_is_a_whole_pytree_and_other_entries_are_shared():
     text = {"tokens": jnp.arange(4.0), "mask": jnp.array([1.0, 1.0, 1.0, 0.0])}
     other = {"tokens": jnp.ones(4), "mask": jnp.ones(4)}
     args = jf.Args(text, negative=other, scale=3.0, mask=jnp.array([1, 1, 0]))
-    x = jnp.ones((3, 2))
+    x = jnp.array([[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]])  # centred, with padding
     np.testing.assert_allclose(guided.velocity(0.5, x, args), (4 + 3 * (3 - 4)) * x, rtol=1e-6)
     assert seen == [{"tokens": (4,), "mask": (4,)}]
     sol = jf.sample(guided, jr.key(0), (3, 2), jf.UniformGrid(2), args=args)

@@ -471,7 +471,11 @@ def test_bad_sources_say_what_they_must_be():
         (lambda: jf.Coloured(np.ones((2, 2))), ValueError, "eigenvalue that is not positive"),
         (lambda: jf.Coloured(np.array([[1.0, 0.5], [-0.5, 1.0]])), ValueError, "one that is not symmetric"),
         (lambda: jf.Coloured(np.eye(2)).apply(jnp.ones(3)), ValueError, "as many components .* rows, 2. Got 3"),
-        (lambda: jf.ZeroCentre().apply(jnp.ones((4, 2)), mask), ValueError, r"each of the 4 points. Got shape \(3,\)"),
+        (
+            lambda: jf.ZeroCentre().apply(jnp.ones((4, 2)), mask),
+            ValueError,
+            r"one entry for each of its points.* Got shape \(3,\) for an event of shape \(4, 2\)",
+        ),
         (lambda: jf.CondOT(source=jf.Coloured(COV)), TypeError, "source"),
     ]:
         refuses(call, fragment, kind)

@@ -26,11 +26,8 @@ from .equation import AbstractEquation, FieldEquation
 class DensityEquation(AbstractEquation):
     """The ODE of a field for the pair `(x, a)`: `a` accumulates the divergence, `da/dtau = div_u (du/dtau)`.
 
-    The drift is a function of `x`, and `div_u = div_x / scale`.
-
-    The draws of a source may fill only a subspace, as point clouds with zero centre of mass do. Then `f` is replaced by
-    `P f(P x)`, with the projection `P = A A^+` for the map `A` of the source. The divergence of that function is the
-    divergence within the subspace.
+    Where the source fills a subspace, as point clouds with zero centre of mass and padded events, `f` is replaced by
+    `P f(P x)`, with the projection `P` to it: the divergence is then the one within the subspace.
     """
 
     equation: FieldEquation
@@ -63,11 +60,8 @@ class DensityEquation(AbstractEquation):
     def drift(self, t, x, args, eta):
         mapped = noise_map(self.equation.field.path.source)
 
-        def project(y):
-            return y if mapped is None else mapped.apply(mapped.solve(y, args), args)
-
         def rate(y):
-            return project(self.equation.drift(t, project(y), args, eta))
+            return mapped.project(self.equation.drift(t, mapped.project(y, args), args, eta), args)
 
         value, trace = self.divergence(rate, x[0], self.probes)
         factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, eta)  # pyright: ignore

@@ -197,8 +197,7 @@ class FieldEquation(AbstractEquation):
         return t, None if factor is None else 1 / factor
 
     def colour(self, white, args):
-        mapped = noise_map(self.field.path.source)
-        return white if mapped is None else mapped.apply(white, args)
+        return noise_map(self.field.path.source).apply(white, args)
 
     def drift(self, t, x, args, eta):
         if self.own_time and not self.noisy:

@@ -44,7 +44,7 @@ def run_grid(
     def body(carry, slices):
         x, state, count, alive = carry
         at, t1, normals = slices
-        x, state = stepper.rule.step(stepper.field, at, x, state, normals, args)
+        x, state = stepper.step(at, x, state, normals, args)
         alive = alive & all_finite(x)
         return (x, state, count + alive.astype(count.dtype), alive), save(t1, x)
 

@@ -211,8 +211,7 @@ class SolverRule(AbstractStepRule):
         )
 
         def white(y):
-            scaled = scale(1 / k, y)
-            return scaled if mapped is None else mapped.solve(scaled, args)
+            return mapped.solve(scale(1 / k, y), args)
 
         w, w_target = (white(combine((1, x1), (-1, m))) for m in (mean, target_mean))
         # |w|^2 - |w_target|^2 as a product, which does not subtract two large numbers

@@ -14,9 +14,11 @@ from .._event import float_type, row
 from .._field import AbstractField, check_field
 from .._grid import AbstractGridRule
 from .._noise_rule import AbstractNoiseRule
+from .._path import AbstractAffinePath
 from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, SamplerLike, as_sampler
 from .._solver import AbstractFieldSolver, AbstractWrappedRule, with_solver
+from .._source import noise_map
 from .._types import Checked, DType, Event, PRNGKey
 from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
 from .ends import check_ends, check_grid, check_noise, decide_end
@@ -71,7 +73,11 @@ class Stepper(eqx.Module):
         self, row: PyTree, x: PyTree, state: PyTree, noise: PyTree = None, args: Any = None
     ) -> tuple[Event, PyTree]:
         """The state after the step of `row`, and the memory."""
-        return self.rule.step(self.field, row, x, state, noise, args)
+        x, state = self.rule.step(self.field, row, x, state, noise, args)
+        if isinstance(self.field, AbstractField) and isinstance(self.field.path, AbstractAffinePath):
+            # the rounding of many steps would move the centre of a cloud
+            x = noise_map(self.field.path.source).project(x, args)
+        return x, state
 
     def finish(self, x: PyTree, args: Any = None) -> Event:
         """The state at the end of the grid, from the state `x` after the last step of the rule.

@@ -81,11 +81,11 @@ class ClassifierGuided(AbstractGuide):
         check_scale(scale)
         slope = jax.grad(lambda y: self._log_prob(t, y, rest.condition))(x)
         mapped = noise_map(self.path.source)
-        moved = slope if mapped is None else covariance(mapped, slope, rest)
+        moved = covariance(mapped, slope, rest)
 
         def add(value, target):
             name = None if isinstance(target, Row) else as_prediction(target).name
-            change = precision(mapped, moved, rest) if mapped is not None and name == "score" else moved
+            change = precision(mapped, moved, rest) if name == "score" else moved
             return combine((1, value), (jnp.asarray(scale) * self._weight(t, target, name), change))
 
         return tuple(map(add, values, targets))

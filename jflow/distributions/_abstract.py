@@ -19,7 +19,7 @@ from .._path import AbstractAffinePath, AbstractPath
 from .._prediction import Prediction, Row, Target, as_prediction, prediction_row
 from .._sampler import FixedSteps
 from .._solver import Adams
-from .._source import has_score, noise_map
+from .._source import has_score
 from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
 from .._validate import concrete, scalar_time
@@ -231,7 +231,7 @@ def white(path: Any) -> AbstractAffinePath:
     `TypeError` for what is not a path.
     """
     check_affine(path, "An exact world")
-    if not has_score(path.source) or noise_map(path.source) is not None:
+    if not has_score(path.source) or path.source.map is not None:
         raise ValueError(
             "An exact world must have a path from white noise that is independent of the data, for its marginals are "
             f"those of alpha z + sigma eps, eps ~ N(0, I). Got the source {path.source!r}: leave out source=."

@@ -93,6 +93,12 @@ def fit(
     }.items():
         if value < 1:
             raise ValueError(f"{name} must be a number of at least 1. Got {value}.")
+    if not callable(batches):
+        raise TypeError(
+            "batches must be a function of the step, batches(i), so that a run goes on where it stopped. Got "
+            f"{type(batches).__name__}: take rows of your data by i, as lambda i: jflow.data.batch(data, 0, i, 128). "
+            "From an iterator, lambda i: next(iterator) starts anew where a run goes on."
+        )
     with contextlib.ExitStack() as stack:
         checkpoints, metrics = None, None
         if run_dir is not None:
