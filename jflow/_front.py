@@ -34,7 +34,7 @@ def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -
     (With a fresh `equinox.filter_jit`, or with none, each call would keep about 2 MB.)
     """
     leaves, treedef = jtu.tree_flatten(operands)
-    arrays = [_canonical(leaf) for leaf in leaves if _is_array(leaf)]
+    arrays = [canonical(leaf) for leaf in leaves if _is_array(leaf)]
     rest = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
     if _holds_function(operands, treedef, rest):
         fresh = jax.jit(
@@ -84,9 +84,26 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
 
 
-def _canonical(leaf: Any) -> Any:
-    """An array in the type that it has on a device: inside an outer jit JAX may keep a numpy array in its own."""
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+def canonical(leaf: Any) -> Any:
+    """An array in the type that it has on a device: inside an outer jit JAX may keep a numpy array in its own.
+
+    Raises `ValueError` where that type does not hold its numbers: an integer must not wrap around in silence.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf
+    leaf = np.asarray(leaf)
+    try:
+        kind = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    except TypeError:
+        raise TypeError(f"An array must be of numbers. Got one of {leaf.dtype}.") from None
+    with np.errstate(over="ignore"):
+        array = np.asarray(leaf, kind)
+    if kind != leaf.dtype and (array != leaf if leaf.dtype.kind in "iu" else np.isinf(array) & ~np.isinf(leaf)).any():
+        raise ValueError(
+            f"The numbers of an array must fit the type that it has on a device, {kind}. Got {leaf.max()} in "
+            f"{leaf.dtype}: number classes from 0, or set jax_enable_x64."
+        )
+    return array
 
 
 _HOLDS: dict[Any, bool] = {}
@@ -132,11 +149,11 @@ def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
 
     These and the pytree's arrays get a strong type: a weak one would be another program.
     """
-    kinds = (float, int) if integers else float
+    kinds = (float, int, np.ndarray, np.generic) if integers else float
 
     def leaf(value):
         if isinstance(value, kinds) and not isinstance(value, bool):
-            return np.asarray(value, jax.dtypes.canonicalize_dtype(type(value)))
+            return canonical(value)
         return value.astype(value.dtype) if isinstance(value, jax.Array) and value.aval.weak_type else value
 
     return jtu.tree_map(leaf, tree)

@@ -18,7 +18,7 @@ from .._event import all_finite, combine, state_dtype
 from .._sampler import AdaptiveSteps
 from .._solver import AbstractFieldSolver
 from .._types import Solution
-from .._validate import check_kind, scalar_time
+from .._validate import check_kind, concrete, scalar_time
 from .count import evaluation_nodes, explicit_tableau, takes_two_terms, unwrapped
 from .equation import AbstractEquation, Interval, located
 from .noise import NoiseTerm
@@ -132,6 +132,20 @@ def check_source(brownian: Any) -> Any:
             "jflow.brownian_tree makes it."
         )
     return brownian
+
+
+def check_tree(tree: Any, start: Any, stop: Any) -> None:
+    """Raises `ValueError` where a Brownian tree is known not to span the time of the noise, from `start` to `stop`."""
+    known: Any = [concrete(t) for t in (tree.t0, tree.t1, start, stop)]
+    if any(t is None for t in known):
+        return
+    (t0, t1), (first, last) = known[:2], sorted(known[2:])
+    slack = 1e-5 * (last - first)
+    if t0 > first + slack or t1 < last - slack:
+        raise ValueError(
+            f"A Brownian tree must span the time of the noise, here from {first:.6g} to {last:.6g}. Got one from "
+            f"{t0:.6g} to {t1:.6g}: jflow.brownian_tree(field, sampler, key, shape) makes it in the sampler's clock."
+        )
 
 
 def check_controller(solver: Any, controller: Any) -> None:

@@ -158,7 +158,11 @@ def check_options(recipe: Any) -> None:
 
 
 def check_at_least(**values: tuple[float | int, int]) -> None:
-    """Raises `ValueError` where a value is below its least: `name=(value, least)`."""
+    """Raises `ValueError` where a value is below its least, `name=(value, least)`, or has more than 32 bits, modulo
+    which keys would be made of it.
+    """
     for name, (value, least) in values.items():
         if not value >= least:
             raise ValueError(f"{name} must be at least {least:g}. Got {value}.")
+        if value >= 2**32:
+            raise ValueError(f"{name} must be below 2^32. Got {value}.")

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
+from .._validate import check_count, check_key
 from ._checkpoint import Checkpoints, open_checkpoints, writable
 from ._metrics import Metrics, open_metrics
 from ._state import State
@@ -67,14 +68,8 @@ def fit(
     saved from that step on, the last checkpoint stays), the folder is not writable or not this run's, or a
     checkpoint in it is of another shape or key.
     """
-    for name, value in {
-        "steps": steps,
-        "save_every": save_every,
-        "log_every": log_every,
-        "keep": keep,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{name} must be a number of at least 1. Got {value}.")
+    check_count(steps=steps, save_every=save_every, log_every=log_every, keep=keep)
+    check_key(key, "fit", batched=False)
     with contextlib.ExitStack() as stack:
         checkpoints, metrics = None, None
         if run_dir is not None:
