@@ -251,7 +251,7 @@ def _stack(condition, other):
             raise ValueError(
                 f"A null or negative condition must have the shape of the condition. Got {n.shape} for {c.shape}."
             )
-        kind = c.dtype if jnp.issubdtype(c.dtype, jnp.inexact) else jnp.promote_types(c.dtype, n.dtype)
+        kind = c.dtype if jnp.issubdtype(c.dtype, jnp.inexact) else np.promote_types(c.dtype, n.dtype)
         known, wide = concrete(n), jnp.iinfo(kind).bits if jnp.issubdtype(kind, jnp.integer) else 0
         if wide > jax.dtypes.canonicalize_dtype(kind).itemsize * 8:
             kind = c.dtype  # of 32 bits with and without a sign: what holds both is not there
