@@ -63,7 +63,13 @@ def shape_of(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
 
 def state_dtype(x: PyTree) -> PyTree:
     """The floating type in which coefficients and times of the state `x` are computed: float32 or wider."""
-    return jnp.result_type(jnp.float32, *map(float_type, jtu.tree_leaves(x)))
+    return joined(jnp.float32, *map(float_type, jtu.tree_leaves(x)))
+
+
+def joined(*kinds: Any) -> Any:
+    """The type that holds all of these, whatever JAX is told of implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*kinds)
 
 
 def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTree:
@@ -115,7 +121,7 @@ def widened(x: PyTree, dtype: PyTree) -> PyTree:
     """The leaves of a state, or of its `jax.ShapeDtypeStruct`s, in a type that is not narrower than `dtype`."""
 
     def leaf(a):
-        wide = jnp.result_type(a.dtype, dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a.dtype
+        wide = joined(a.dtype, dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a.dtype
         return jax.ShapeDtypeStruct(a.shape, wide) if isinstance(a, jax.ShapeDtypeStruct) else a.astype(wide)
 
     return x if dtype is None else jtu.tree_map(leaf, x)
@@ -129,7 +135,8 @@ def rounded(x: PyTree, dtype: PyTree) -> PyTree:
 def safe_sqrt(x: Array) -> Array:
     """The square root, with derivative zero at zero: a noise that is absent has no derivative."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x == 0, 0, jnp.nan)).astype(x.dtype)
+    rest = jax.lax.stop_gradient(jnp.minimum(x, 0))  # NaN where it is negative, and no NaN is written down
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.sqrt(rest))
 
 
 def all_finite(x: PyTree) -> Shaped[Array, ""]:

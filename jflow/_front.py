@@ -37,7 +37,7 @@ def prepare(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -
     program. It acts on flat leaves: a new `equinox.filter_jit` for each call, or none, would keep about 2 MB a call.
     """
     leaves, treedef = jtu.tree_flatten(operands)
-    arrays = [_canonical(leaf) for leaf in leaves if _is_array(leaf)]
+    arrays = [canonical(leaf) for leaf in leaves if _is_array(leaf)]
     rest = tuple(None if _is_array(leaf) else (type(leaf), leaf) for leaf in leaves)
     if _holds_function(operands, treedef, rest):
         fresh = jax.jit(
@@ -87,9 +87,26 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
 
 
-def _canonical(leaf: Any) -> Any:
-    """An array in the type that it has on a device. Inside an outer jit JAX may keep the type of a numpy array."""
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+def canonical(leaf: Any) -> Any:
+    """An array in the type that it has on a device: inside an outer jit JAX may keep a numpy array in its own.
+
+    Raises `ValueError` where that type does not hold its numbers: an integer must not wrap around in silence.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf
+    leaf = np.asarray(leaf)
+    try:
+        kind = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    except TypeError:
+        raise TypeError(f"An array must be of numbers. Got one of {leaf.dtype}.") from None
+    with np.errstate(over="ignore"):
+        array = np.asarray(leaf, kind)
+    if kind != leaf.dtype and (array != leaf if leaf.dtype.kind in "iu" else np.isinf(array) & ~np.isinf(leaf)).any():
+        raise ValueError(
+            f"The numbers of an array must fit the type that it has on a device, {kind}. Got {leaf.max()} in "
+            f"{leaf.dtype}: number classes from 0, or set jax_enable_x64."
+        )
+    return array
 
 
 _HOLDS: dict[Any, bool] = {}
@@ -135,11 +152,11 @@ def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
 
     New values then need no new program. All arrays get a strong type, since a weak type would be another program.
     """
-    kinds = (float, int) if integers else float
+    kinds = (float, int, np.ndarray, np.generic) if integers else float
 
     def leaf(value):
         if isinstance(value, kinds) and not isinstance(value, bool):
-            return np.asarray(value, jax.dtypes.canonicalize_dtype(type(value)))
+            return canonical(value)
         return value.astype(value.dtype) if isinstance(value, jax.Array) and value.aval.weak_type else value
 
     return jtu.tree_map(leaf, tree)

@@ -53,7 +53,7 @@ def log_prob(
         dtype: As in `sample`.
 
     Returns:
-        A `Solution`: `log_prob`; `log_prob_se`, the standard error over the probes (NaN for one probe, `None` where the
+        A `Solution`: `log_prob`; `log_prob_se`, the standard error over the probes (`None` for one probe, and where the
         divergence is exact); and in `x` the encoded state.
 
     Source: Chen et al. 2018, arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, appendix D.2 (in

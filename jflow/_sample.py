@@ -3,7 +3,9 @@
 from typing import Any
 
 import diffrax as dfx
+import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._brownian import Recorded
@@ -13,6 +15,7 @@ from ._engine import (
     Stepper,
     adaptive_equation,
     check_source,
+    check_tree,
     lowered,
     meet,
     meet_ode,
@@ -26,6 +29,7 @@ from ._engine import (
 from ._event import as_state, cast_like, event_like, rounded, state_dtype, widened
 from ._field import AbstractField, check_field
 from ._front import as_arrays, numbers, run
+from ._noise_rule import AbstractNoiseRule
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
@@ -262,6 +266,35 @@ def ends(sampler: AdaptiveSteps) -> tuple[Any, Any]:
     return 0.0 if sampler.t0 is None else sampler.t0, 1.0 if sampler.t1 is None else sampler.t1
 
 
+def noise_span(field: AbstractField, sampler: Sampler) -> tuple[Any, Any]:
+    """The time of the noise at the ends of a sampler that is given a source of it.
+
+    Raises `ValueError` for a sampler without noise, or with more than one eta.
+    """
+    equation: Any
+    if isinstance(sampler, AdaptiveSteps):
+        equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
+    else:
+        rule, end = meet(field, sampler, object())  # the checks of a sampler that is given a source
+        if not isinstance(rule, SolverRule):
+            raise ValueError(
+                f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which has its own noise."
+            )
+        times = sampler.times if isinstance(sampler.times, jnp.ndarray) else sampler.times.times(field.path)
+        last = -2 if end == "denoise" else -1  # the data prediction takes no noise
+        equation, t0, t1 = rule.equation(field), times[0], times[last]
+    if not equation.noisy:
+        raise ValueError("A Brownian path must go with an SDE. Got a sampler without noise: give eta= or diffusion=.")
+    if isinstance(sampler.eta, AbstractNoiseRule) or jnp.ndim(0.0 if sampler.eta is None else sampler.eta):
+        raise ValueError(
+            f"A Brownian path must have one eta, since the time of the noise depends on it. Got {sampler.eta!r}."
+        )
+    path: Any = equation.field.path
+    clock, eta = equation.clock, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
+    start, stop = (clock.noise_time(path, jnp.asarray(t, float), eta) for t in (t0, t1))
+    return start, stop
+
+
 def _checked(field, sampler, args, log_prob, brownian, start=None):
     """The sampler, its checks with the field made before tracing."""
     sampler = recommended(field, args=args) if sampler is None else as_sampler(sampler)
@@ -288,6 +321,9 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
         raise ValueError(
             "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."
         )
+    if isinstance(brownian, dfx.VirtualBrownianTree) and jnp.ndim(0.0 if sampler.eta is None else sampler.eta) == 0:
+        with jax.ensure_compile_time_eval():
+            check_tree(brownian, *noise_span(field, sampler))
     return sampler
 
 
@@ -326,8 +362,11 @@ def typed(solution: Solution, dtype: Any) -> Solution:
     """The solution with its state in the type `dtype`."""
     if dtype is None:
         return solution
-    xs = None if solution.xs is None else rounded(solution.xs, dtype)
+    wide, done = (solution.x, solution.xs), solution.status
+    x, xs = rounded(wide, dtype)
+    lost = jtu.tree_map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), wide, (x, xs))
+    status = jnp.where((done == 0) & jnp.any(jnp.stack(jtu.tree_leaves(lost))), 1, done)  # beyond the type's range
     return Solution(
-        x=rounded(solution.x, dtype), log_prob=solution.log_prob, log_prob_se=solution.log_prob_se, nfe=solution.nfe,
-        status=solution.status, t=solution.t, ts=solution.ts, xs=xs, interpolation=solution.interpolation,
+        x=x, log_prob=solution.log_prob, log_prob_se=solution.log_prob_se, nfe=solution.nfe, status=status,
+        t=solution.t, ts=solution.ts, xs=xs, interpolation=solution.interpolation,
     )  # fmt: skip

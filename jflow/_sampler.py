@@ -54,6 +54,7 @@ class Facts(NamedTuple):
     increases: bool | None = None  # strictly, but for a last point that stands twice
     decreases: bool | None = None
     within: bool | None = None  # [0, 1]
+    narrow: bool = True  # whether no two times are one in float32
     note: _Quiet = _Quiet("")
 
 
@@ -213,7 +214,7 @@ class AdaptiveSteps(Noun):
             self._facts = Facts(first, last, False)
         else:
             within, note = min(start, stop) >= 0 and max(start, stop) <= 1, _Quiet(f"t0 = {start}, t1 = {stop}")
-            self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), note)
+            self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), True, note)
 
     def __check_init__(self):
         if self.solver is not None and not isinstance(self.solver, dfx.AbstractSolver):
@@ -301,7 +302,7 @@ def _facts(times: Any) -> Facts:
         increases, decreases = times.direction
         plain = increases and times.within and not times.repeats_last  # no message is about it, and printing takes time
         return Facts(
-            times.starts_at_zero, times.ends_at_one, times.repeats_last, increases, decreases, times.within,
+            times.starts_at_zero, times.ends_at_one, times.repeats_last, increases, decreases, times.within, True,
             _Quiet("" if plain else str(times)),
         )  # fmt: skip
     if jnp.ndim(times) != 1 or jnp.shape(times)[0] < 2:
@@ -314,6 +315,7 @@ def _facts(times: Any) -> Facts:
     if not np.isfinite(grid).all():
         raise ValueError("The times of a grid must be finite. Got a non-finite one.")
     steps = np.diff(grid)
+    narrow = np.diff(grid.astype(np.float32))
     repeats = bool(steps[-1] == 0)
     increases = bool((steps[:-1] > 0).all() and steps[-1] >= 0)
     decreases = bool((steps < 0).all())
@@ -324,5 +326,6 @@ def _facts(times: Any) -> Facts:
         )
     return Facts(
         bool(grid[0] == 0), bool(grid[-1] == 1), repeats, increases, decreases,
-        bool(grid.min() >= 0 and grid.max() <= 1), _Quiet(f"t = {grid[0]:.8g} to {grid[-1]:.8g}"),
+        bool(grid.min() >= 0 and grid.max() <= 1), bool((narrow[: -1 if repeats else None] != 0).all()),
+        _Quiet(f"t = {grid[0]} to {grid[-1]}"),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import diffrax as dfx
 from jaxtyping import PyTree
 
 from ._brownian import Recorded
-from ._engine import DriftEquation, check_source, drift_stepper, run_adaptive, run_grid
+from ._engine import DriftEquation, check_source, check_tree, drift_stepper, run_adaptive, run_grid
 from ._event import as_state, rounded, state_dtype
 from ._front import as_arrays, numbers, run
 from ._grid import AbstractGridRule, UniformGrid
@@ -73,6 +73,10 @@ def solve(
     check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
     if brownian is not None and diffusion is None:
         raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give diffusion=.")
+    if isinstance(brownian, dfx.VirtualBrownianTree):
+        grid: Any = isinstance(sampler, FixedSteps) and sampler.times
+        times = grid.times() if isinstance(grid, AbstractGridRule) else grid
+        check_tree(brownian, *(ends(sampler) if isinstance(sampler, AdaptiveSteps) else (times[0], times[-1])))
     if isinstance(sampler, FixedSteps):
         if event is not None:
             raise ValueError("event= must go with adaptive steps. Got a fixed grid: take jflow.AdaptiveSteps(...).")

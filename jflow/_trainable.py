@@ -48,7 +48,10 @@ def _owns(node: Any) -> bool:
 def _flags(node: Any) -> Any:
     kind = _flax_kind(node)
     if kind is not None:
-        return jtu.tree_map(lambda leaf: kind == "Param" and eqx.is_inexact_array(leaf), node)
+        if kind != "Module":
+            return jtu.tree_map(lambda leaf: kind == "Param" and eqx.is_inexact_array(leaf), node)
+        inside = {"is_leaf": lambda child: child is not node and _owns(child)}
+        return jtu.tree_map(lambda child: _owns(child) and _flags(child), node, **inside)
     if not isinstance(node, eqx.Module):
         return eqx.is_inexact_array(node)
     paths, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
@@ -62,9 +65,10 @@ def _flags(node: Any) -> Any:
 
 
 def _flax_kind(node: Any) -> str | None:
-    """`"Param"` for a parameter of flax's, `"Variable"` for another variable, `None` for anything else.
+    """`"Param"` for a parameter of flax's, `"Variable"` for another variable, `"Module"` for what holds these.
 
-    The names of the classes decide, so flax is not imported.
+    The names of the classes decide, so flax is not imported. `None` is for anything else.
+
     """
     names = [base.__name__ for base in type(node).__mro__ if base.__module__.startswith("flax.nnx.")]
-    return "Param" if "Param" in names else "Variable" if "Variable" in names else None
+    return next((kind for kind in ("Param", "Variable", "Module") if kind in names), None)

@@ -1,16 +1,11 @@
 """A Brownian path for adaptive SDEs, in the noise time of a clock."""
 
-from typing import Any
-
 import diffrax as dfx
-import jax.numpy as jnp
 
-from ._engine import SolverRule, adaptive_equation, meet
 from ._event import event_like
 from ._field import AbstractField
-from ._noise_rule import AbstractNoiseRule
-from ._sample import ends
-from ._sampler import AdaptiveSteps, SamplerLike, as_sampler
+from ._sample import noise_span
+from ._sampler import SamplerLike, as_sampler
 from ._types import Checked, Number, PRNGKey, Shape
 from ._validate import check_key, stream
 
@@ -45,28 +40,7 @@ def brownian_tree(
     ```
     """
     check_key(key, "brownian_tree")
-    sampler = as_sampler(sampler)
-    equation: Any
-    if isinstance(sampler, AdaptiveSteps):
-        equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
-    else:
-        rule, end = meet(field, sampler, object())  # the checks of a sampler that is given a source
-        if not isinstance(rule, SolverRule):
-            raise ValueError(
-                f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which has its own noise."
-            )
-        times = sampler.times if isinstance(sampler.times, jnp.ndarray) else sampler.times.times(field.path)
-        last = -2 if end == "denoise" else -1  # the data prediction takes no noise
-        equation, t0, t1 = rule.equation(field), times[0], times[last]
-    if not equation.noisy:
-        raise ValueError("A Brownian path must go with an SDE. Got a sampler without noise: give eta= or diffusion=.")
-    if isinstance(sampler.eta, AbstractNoiseRule) or jnp.ndim(0.0 if sampler.eta is None else sampler.eta):
-        raise ValueError(
-            f"A Brownian path must have one eta, since the time of the noise depends on it. Got {sampler.eta!r}."
-        )
-    path: Any = equation.field.path
-    clock, eta = equation.clock, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
-    start, stop = (clock.noise_time(path, jnp.asarray(t, float), eta) for t in (t0, t1))
+    start, stop = noise_span(field, as_sampler(sampler))
     margin = 1e-4 * (stop - start)
     return dfx.VirtualBrownianTree(
         start - margin, stop + margin, (stop - start) * resolution, event_like(shape), stream(key, "brownian_tree"),

@@ -1,6 +1,7 @@
 """The engine: equations in a clock, the loop of a grid, adaptive solves, the pool."""
 
 from .adaptive import check_source as check_source
+from .adaptive import check_tree as check_tree
 from .adaptive import run_adaptive as run_adaptive
 from .count import evaluation_nodes as evaluation_nodes
 from .count import levy_kinds as levy_kinds

@@ -17,11 +17,11 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Int, PyTree
 
 from .._brownian import Recorded
-from .._event import all_finite, state_dtype
+from .._event import all_finite, combine, state_dtype
 from .._sampler import AdaptiveSteps
 from .._solver import AbstractFieldSolver
 from .._types import Solution
-from .._validate import check_kind, scalar_time
+from .._validate import check_kind, concrete, scalar_time
 from .count import evaluation_nodes, explicit_tableau, takes_two_terms, unwrapped
 from .equation import AbstractEquation, Interval, located
 from .noise import NoiseTerm
@@ -60,7 +60,8 @@ def run_adaptive(
         max_steps=sampler.max_steps, throw=False,
         adjoint=dfx.RecursiveCheckpointAdjoint() if sampler.adjoint is None else sampler.adjoint,
     )  # fmt: skip
-    return _solution(view, solver, sol, equation.cost(interval.t0, args), event is not None)
+    cost = equation.cost(interval.t0, args)
+    return _solution(view, solver, controller, sampler.dt0, sol, cost, event is not None)
 
 
 class _View:
@@ -143,6 +144,20 @@ def check_source(brownian: Any) -> Any:
     return brownian
 
 
+def check_tree(tree: Any, start: Any, stop: Any) -> None:
+    """Raises `ValueError` where a Brownian tree is known not to span the time of the noise, from `start` to `stop`."""
+    known: Any = [concrete(t) for t in (tree.t0, tree.t1, start, stop)]
+    if any(t is None for t in known):
+        return
+    (t0, t1), (first, last) = known[:2], sorted(known[2:])
+    slack = 1e-5 * (last - first)
+    if t0 > first + slack or t1 < last - slack:
+        raise ValueError(
+            f"A Brownian tree must span the time of the noise, here from {first:.6g} to {last:.6g}. Got one from "
+            f"{t0:.6g} to {t1:.6g}: jflow.brownian_tree(field, sampler, key, shape) makes it in the sampler's clock."
+        )
+
+
 def check_controller(solver: Any, controller: Any) -> None:
     """Raises `ValueError` where the controller needs an error estimate and the solver gives none."""
     inner, name = unwrapped(solver), type(solver).__name__
@@ -167,16 +182,17 @@ def clocked(
     dtype = state_dtype(x0)
     t0, t1 = scalar_time(t0).astype(dtype), scalar_time(t1).astype(dtype)
     interval = jtu.tree_map(lambda leaf: leaf[0], equation.intervals(jnp.stack([t0, t1])))
-    if isinstance(chosen, dfx.PIDController):
-        return interval, guarded(chosen, interval, dtype, implicit=isinstance(solver, dfx.AbstractImplicitSolver))
+    inner = chosen.controller if isinstance(chosen, dfx.ClipStepSizeController) else chosen
+    if isinstance(inner, dfx.PIDController):
+        inner = guarded(inner, interval, dtype, implicit=isinstance(solver, dfx.AbstractImplicitSolver))
     # These two controllers hold times. The caller gave them in the path's time.
     if isinstance(chosen, dfx.StepTo):
-        chosen = dfx.StepTo(clock_times(equation, interval, chosen.ts))
-    if isinstance(chosen, dfx.ClipStepSizeController):
-        ts = [None if t is None else clock_times(equation, interval, t) for t in (chosen.step_ts, chosen.jump_ts)]
-        is_none = {"is_leaf": lambda leaf: leaf is None}
-        chosen = eqx.tree_at(lambda c: (c.step_ts, c.jump_ts), chosen, tuple(ts), **is_none)
-    return interval, chosen
+        return interval, dfx.StepTo(clock_times(equation, interval, chosen.ts))
+    if not isinstance(chosen, dfx.ClipStepSizeController):
+        return interval, inner
+    ts = [None if t is None else clock_times(equation, interval, t) for t in (chosen.step_ts, chosen.jump_ts)]
+    where = lambda c: (c.controller, c.step_ts, c.jump_ts)  # noqa: E731
+    return interval, eqx.tree_at(where, chosen, (inner, *ts), is_leaf=lambda leaf: leaf is None)
 
 
 def guarded(pid: dfx.PIDController, interval: Interval, dtype: Any, *, implicit: bool) -> "_Guarded":
@@ -190,6 +206,10 @@ def guarded(pid: dfx.PIDController, interval: Interval, dtype: Any, *, implicit:
     rounding = jnp.finfo(dtype).eps / jnp.maximum(pid.rtol, pid.atol)
     least = jnp.zeros((), dtype) if implicit else jnp.minimum(rounding, 0.1).astype(dtype)
     return _Guarded(pid, unit, least)  # pyright: ignore[reportCallIssue]
+
+
+PROBES = 2
+"""Evaluations that the length of a first step costs."""
 
 
 class _Guarded(dfx.AbstractAdaptiveStepSizeController):
@@ -229,14 +249,37 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
 
     def _at(self, t):
         """The inner controller with the bounds for a step from `t`."""
-        lost = 32 * jnp.finfo(self.unit.dtype).eps * jnp.maximum(jnp.abs(t), self.unit)
+        lost = jnp.finfo(self.unit.dtype).eps * jnp.maximum(32 * jnp.abs(t), self.unit)
         dtmin, force = (lost, False) if self.inner.dtmin is None else (self.inner.dtmin, self.inner.force_dtmin)
         none = {"is_leaf": lambda leaf: leaf is None}
         where = lambda c: (c.dtmin, c.force_dtmin, c.norm)  # noqa: E731
         return eqx.tree_at(where, self.inner, (dtmin, force, self.norm), **none)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        return self._at(t0).init(terms, t0, t1, y0, dt0, args, func, error_order)
+        at = self._at(t0)
+        if dt0 is None:
+            drift = terms.terms[0] if isinstance(terms, dfx.MultiTerm) else terms
+            dt0 = jax.lax.stop_gradient(jnp.maximum(self._first_step(drift, t0, t1, y0, args), at.dtmin))
+        return at.init(terms, t0, t1, y0, dt0, args, func, error_order)
+
+    def _first_step(self, drift, t0, t1, y0, args):
+        """The length of the first step: diffrax's 0.01 for terms that it wraps, or a part of the time in which the
+        state changes its course, `sqrt(|y| / |y''|)`, where that is short.
+
+        A step that goes over a fast start, as that of data in large units, or that of `encode` for data in small ones,
+        is not always rejected: the slopes behind the start are alike, and the tolerance grows with the state.
+        """
+        h = jnp.minimum(jnp.maximum(1e-5, 32 * jnp.finfo(t0.dtype).eps * jnp.abs(t0)), (t1 - t0) / 10)
+        once = drift.contr(jnp.zeros_like(t0), jnp.ones_like(t0))
+
+        def probe(at, _):
+            slope = drift.vf_prod(*at, args, once)
+            return (at[0] + h, combine((1, at[1]), (h, slope))), slope
+
+        _, slopes = jax.lax.scan(probe, (t0, y0), None, PROBES)
+        change = self.inner.norm(jtu.tree_map(lambda leaf: (leaf[1] - leaf[0]) / h, slopes))
+        square = change / jnp.maximum(self.inner.norm(y0), self.inner.atol)
+        return (0.1 / jnp.sqrt(jnp.where(square > 100, square, 100))).astype(t0.dtype)
 
     def adapt_step_size(self, t0, t1, *step):
         return self._at(t0).adapt_step_size(t0, t1, *step)
@@ -259,7 +302,7 @@ def _stop(view, event, dt0):
     return dfx.Event(stop | {"user": user}, event.root_finder, direction)
 
 
-def _solution(view, solver, sol, cost, has_event):
+def _solution(view, solver, controller, dt0, sol, cost, has_event):
     """The result of `diffeqsolve` in the path's time and state. Saved times that were not reached stay infinite."""
     t, x = view.locate(sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"]))
     timeless = jnp.isnan(view.interval.t0 + view.interval.t1)  # diffrax then takes no step and reports success
@@ -272,23 +315,25 @@ def _solution(view, solver, sol, cost, has_event):
     taus, saved = sol.ts["user"], sol.ys["user"]
     ts = jtu.tree_map(lambda tau, pair: jnp.where(jnp.isfinite(tau), pair[0], tau), taus, saved)
     xs = jtu.tree_map(lambda _, pair: pair[1], taus, saved)
-    nfe = adaptive_nfe(solver, sol.stats["num_steps"], cost, view.equation.noisy)
+    nfe = adaptive_nfe(solver, controller, dt0, sol.stats["num_steps"], cost, view.equation.noisy)
     return Solution(x=x, nfe=nfe, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
 
 
-def adaptive_nfe(solver: Any, steps: Int[Array, ""], cost: Any, noisy: bool = False) -> Int[Array, ""] | None:
+def adaptive_nfe(
+    solver: Any, controller: Any, dt0: Any, steps: Int[Array, ""], cost: Any, noisy: bool = False
+) -> Int[Array, ""] | None:
     """The network evaluations that `diffeqsolve` made, at `cost` a call. `None` where one of the two is not known.
 
     Each step evaluates all stages of the tableau, a rejected step and the stage of the error estimate too. A
     first-same-as-last method takes its first stage from the step before, so it evaluates one stage less, and one more
-    at the start. The choice of the first step evaluates nothing: `diffeqsolve` wraps the terms in a `WrapTerm`, and
-    `_select_initial_step` of diffrax 0.7.2 (`_step_size_controller/pid.py`) returns 0.01 for those.
+    at the start. The length of a first step that is not given costs a few more.
     """
     if not isinstance(cost, int):
         return None
-    tableau = explicit_tableau(solver)
+    controller = controller.controller if isinstance(controller, dfx.ClipStepSizeController) else controller
+    first = PROBES if dt0 is None and isinstance(controller, _Guarded) else 0
+    tableau, n = explicit_tableau(solver), steps.astype(jnp.int32)
     if tableau is not None:
-        stages, n = tableau.num_stages, steps.astype(jnp.int32)
-        return cost * (1 + (stages - 1) * n if tableau.fsal else stages * n)
+        return cost * (first + (1 + (tableau.num_stages - 1) * n if tableau.fsal else tableau.num_stages * n))
     nodes = None if unwrapped(solver) is not solver else evaluation_nodes(solver, noisy)
-    return None if nodes is None else (cost * len(nodes) * steps).astype(jnp.int32)
+    return None if nodes is None else cost * (first + len(nodes) * n)

@@ -105,13 +105,11 @@ def with_density(
     change = path.source.dimension(x, args) * (density.log_scale(t1) - density.log_scale(t0))
     log_p0 = path.start_log_prob(t0, first, args) if start is None else start.log_prob(first)
     values = log_p0 - total + change
-    se = None
-    if values.ndim:
-        n = values.shape[0]
-        se = jnp.std(values, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, dtype)
+    n = values.size
+    se = jnp.std(values, ddof=1) / math.sqrt(n) if n > 1 else None  # of one value none is known
     value = jnp.mean(values)
     done: Any = solution.status
-    status = jnp.where((done == 0) & ~jnp.isfinite(value), 1, done)
+    status = jnp.where((done == 0) & ~jnp.isfinite(value if se is None else value + se), 1, done)
     return Solution(
         x=x, log_prob=value, log_prob_se=se, nfe=solution.nfe, status=status, t=solution.t,
         ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,

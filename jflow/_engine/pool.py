@@ -155,7 +155,7 @@ class _Lane:
     def __init__(self, equation, solver, controller, interval, dt0, max_steps):
         self.equation, self.solver, self.controller, self.interval = equation, solver, controller, interval
         self.tableau, self.max_steps = solver.tableau, max_steps
-        self.dt0 = 0.01 if dt0 is None else first_step(equation, interval, dt0)  # diffrax's first step; see the top
+        self.dt0 = first_step(equation, interval, dt0)
         # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
         self.term = dfx.ODETerm(
             lambda tau, u, a: equation.drift(*located(equation, interval, u, tau, u), a, interval.eta)
@@ -169,8 +169,7 @@ class _Lane:
         tau0, tau1 = self.interval.tau0, self.interval.tau1
         u = x0 if self.interval.enter is None else self.equation.scaled(self.interval.enter, x0)
         order = self.solver.error_order(self.term)
-        dt0 = jnp.asarray(self.dt0, tau0.dtype)
-        target, memory = self.controller.init(self.term, tau0, tau1, u, dt0, args, self.solver.func, order)
+        target, memory = self.controller.init(self.term, tau0, tau1, u, self.dt0, args, self.solver.func, order)
         return _Sample(
             u=u,
             slope=self.term.vf(tau0, u, args) if self.tableau.fsal else None,
@@ -209,7 +208,9 @@ class _Lane:
         t, x = located(self.equation, self.interval, sample.u, sample.tau, sample.u)
         diverged = sample.failed | ~all_finite(x)
         status = jnp.where(diverged, 1, jnp.where(sample.tau < self.interval.tau1, 2, 0)).astype(jnp.int32)
-        nfe = adaptive_nfe(self.solver, sample.steps, self.equation.cost(self.interval.t0, args))
+        nfe = adaptive_nfe(
+            self.solver, self.controller, self.dt0, sample.steps, self.equation.cost(self.interval.t0, args)
+        )
         return Solution(x=x, nfe=nfe, status=status, t=t)
 
 

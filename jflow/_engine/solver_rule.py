@@ -256,6 +256,18 @@ class SolverRule(AbstractStepRule):
                 f"{type(solver).__name__}() in {type(self.clock).__name__}(): pass a number eta, or leave both out."
             )
         memory = solver.memory if isinstance(solver, AbstractFieldSolver) else 0
+        own = isinstance(solver, AbstractMultistep) and solver.clock is not None
+        if (
+            isinstance(solver, AbstractMultistep)
+            and memory
+            and not (own or self.clock.finite_end)
+            and sampler.end != "stop"
+        ):
+            raise ValueError(
+                f"{type(solver).__name__} must be in a clock that is finite at the data: over steps that grow without "
+                f"bound its polynomial does not extrapolate. Got {type(self.clock).__name__}(), the default with eta: "
+                "take jflow.DPMpp() or jflow.SASolver(), made for it, or without eta clock=jflow.RatioClock()."
+            )
         if memory and self.eta is not None and (isinstance(self.eta, AbstractNoiseRule) or jnp.ndim(self.eta) == 1):
             raise ValueError(
                 f"{type(solver).__name__} must have one eta for the whole grid: it remembers earlier steps, in a clock "

@@ -232,10 +232,29 @@ def bind(
     path = field.path if isinstance(field, AbstractField) else None
     times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
     wide = jnp.result_type(jnp.float32, float_type(times)) if dtype is None else dtype
-    times = times.astype(wide)[::-1] if turned else times.astype(wide)
+    times = times.astype(wide)
+    if not sampler.facts.narrow and wide == jnp.float32:
+        raise ValueError(
+            "The times of a grid must differ in the type of the state, float32. Got "
+            f"{sampler.facts.note.value}, two of which are one there: leave one out, or pass a state of float64."
+        )
+    if isinstance(sampler.times, AbstractGridRule) and path is not None:
+        times = _apart(times, sampler.facts, path)
+    times = times[::-1] if turned else times
     taken = times if end == "stop" else times[:-1]  # the row of the step to t = 1, which is not taken, may be infinite
     rows = rule.rows(field, taken) if taken.shape[0] > 1 else None
     return Stepper(rule, field, times, rows, times.shape[0] - 1, end)
+
+
+def _apart(times, facts, path):
+    """The times of a rule, those that rounding carries to sigma = 0 as near to t = 1 as its type tells apart: a level
+    of noise that is given is not zero, and no step has no length.
+    """
+    known = path.ends_at_data and facts.ends_at_one is not None and not facts.repeats_last
+    if not known or facts.increases is not True:
+        return times
+    left = jnp.arange(times.shape[0] - 1, -1, -1, times.dtype) + float(not facts.ends_at_one)
+    return jnp.minimum(times, 1 - left * (jnp.finfo(times.dtype).eps / 2))
 
 
 def _check_ends(field, sampler, rule, end):

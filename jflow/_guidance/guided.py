@@ -8,10 +8,12 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
 from .._field import AbstractField, check_field
+from .._front import as_arrays, canonical
 from .._prediction import Prediction, Target, given
 from .._trainable import frozen
 from .._types import Event, PRNGKey, Time
@@ -89,7 +91,7 @@ class Guided(AbstractGuide):
         """
         self.field, self.weak, self.rule = field, weak, rule
         self.scale, self.negative = scale, negative
-        self.null = jtu.tree_map(jnp.asarray, null)
+        self.null = jtu.tree_map(jnp.asarray, as_arrays(null))
         self.interval = None
         if interval is not None:
             start, stop = interval
@@ -219,7 +221,8 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
         rate: The probability, in [0, 1].
 
     Returns:
-        A new pytree of the types of `condition`. Raises `ValueError` for a rate outside [0, 1].
+        A new pytree of the types of `condition`, integers of a type that holds the null condition too. Raises
+        `ValueError` for a rate outside [0, 1], and for a null condition that is not whole beside integers.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
 
@@ -245,11 +248,25 @@ def _stack(condition, other):
         )
 
     def leaf(c, n):
-        c, n = jnp.asarray(c), jnp.asarray(n)
+        c, n = jnp.asarray(canonical(c)), jnp.asarray(canonical(n))
         if c.shape != n.shape:
             raise ValueError(
                 f"A null or negative condition must have the shape of the condition. Got {n.shape} for {c.shape}."
             )
-        return jnp.stack([c, n.astype(c.dtype)])
+        kind = c.dtype if jnp.issubdtype(c.dtype, jnp.inexact) else np.promote_types(c.dtype, n.dtype)
+        known, wide = concrete(n), jnp.iinfo(kind).bits if jnp.issubdtype(kind, jnp.integer) else 0
+        if wide > jax.dtypes.canonicalize_dtype(kind).itemsize * 8:
+            kind = c.dtype  # of 32 bits with and without a sign: what holds both is not there
+        if (
+            (jnp.issubdtype(kind, jnp.inexact) and not jnp.issubdtype(c.dtype, jnp.inexact))
+            or (known is not None and not np.array_equal(np.isfinite(known), np.isfinite(known.astype(kind))))
+            or (known is not None and known.dtype.kind in "iub" and (known.astype(kind) != known).any())
+        ):
+            raise ValueError(
+                "A null or negative condition must be of values that the type of the condition holds. Got "
+                f"{n.dtype if known is None else known} for a condition of {c.dtype}: give both one type, as "
+                "condition.astype(jnp.float32)."
+            )
+        return jnp.stack([c.astype(kind), n.astype(kind)])
 
     return jtu.tree_map(leaf, condition, other)

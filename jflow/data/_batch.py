@@ -37,7 +37,7 @@ def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, 
     # milliseconds, this gather ten microseconds.
     _check_size(batch_size)
     if step < 0 or seed < 0:
-        raise ValueError(f"Steps and seeds count from 0. Got step={step}, seed={seed}.")
+        raise ValueError(f"Steps and seeds must count from 0. Got step={step}, seed={seed}.")
     n, start = len(dataset), int(step) * batch_size
     stop = start + batch_size
     epochs = range(start // n, (stop - 1) // n + 1)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
 from .._extra import from_extra
+from .._validate import check_count
 from ._npz import read_npz
 
 
@@ -104,6 +105,11 @@ def from_array(
     label = np.asarray(label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(f"Labels are integers. Got {label.dtype}; use label.astype(np.int32).")
+    if label.max(initial=0) >= 2**31:
+        raise ValueError(
+            f"Labels must be below 2^31. Got {label.max()}; np.unique(label, return_inverse=True)[1] numbers classes "
+            "from 0."
+        )
     if num_classes is None:
         num_classes = int(label.max(initial=0)) + 1
     return Dataset(x, label, name, num_classes)
@@ -148,6 +154,13 @@ def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Datase
     train, test = train_test_split(index, test_size=num_test, stratify=dataset.label, random_state=seed)
     kept = {"train": train, "test": test, "all": np.concatenate([train, test])}[split]
     return Dataset(**dataset[kept], name=dataset.name, num_classes=dataset.num_classes)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises `ValueError` for what is no seed: generators take the others modulo 2^32, or not at all."""
+    check_count(0, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be an integer below 2^32. Got {seed}.")
 
 
 def check_split(split: str) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .._extra import from_extra
-from ._dataset import Dataset, check_split, take_split
+from ._dataset import Dataset, check_seed, check_split, take_split
 
 
 def digits(split: str = "train", seed: int = 0) -> Dataset:
@@ -23,6 +23,7 @@ def digits(split: str = "train", seed: int = 0) -> Dataset:
         from sklearn.datasets import load_digits
 
     check_split(split)
+    check_seed(seed)
     pixels, label = load_digits(return_X_y=True)
     x = (pixels.reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
     return take_split(Dataset(x, label, "digits", 10), split, 360, seed)

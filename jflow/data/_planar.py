@@ -5,6 +5,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._types import PRNGKey
+from .._validate import check_count, check_key, stream
 
 
 def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int = 5.0) -> Float[Array, "n 2"]:
@@ -131,6 +132,6 @@ def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: flo
 
 
 def _checked(key: PRNGKey, n: int) -> PRNGKey:
-    if n < 1:
-        raise ValueError(f"The number of points is at least 1. Got n={n}.")
-    return key
+    check_key(key, "A data set that is drawn", batched=False)
+    check_count(n=n)
+    return stream(key, "data")

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._path import AbstractPath
 from .._types import Number, PRNGKey, Time
-from .._validate import check_count, concrete
+from .._validate import check_count, concrete, stream
 from ._abstract import AbstractDensity, Moments, Numbers, log_weights, marginal_weights, values
 from ._mixing import draw, mix
 from ._truncated import interval_moments
@@ -74,7 +74,7 @@ class Boxes(AbstractDensity):
         return self.lows.shape[1:]
 
     def sample(self, key: PRNGKey) -> Float[Array, "..."]:
-        key_box, key_point, key_noise = jr.split(key, 3)
+        key_box, key_point, key_noise = jr.split(stream(key, "Boxes"), 3)
         k = draw(key_box, self.log_weights)
         share = jr.uniform(key_point, self.shape, self.lows.dtype)
         point = self.lows[k] + (self.highs[k] - self.lows[k]) * share

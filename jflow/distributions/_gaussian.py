@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from .._validate import concrete
+from .._validate import concrete, stream
 from ._abstract import AbstractDensity, Moments, Numbers, marginal_weights, positive, values
 from ._mixing import residual
 
@@ -55,7 +55,7 @@ class Gaussian(AbstractDensity):
         return self.mean.shape
 
     def sample(self, key: PRNGKey) -> Float[Array, "..."]:
-        return gaussian_sample(key, self.mean, self.variance, self.basis)
+        return gaussian_sample(stream(key, "Gaussian"), self.mean, self.variance, self.basis)
 
     def at(self, path: AbstractPath, t: Time) -> "Gaussian":
         alpha, sigma = marginal_weights(path, t)

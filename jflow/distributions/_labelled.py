@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from .._validate import concrete
+from .._validate import concrete, stream
 from ._abstract import AbstractDensity, Numbers, marginal_weights, positive
 from ._gaussian import gaussian_moments
 from ._mixing import draw
@@ -66,7 +66,7 @@ class LabelledMixture(AbstractDensity):
 
     def sample(self, key: PRNGKey) -> tuple[Float[Array, "..."], Int[Array, ""]]:
         """An event and its label."""
-        key_component, key_event = jr.split(key)
+        key_component, key_event = jr.split(stream(key, "labelled"))
         k = draw(key_component, self.mixture.log_weights)
         return self.mixture.component_sample(key_event, k), self.labels[k]
 
@@ -125,7 +125,7 @@ class HierarchicalGaussian(AbstractDensity):
 
     def sample(self, key: PRNGKey) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """An event and its condition."""
-        key_condition, key_event = jr.split(key)
+        key_condition, key_event = jr.split(stream(key, "HierarchicalGaussian"))
         y = jr.normal(key_condition, self.event, self.variance.dtype)
         noise = jr.normal(key_event, self.event, self.variance.dtype)
         return self.gain * y + jnp.sqrt(self.variance) * noise, y

@@ -7,6 +7,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
+from .._validate import stream
 from ._abstract import AbstractDensity, Numbers, log_weights, marginal_weights, values
 from ._gaussian import gaussian_moments, gaussian_sample, spread
 from ._mixing import draw, mix
@@ -61,7 +62,7 @@ class GaussianMixture(AbstractDensity):
         return self.means.shape[1:]
 
     def sample(self, key: PRNGKey) -> Float[Array, "..."]:
-        key_component, key_noise = jr.split(key)
+        key_component, key_noise = jr.split(stream(key, "GaussianMixture"))
         return self.component_sample(key_noise, draw(key_component, self.log_weights))
 
     def component_sample(self, key: PRNGKey, k: Shaped[ArrayLike, ""]) -> Float[Array, "..."]:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from .._validate import concrete
+from .._validate import concrete, stream
 from ._abstract import AbstractDistribution, Moments, Numbers, log_weights, marginal_weights, values
 from ._mixing import mix, residual
 from ._mixture import GaussianMixture
@@ -39,7 +39,7 @@ class PointSet(AbstractDistribution):
         return self.points.shape[1:]
 
     def sample(self, key: PRNGKey) -> Float[Array, "..."]:
-        return self.points[jr.randint(key, (), 0, self.points.shape[0])]
+        return self.points[jr.randint(stream(key, "PointSet"), (), 0, self.points.shape[0])]
 
     def at(self, path: AbstractPath, t: Time) -> "PointSet | GaussianMixture":
         """A mixture of Gaussians, and at a known time where sigma = 0 a point set."""

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
+from .._validate import check_count, check_key
 from ._checkpoint import Checkpoints, open_checkpoints, writable
 from ._metrics import Metrics, open_metrics
 from ._state import State
@@ -85,14 +86,8 @@ def fit(
     assert state.step == 20 and losses[0] == 4 and losses[-1] < 1e-2
     ```
     """
-    for name, value in {
-        "steps": steps,
-        "save_every": save_every,
-        "log_every": log_every,
-        "keep": keep,
-    }.items():
-        if value < 1:
-            raise ValueError(f"{name} must be a number of at least 1. Got {value}.")
+    check_count(steps=steps, save_every=save_every, log_every=log_every, keep=keep)
+    check_key(key, "fit", batched=False)
     if not callable(batches):
         raise TypeError(
             "batches must be a function of the step, batches(i), so that a run goes on where it stopped. Got "

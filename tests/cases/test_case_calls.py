@@ -71,21 +71,7 @@ CALLS = {
 }
 
 
-FAULTS = {
-    "tree of [0, 1] for eta": "The interval of a Brownian tree is not compared with the noise time of the clock.",
-    "key=0 of fit": "fit folds the step into its key before step checks it.",
-    "steps=1.5 of fit": "fit compares steps with 1, and takes numbers that are no integers.",
-    "seed -1 of digits": "The seed reaches scikit-learn unchecked.",
-}
-
-
-def with_faults(names):
-    """The names, those of faults marked."""
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in FAULTS.items()}
-    return [pytest.param(name, id=name, marks=marks.get(name, ())) for name in names]
-
-
-@pytest.mark.parametrize("name", with_faults(CALLS))
+@pytest.mark.parametrize("name", CALLS)
 def test_bad_argument(name):
     """A bad argument gives a result that holds, or a `ValueError` or `TypeError` of jflow's own with its rule."""
     try:
@@ -140,7 +126,6 @@ def test_field_of_another_mesh(trained, name):
         assert jf.train.step(state, loss, KEY, np.ones((64, 2), np.float32), mesh=mesh)[1].finite
 
 
-@pytest.mark.xfail(strict=True, reason="A condition of int64 becomes int32 on its way to the device, modulo 2^32.")
 def test_labels_of_many_bits():
     """Labels of more than 31 bits raise, or give a status: they are not drawn as other classes."""
     net = jf.nn.MLP(2, num_classes=3, width=4, depth=1, rngs=nnx.Rngs(0))

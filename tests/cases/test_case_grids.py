@@ -27,7 +27,6 @@ def drawn(times, n=500, *, dtype=None, field=FIELD, **parts):
     return x.mean(0), x.std(0), np.asarray(out.status)
 
 
-@pytest.mark.xfail(strict=True, reason="Adams with eta is unstable in ThetaClock, which a sampler with eta takes.")
 @pytest.mark.parametrize("order", [3, 4])
 def test_multistep_with_noise(order):
     """A multistep solver with noise gives the data's spread, or raises, in the clock that a sampler takes by itself."""
@@ -85,12 +84,9 @@ def test_time_rounded_past_one():
         assert sol.status == 0
 
 
-KARRAS = pytest.mark.xfail(
-    strict=True, reason="A given sigma_min that rounds to t = 1 makes the last step of length 0."
-)
 LAST_TWICE = [
     pytest.param(np.asarray([0, 0.5, 1, 1], np.float32), id="array"),
-    pytest.param(jf.KarrasGrid(18, 1e-8, 80.0), id="karras", marks=KARRAS),
+    pytest.param(jf.KarrasGrid(18, 1e-8, 80.0), id="karras"),
 ]
 PARTS = {"eta": {"eta": 1.0}, "DPMpp": {"solver": jf.DPMpp(2)}, "UniPC": {"solver": jf.UniPC()}}
 

@@ -50,7 +50,6 @@ def dropped_null(condition, null):
     return jnp.sum(jnp.asarray(jf.drop_condition(jr.key(0), condition, null, 1.0), jnp.float32))
 
 
-@pytest.mark.xfail(strict=True, reason="The null condition is cast to the type of the condition in silence.")
 @pytest.mark.parametrize("given", [guided_null, dropped_null], ids=["Guided", "drop_condition"])
 @pytest.mark.parametrize("condition, null, want", NULLS.values(), ids=NULLS)
 def test_null_condition_is_not_narrowed(condition, null, want, given):

@@ -153,7 +153,6 @@ def test_file_that_lies(tmp_path, lie):
     assert type(caught.value) is ValueError
 
 
-@pytest.mark.xfail(strict=True, reason="Labels are cast to int32 without a look at their size.")
 def test_labels_of_many_bits():
     """Labels of more than 31 bits raise: they do not wrap around to other classes."""
     with pytest.raises((ValueError, OverflowError)):

@@ -17,9 +17,6 @@ def network():
     return jf.Field(jf.nn.MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="The first step of an adaptive solve is 0.01 whatever the field does at the start."
-)
 def test_first_step_of_large_data():
     """An adaptive solve of data in large units sees the fast start: the flow of a Gaussian is `mean + std z`."""
     z = jr.normal(jr.key(0), (100, 1))
@@ -68,9 +65,6 @@ def test_density_that_overflows():
     assert sol.status != 0 or jnp.isfinite(sol.log_prob)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="The standard error of one probe is NaN on purpose, inside the compiled program."
-)
 def test_one_probe_under_debug_nans():
     """A right program makes no NaN on purpose: `jax_debug_nans` does not stop a likelihood by one probe."""
     with jax.debug_nans(True):
