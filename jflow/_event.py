@@ -66,7 +66,7 @@ def state_dtype(x: PyTree) -> PyTree:
     return joined(jnp.float32, *map(float_type, jtu.tree_leaves(x)))
 
 
-def joined(*kinds: Any) -> Any:
+def joined(*kinds: PyTree) -> PyTree:
     """The type that holds all of these, whatever JAX is told of implicit promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*kinds)
