@@ -211,7 +211,7 @@ def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -
         if inner.adds_noise:
             if eta is not None or sampler.diffusion is not None:
                 raise ValueError(
-                    f"{type(inner).__name__} must be without eta= and diffusion=: it adds its own noise to the ODE. "
+                    f"{type(inner).__name__} must be without eta= and diffusion=: it adds noise to the ODE itself. "
                     "Drop these, or take another solver, as diffrax.Heun()."
                 )
             eta = 0.0  # the equation of the ODE, but the loop draws a normal for each step
@@ -334,7 +334,7 @@ def _check_ode(sampler, what):
     inner = None if sampler.solver is None else unwrapped(sampler.solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds its own noise: take another "
+            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise itself: take another "
             "solver, as diffrax.Heun()."
         )
 
@@ -357,7 +357,7 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     inner = None if solver is None else unwrapped(solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{type(inner).__name__} must have a fixed grid: it adds its own noise to each step. Got adaptive "
+            f"{type(inner).__name__} must have a fixed grid: it adds noise to each step. Got adaptive "
             "steps: take jflow.FixedSteps, or another solver, as diffrax.Heun()."
         )
     if sampler.eta is not None:
