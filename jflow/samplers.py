@@ -30,6 +30,7 @@ from ._solver import DEIS, DPM2, Adams, DPMpp, DPMppSinglestep, EDMChurn, SASolv
 from ._types import Number, Time
 from ._validate import check_count
 
+_STILL = 0.0, 0.0, math.inf, 1.0  # the defaults of churn
 _Grid = AbstractGridRule | Float[Array, " points"] | None
 
 
@@ -132,7 +133,7 @@ def heun_edm(
     churn = (s_churn, s_min, s_max, s_noise)
     solver = EDMChurn(*churn)  # raises for numbers that do not go together
     if _none(s_churn):
-        if churn != (s_churn, 0.0, math.inf, 1.0):
+        if any(not isinstance(value, Number) or value != still for value, still in zip(churn, _STILL, strict=True)):
             raise ValueError(
                 f"s_min, s_max and s_noise must go with s_churn, the amount of noise. Got s_churn={s_churn}: pass one, "
                 "as s_churn=40.0, or leave them out."
@@ -225,8 +226,9 @@ def dpmpp_2m_sde(
 ) -> FixedSteps:
     """DPM-Solver++(2M) SDE, with k-diffusion's `eta`, the square of jflow's; `n` evaluations.
 
-    `solver_type` is k-diffusion's too: `"midpoint"`, or `"heun"`, which integrates the line through the latest two data
-    predictions exactly.
+    `x' = (sigma'/sigma) e^(-eta h) x + alpha' int_0^h (1 + eta) e^(-(1 + eta)(h - u)) P(u) du + sigma' sqrt(1 -
+    e^(-2 eta h)) z`, with `h` the step in half log-SNR and `P` the line through the latest two data predictions.
+    `solver_type` is k-diffusion's too: `"midpoint"` takes `P` in the middle of the step, `"heun"` integrates exactly.
 
     Source: Lu et al. 2022, arXiv:2211.01095, section 4.3; k-diffusion's `sample_dpmpp_2m_sde`.
 
@@ -244,8 +246,8 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DPM-Solver++(3M) SDE as k-diffusion has it, with its `eta`, the square of jflow's; `n` evaluations.
 
-    The second difference of the data predictions has half the weight that the exact integral gives it, so the order is
-    2: `DPMpp(3)` is the one of order 3.
+    The integral is that of `dpmpp_2m_sde`, with `P` the parabola through the latest three data predictions. Its second
+    difference has half the weight that the exact integral gives it, so the order is 2: `DPMpp(3)` is of order 3.
 
     Source: k-diffusion's `sample_dpmpp_3m_sde`.
 
@@ -258,6 +260,9 @@ def dpmpp_3m_sde(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Gr
 
 def dpmpp_2s(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DPM-Solver++(2S): two calls within a step, the second in its middle in log-SNR; `2 n - 1` evaluations.
+
+    With `s = sigma/alpha` and `y = x/alpha`: `y_m = (m/s) y + (1 - m/s) data(s, y)`, `m = sqrt(s s')`, and
+    `y' = (s'/s) y + (1 - s'/s) data(m, y_m)`.
 
     diffusers' `DPMSolverSinglestepScheduler` takes the middle of a step from its grid: there `n` counts calls.
 
@@ -274,7 +279,8 @@ def dpmpp_2s_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, gri
     """k-diffusion's `dpmpp_2s_ancestral`: a step of `dpmpp_2s` down to `sigma_down`, then noise up to `sigma'`;
     `2 n - 1` evaluations.
 
-    `eta` is that of `euler_ancestral`, from 0 to 1; at 0 it is `dpmpp_2s`.
+    `s_up = eta s' sqrt(1 - (s'/s)^2)`, `s_down = sqrt(s'^2 - s_up^2)`: `eta` is that of `euler_ancestral`, from 0 to 1;
+    at 0 it is `dpmpp_2s`.
 
     Source: k-diffusion's `sample_dpmpp_2s_ancestral`.
 
@@ -290,8 +296,10 @@ def dpmpp_2s_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, gri
 def dpmpp_sde(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DPM-Solver++ SDE, of two calls a step; `2 n - 1` evaluations.
 
-    The noise to the middle of a step and that of the step belong to one Brownian path. `eta` is the square of jflow's,
-    as in `dpmpp_2m_sde`. k-diffusion's `sample_dpmpp_sde` is the same at 0 and 1; in between its `eta` is that of
+    With `h` the step in half log-SNR, `x' = (sigma'/sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) data_m + sigma'
+    sqrt(1 - e^(-2 eta h)) z`, where `data_m` is the data prediction in the middle. A step of the same form leads there,
+    with the data prediction of the start. Both noises belong to one Brownian path. `eta` is the square of jflow's, as
+    in `dpmpp_2m_sde`. k-diffusion's `sample_dpmpp_sde` is the same at 0 and 1; in between its `eta` is that of
     `euler_ancestral`.
 
     Source: Lu et al. 2022, arXiv:2211.01095, section 4.3; k-diffusion's `sample_dpmpp_sde`.
@@ -335,8 +343,9 @@ def sa_solver(
     """SA-Solver: stochastic Adams, a predictor and a corrector that share one evaluation; `n` evaluations, the last
     step the data prediction.
 
-    `predictor` and `corrector` count the known data predictions that each takes into account. `eta` is the paper's
-    tau, the amplitude of the noise; 0 is the ODE. diffusers' `SASolverScheduler`, whose `corrector_order` counts one
+    The integral is that of `dpmpp_2m_sde` with `eta^2` for its `eta`, and `P` the polynomial through the latest data
+    predictions: `predictor` and `corrector` count those known that each takes into account. `eta` is the paper's tau,
+    the amplitude of the noise; 0 is the ODE. diffusers' `SASolverScheduler`, whose `corrector_order` counts one
     more.
 
     Source: Xue et al. 2023, arXiv:2309.05019, algorithm 1.
