@@ -26,18 +26,18 @@ def rngs(seed):
     return nnx.Rngs(jr.key(seed, impl="unsafe_rbg"))
 
 
-def mlp(seed=0, **options):
-    return nn.MLP(32, width=16, depth=2, **{"rngs": rngs(seed)} | options)
+def mlp(seed=0, streams=None, **options):
+    return nn.MLP(32, width=16, depth=2, rngs=streams or rngs(seed), **options)
 
 
-def unet(seed=0, **options):
+def unet(seed=0, streams=None, **options):
     sizes = {"channels": (6, 8), "layers": 1, "embedding": 6, "attention": (1,), "heads": 2}
-    return nn.UNet(SHAPE, **{"rngs": rngs(seed)} | sizes | options)
+    return nn.UNet(SHAPE, rngs=streams or rngs(seed), **sizes | options)
 
 
-def dit(seed=0, **options):
+def dit(seed=0, streams=None, **options):
     sizes = {"patch": 2, "dim": 16, "layers": 1, "heads": 2}
-    return nn.DiT(SHAPE, **{"rngs": rngs(seed)} | sizes | options)
+    return nn.DiT(SHAPE, rngs=streams or rngs(seed), **sizes | options)
 
 
 # what is compiled here runs once or twice
@@ -195,13 +195,11 @@ def test_a_network_works_inside_an_equinox_module():
 @pytest.mark.parametrize("make", [unet, dit], ids=["unet", "dit"])
 def test_the_numbers_of_a_network_are_drawn_by_one_program(make, caplog):
     streams = nnx.Rngs(0)
-    streams.params()  # what a key compiles
-    jax.clear_caches()
-    streams.params()
+    streams.params(), streams.params()  # what a key compiles
     with jax.log_compiles(True), caplog.at_level("WARNING"):
-        net = make(num_classes=CLASSES, rngs=streams)
+        net = make(num_classes=CLASSES + 1, streams=streams)  # of a size that no other test has
     compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
-    assert len(compiled) == 1 and "_draw" in compiled[0], compiled
+    assert len(compiled) == 1 and "jit(_draw)" in compiled[0], compiled
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jtu.tree_leaves(net))
 
 
@@ -210,18 +208,18 @@ def test_a_network_draws_from_the_streams_it_is_given_and_the_same_inside_jit():
 
     class Pair(nnx.Module):
         def __init__(self, rngs):
-            self.first, self.linear = mlp(rngs=rngs), nnx.Linear(2, 3, rngs=rngs)
-            self.second = mlp(rngs=rngs)
+            self.first, self.linear = mlp(streams=rngs), nnx.Linear(2, 3, rngs=rngs)
+            self.second = mlp(streams=rngs)
 
     streams, again = nnx.Rngs(3), nnx.Rngs(3)
     pair, traced = Pair(streams), nnx.jit(Pair)(again)
     assert int(streams.params.count[...]) == int(again.params.count[...]) == 4  # a linear layer of flax takes two
     for a, b in zip(jtu.tree_leaves(pair), jtu.tree_leaves(traced), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     first, second = (np.asarray(net.hidden[0].kernel[...]) for net in (pair.first, pair.second))
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.2
-    other = jtu.tree_leaves(mlp(rngs=nnx.Rngs(4)))
-    assert not np.allclose(other[1], jtu.tree_leaves(mlp(rngs=nnx.Rngs(3)))[1])
+    other = jtu.tree_leaves(mlp(streams=nnx.Rngs(4)))
+    assert not np.allclose(other[1], jtu.tree_leaves(mlp(streams=nnx.Rngs(3)))[1])
 
 
 def test_the_laws_of_the_first_numbers():

@@ -91,11 +91,18 @@ def test_draw_i_depends_on_the_seed_and_i_alone():
     assert paths.shape == (7, 4, 2) and np.allclose(paths[:, -1], x[:7], atol=1e-5)
 
 
-def test_the_default_sampler_is_ten_steps_of_heun():
-    """The sampler that the bars of the recipes are about."""
+def test_the_default_sampler_is_ten_steps_of_heun_or_the_recommended_one_of_digits():
+    """The samplers that the bars of the recipes are about."""
+    field = jf.distributions.Gaussian(jnp.zeros(2), std=1.0).field(jf.CondOT())
+    net = jf.Field(field.velocity, jf.CondOT(), "velocity")
     for recipe in (Moons(**TINY), Digits(**TINY), Mnist(**TINY)):
-        assert recipe.sampler() == jf.FixedSteps(jf.UniformGrid(10), dfx.Heun(), end="stop")
+        heun = recipe.sampler("heun_flow")
+        assert heun == jf.FixedSteps(jf.UniformGrid(10), dfx.Heun(), end="stop")
+        assert recipe.sampler() == (jf.recommended(net, 10) if isinstance(recipe, Digits) else heun)
+        assert recipe.sampler(steps=9).n == 9 and recipe.sampler(shift=2.0) == jf.samplers.heun_flow(10, shift=2.0)
         assert recipe.sampler("ddim", 4, eta=0.5, shift=None) == jf.samplers.ddim(4, eta=0.5)
+        with pytest.raises(ValueError, match="steps must be at least 1"):
+            recipe.sampler(steps=0)
     assert Moons(**TINY).sampler("dpm_adaptive") == jf.samplers.dpm_adaptive()
     with pytest.raises(ValueError, match=r"dpm_adaptive must have options among .* Got n"):
         Moons(**TINY).sampler("dpm_adaptive", 4)

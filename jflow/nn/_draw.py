@@ -112,8 +112,8 @@ def _granted(key, wishes):
         else:
             size = math.prod(shape)
             array, vectors[law] = vectors[law][:size].reshape(shape) * np.float32(scale), vectors[law][size:]
-        arrays.append(jnp.asarray(array))
-    return arrays
+        arrays.append(array)
+    return arrays if traced else jax.device_put(arrays)
 
 
 @ft.partial(jax.jit, static_argnums=(1, 2))

@@ -11,7 +11,7 @@ from flax import nnx
 import jflow as jf
 
 from . import _images
-from ._recipe import AbstractRecipe, Bar, check_options
+from ._recipe import _MOST_STEPS, AbstractRecipe, Bar, check_integers, check_options
 
 _data = ft.cache(jf.data.digits)
 
@@ -62,6 +62,16 @@ class Digits(AbstractRecipe):
 
     def batch(self, step):
         return jf.data.batch(_data("train"), self.seed, step, self.batch_size)
+
+    def sampler(self, name=None, steps=None, **options):
+        """By default Adams' method of order 3 with 10 steps of a call each, as `jf.recommended` has it."""
+        if name is not None or any(value is not None for value in options.values()):
+            return super().sampler(name, steps, **options)
+        steps = 10 if steps is None else steps
+        check_integers(steps=(steps, 1, _MOST_STEPS))
+        return jf.FixedSteps(
+            jf.EasedGrid(steps, 1.0, 1.5), jf.Adams(3, corrector=True), clock=jf.RatioClock(), end="stop"
+        )
 
     def evaluate(self, field, sampler, num, seed):
         """Judged by an SVM that was trained on the same images, and by distances."""

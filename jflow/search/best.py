@@ -22,7 +22,7 @@ from .._grid import EasedGrid, RatioGrid, eased_shares
 from .._recommended import recommended
 from .._sampler import FixedSteps, as_sampler
 from .._solver import Adams, DPMpp
-from .._types import PRNGKey, Time
+from .._types import Number, PRNGKey, Time
 from .._validate import check_count, check_key
 from ._task import (
     FINE_STEPS,
@@ -70,7 +70,7 @@ def best_sampler(
     *,
     candidates: dict[str, Callable[[int], Any]] | None = None,
     fit: int = 0,
-    budget: float | None = None,
+    budget: Number | None = None,
     args: Any = None,
     args_in_axes: Any = None,
     t0: Time = 0.0,
@@ -139,9 +139,11 @@ def best_sampler(
     task, other = (make_task(field, k, shape, args, args_in_axes, num, start, dtype) for k in (key_test, key_fit))
     ends = make_ends(t0, t1)
     plans = _plans(task, candidates, ends, nfe)
-    costs = _costs(task, plans, nfe, fit, iterations)
+    first = next(iter(plans.values()))
+    trial, slopes = _tried(task, first, nfe), (len(STARTS) * iterations, WEIGHTS * iterations)
     if progress:
-        tqdm.write(_line(costs, len(plans), fit, budget), file=sys.stderr)
+        cost = _forecast(task, trial, plans, nfe, [slopes[0]] * fit + [slopes[1]] * (fit > 0))
+        tqdm.write(_line(*cost, len(plans), fit, budget), file=sys.stderr)
     targets, fit_targets, table = {}, {}, {}
     total = len(plans) + fit + (fit > 0)
     with tqdm(total=total, desc="best_sampler", unit="sampler", disable=None if progress else True) as bar:
@@ -158,18 +160,20 @@ def best_sampler(
                 fit_targets[sampler.end] = fine(other, ends, sampler.end)
             return fit_targets[sampler.end]
 
-        for (name, sampler), cost in zip(list(plans.items()), costs.plans, strict=True):
-            if affords(cost):
+        drawn = [first]
+        for name, sampler in list(plans.items()):
+            if affords(trial.cost(sampler, drawn, targets)):
                 measure(name, sampler)
+                drawn.append(sampler)
             bar.update()
         for name in _distinct(_ranked(table), plans)[:fit]:
-            if affords(costs.times):
+            if affords(trial.fit(slopes[0])):
                 sampler = plans[name]
                 times = fit_times(other, aim(sampler), ends, sampler, iterations, progress, until)
                 measure(f"{name}, times fitted", with_times(sampler, times, sampler.end))
             bar.update()
         for name in [name for name in _ranked(table) if _has_weights(plans[name])][: fit > 0]:
-            if affords(costs.weights):
+            if affords(trial.fit(slopes[1])):
                 sampler = plans[name]
                 found = fit_weights(other, aim(sampler), ends, sampler, WEIGHTS * iterations, progress, until)
                 measure(f"{name.removesuffix(', times fitted')}, times and weights fitted", found)
@@ -251,52 +255,57 @@ def _step_cost(task):
     return cost if isinstance(cost, int) else 2  # guidance on an interval of times
 
 
-class _Costs(NamedTuple):
-    """What a search is expected to cost."""
+class _Trial(NamedTuple):
+    """Seconds, by a trial of one sampler."""
 
-    evaluations: int
-    seconds: float
-    plans: list[float]
-    """Seconds of each sampler, with the programs that are new with it."""
-    times: float
-    weights: float
+    program: float
+    """To compile a program."""
+    drawing: float
+    """To draw the samples of a sampler."""
+    fine: float
+    """To draw those of the fine solve."""
+
+    def cost(self, sampler: FixedSteps, drawn: list[FixedSteps], ends: Any) -> float:
+        """Of a sampler, after those that were drawn, where fine solves to these ends were."""
+        new = not any(sampler.n == s.n and eqx.tree_equal(_but_times(sampler), _but_times(s)) for s in drawn)
+        return self.drawing + new * self.program + (sampler.end not in ends) * (self.program + self.fine)
+
+    def fit(self, steps: int) -> float:
+        """Of a descent."""
+        return GRADIENT * (self.program + steps * self.drawing)
 
 
-def _costs(task: Task, plans, nfe, fit, iterations) -> _Costs:
-    """The costs by a trial of the first sampler: the second drawing of a program is one without compilation."""
-    first, *_ = plans.values()
+def _tried(task: Task, sampler: FixedSteps, nfe: int) -> _Trial:
+    """The trial: the second drawing of a program is one without compilation."""
     seconds = []
     for _ in range(2):
         begin = time.monotonic()
-        jax.block_until_ready(draw(task, first).x)
+        jax.block_until_ready(draw(task, sampler).x)
         seconds.append(time.monotonic() - begin)
-    program, evaluation = max(seconds[0] - seconds[1], 0.0), seconds[1] / nfe
     fine_nfe = FINE_STEPS * _step_cost(task)
-    fine_cost, seen, ends, each = fine_nfe * evaluation, [first], set(), []
+    return _Trial(max(seconds[0] - seconds[1], 0.0), seconds[1], seconds[1] * fine_nfe / nfe)
+
+
+def _forecast(task, trial, plans, nfe, slopes):
+    """The evaluations of a search, those of the trial with them, and its seconds from now on; `slopes` the numbers of
+    steps of its descents.
+    """
+    drawn, ends, seconds = [next(iter(plans.values()))], set(), 0.0
     for sampler in plans.values():
-        new = not any(sampler.n == s.n and eqx.tree_equal(_but_times(sampler), _but_times(s)) for s in seen)
-        each.append(nfe * evaluation + new * program + (sampler.end not in ends) * (program + fine_cost))
-        seen, ends = [*seen, sampler], {*ends, sampler.end}
-    slopes = len(STARTS) * iterations, WEIGHTS * iterations
-    times, weights = (GRADIENT * (program + steps * nfe * evaluation) for steps in slopes)
-    fits = fit * slopes[0] + (fit > 0) * slopes[1]
-    fines = len(ends) + (fit > 0)
-    return _Costs(
-        evaluations=len(task.keys) * (nfe * (2 + len(plans) + GRADIENT * fits) + fine_nfe * fines),
-        seconds=sum(each) + fit * times + (fit > 0) * (weights + fine_cost),
-        plans=each,
-        times=times,
-        weights=weights,
-    )
+        seconds += trial.cost(sampler, drawn, ends)
+        drawn, ends = [*drawn, sampler], {*ends, sampler.end}
+    seconds += sum(map(trial.fit, slopes)) + bool(slopes) * trial.fine
+    fine_nfe = FINE_STEPS * _step_cost(task) * (len(ends) + bool(slopes))
+    return len(task.keys) * (nfe * (2 + len(plans) + GRADIENT * sum(slopes)) + fine_nfe), seconds
 
 
-def _line(costs, plans, fit, budget):
+def _line(evaluations, seconds, plans, fit, budget):
     """What a search says before it starts."""
     fits = f" and {fit} fits" if fit else ""
     spent = "" if budget is None else f", of which it may take {budget:g} s"
     return (
-        f"best_sampler: {plans} samplers{fits}, {costs.evaluations:,} evaluations of the network, "
-        f"about {costs.seconds:.3g} s{spent}"
+        f"best_sampler: {plans} samplers{fits}, {evaluations:,} evaluations of the network, "
+        f"about {seconds:.3g} s{spent}"
     )
 
 
