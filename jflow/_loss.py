@@ -102,7 +102,7 @@ def _mean(errors, mask):
     full = jtu.tree_map(broadcast, errors, masks)
     kept = jtu.tree_map(lambda e, m: jnp.sum(jnp.where(m, e, 0)), errors, full)
     count = sum(jnp.sum(m) for m in jtu.tree_leaves(full))
-    return sum(jtu.tree_leaves(kept)) / count
+    return sum(jtu.tree_leaves(kept)) / jnp.asarray(count, float)
 
 
 def _check(field, key, x0, law, weight, t):

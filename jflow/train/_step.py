@@ -14,6 +14,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from .._event import joined
 from ._state import State, average_dtype
 
 Loss = Callable[[Any, Any, Any], Any]
@@ -79,7 +80,8 @@ def _step(state, arrays, key, batch, static, mesh):
     value, grads = jax.value_and_grad(objective)(state.params)
     norm = _norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    new = _update(state, grads, finite)
+    with jax.numpy_dtype_promotion("standard"):  # which optimisers count on
+        new = _update(state, grads, finite)
     if mesh is not None:
         new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
     return new, Info(value, norm, finite)
@@ -145,7 +147,7 @@ def _scalar(value: Any) -> Array:
             "over the event, and leave the batch to jflow.train.step, which vmaps the loss."
         )
     value = jnp.asarray(value)
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value.astype(joined(value.dtype, jnp.float32))
 
 
 def _split(loss: Loss) -> tuple[list[Any], Any]:
