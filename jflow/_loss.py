@@ -97,8 +97,8 @@ def _partner(x0, x1, path):
 
 def _mean(errors, args):
     """The mean of the errors over the components of the event that are there."""
-    kept = UNPADDED.apply(errors, args)
-    return ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(kept))) / UNPADDED.rank(errors, args)
+    kept, count = UNPADDED.apply(errors, args), UNPADDED.rank(errors, args)
+    return ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(kept))) / jnp.asarray(count, float)
 
 
 def _check(field, key, x0, law, weight, t):

@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._clock import PathClock, ThetaClock
-from .._event import float_type, row
+from .._event import float_type, joined, row
 from .._field import AbstractField, check_field
 from .._grid import AbstractGridRule
 from .._noise_rule import AbstractNoiseRule
@@ -231,7 +231,7 @@ def bind(
     """
     path = field.path if isinstance(field, AbstractField) else None
     times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
-    wide = jnp.result_type(jnp.float32, float_type(times)) if dtype is None else dtype
+    wide = joined(jnp.float32, float_type(times)) if dtype is None else dtype
     times = times.astype(wide)
     if not sampler.facts.narrow and wide == jnp.float32:
         raise ValueError(

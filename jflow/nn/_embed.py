@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._event import joined
 from .._validate import concrete, scalar_time
 from ._draw import drawn_at_once, normal
 from ._events import positive
@@ -29,7 +30,7 @@ def fourier_features(t: ArrayLike, frequencies: Float[Array, " k"]) -> Float[Arr
     ```
     """
     t = scalar_time(t)
-    dtype = jnp.promote_types(jnp.promote_types(t.dtype, frequencies.dtype), jnp.float32)
+    dtype = joined(t.dtype, frequencies.dtype, jnp.float32)
     phase = 2 * jnp.pi * frequencies.astype(dtype) * t.astype(dtype)
     return math.sqrt(2) * jnp.concatenate([jnp.sin(phase), jnp.cos(phase)])
 

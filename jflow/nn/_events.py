@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
+from .._event import joined
+
 
 def positive(name: str, value: Any) -> int:
     """`value` as a Python integer; raises `ValueError` where it is no positive integer."""
@@ -40,4 +42,4 @@ def as_event(network: str, x: ArrayLike, shape: tuple[int, ...], dtype: DTypeLik
     if x.shape != shape:
         hint = "; a batch goes through jax.vmap, over t, x and args together" if x.shape[1:] == shape else ""
         raise ValueError(f"This {network} takes one event of shape {shape}. Got {x.shape}{hint}.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype)
+    return x.astype(joined(x.dtype, jnp.float32) if dtype is None else dtype)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._event import joined
 from .._trainable import trainable
 
 
@@ -228,7 +229,7 @@ def _check_still(field):
 
 def average_dtype(p: Array) -> Any:
     """float32, or the parameter's own type where that is wider."""
-    return jnp.promote_types(p.dtype, jnp.float32)
+    return joined(p.dtype, jnp.float32)
 
 
 def _as_array(leaf):

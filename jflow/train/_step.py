@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from .._event import joined
 from .._mesh import automatic
 from ._state import State, average_dtype
 
@@ -102,7 +103,8 @@ def _step(state, arrays, key, batch, static, mesh):
     (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
     norm = _norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    new = _update(state, grads, finite, value, lambda params: objective(params)[0])
+    with jax.numpy_dtype_promotion("standard"):  # which optimisers count on
+        new = _update(state, grads, finite, value, lambda params: objective(params)[0])
     if mesh is not None:
         new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
     return new, Info(value, norm, finite, metrics)
@@ -190,8 +192,8 @@ def _value_and_metrics(out: Any) -> tuple[Array, PyTree]:
                 "The metrics beside a loss must be numbers and arrays of one example, whose means over the batch are "
                 f"reported. Got {type(leaf).__name__} at metrics{jtu.keystr(path)}: leave it out."
             )
-    wide = jtu.tree_map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)), metrics)
-    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32)), wide
+    wide = jtu.tree_map(lambda leaf: jnp.asarray(leaf, joined(jnp.result_type(leaf), jnp.float32)), metrics)
+    return jnp.asarray(value, joined(jnp.result_type(value), jnp.float32)), wide
 
 
 def _split(loss: Loss) -> tuple[list[Any], Any]:

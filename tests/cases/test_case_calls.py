@@ -137,6 +137,16 @@ def test_labels_of_many_bits():
     assert (sol.status != 0).all()
 
 
+def test_conditions_of_many_bits():
+    """Numbers that the device's type does not hold raise, of Python or numpy; those that it holds go through."""
+    field = jf.Field(lambda t, x, args: x * jnp.asarray(args, jnp.float32), jf.CondOT(), "velocity")
+    for label in (2**31, -(2**40), np.int64(2**40), np.asarray([2**32]), np.uint64(2**63), np.float64(1e300)):
+        with pytest.raises(ValueError, match="must fit the type"):
+            jf.sample(field, KEY, (1,), GRID, args=label)
+    for label in (2**31 - 1, np.int64(-(2**31)), np.uint32(2**32 - 1), np.uint8(255), np.float64(0.1)):
+        assert jf.sample(field, KEY, (1,), GRID, args=label).x.shape == (1,)
+
+
 def euler(field, x, times):
     def step(x, pair):
         return x + (pair[1] - pair[0]) * field.velocity(pair[0], x), None

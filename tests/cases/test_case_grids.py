@@ -37,6 +37,44 @@ def test_multistep_with_noise(order):
         np.testing.assert_allclose(std, STD, rtol=0.2)
 
 
+@pytest.mark.parametrize("grid", [jf.UniformGrid(20), jf.UniformGrid(20, 0.05, 0.95)], ids=["whole", "inner"])
+@pytest.mark.parametrize("parts", [{"eta": 0.3}, {"eta": 1.0}, {"clock": jf.ThetaClock()}], ids=str)
+def test_adams_in_a_clock_of_growing_steps(grid, parts):
+    """It raises before anything is traced, and what it advises works."""
+    solver = jf.Adams(4, corrector=True)
+    with pytest.raises(ValueError, match=r"finite at the data.*Got ThetaClock\(\).*jflow.DPMpp\(\)"):
+        jf.sample(FIELD, jr.key(0), (2,), jf.FixedSteps(grid, solver, **parts))
+    sampler = jf.FixedSteps(grid, jf.DPMpp(), eta=parts.get("eta"))
+    assert jf.sample(FIELD, jr.key(0), (2,), sampler).status == 0
+
+
+def test_grid_of_float64_for_a_state_of_float32(x64):
+    """Two times that are one in the type of the state raise; a state of float64 tells them apart."""
+    with pytest.raises(ValueError, match="must differ in the type of the state, float32"):
+        jf.sample(FIELD, jr.key(0), (2,), jf.FixedSteps(NEAR, jf.Adams(3)))
+    sol = jf.decode(FIELD, jnp.ones(2, jnp.float64), jf.FixedSteps(NEAR, jf.Adams(3)))
+    assert sol.status == 0 and jnp.isfinite(sol.x).all()
+
+
+RULES = [
+    jf.LogSNRGrid(20, -20.0, 40.0),
+    jf.KarrasGrid(18, 1e-8, 80.0),
+    jf.ShiftedGrid(jf.UniformGrid(10), 1e-9),
+    jf.UniformGrid(10),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_levels_that_round_to_the_data(rule):
+    """A level of noise that is given is not zero: no two times are one, and only a grid that ends at 1 holds it."""
+    times = np.asarray(jf.stepper(FIELD, rule).times)
+    assert (np.diff(times) > 0).all() and (times[-1] == 1) == rule.ends_at_one
+    plain = np.asarray(rule.times(FIELD.path))
+    np.testing.assert_allclose(times, plain, atol=len(times) * 2.0**-24)
+    near = plain > 1 - len(times) * 2.0**-24
+    assert (times[~near] == plain[~near]).all()
+
+
 def test_grid_in_the_type_it_runs_in():
     """A grid is checked in the type in which it runs: times that coincide there raise, or give the right samples."""
     out = drawn(NEAR, solver=jf.Adams(3))

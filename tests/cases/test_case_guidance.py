@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
 import jflow as jf
@@ -48,6 +49,19 @@ def guided_null(condition, null):
 def dropped_null(condition, null):
     """The sum of the condition at a rate of 1."""
     return jnp.sum(jnp.asarray(jf.drop_condition(jr.key(0), condition, null, 1.0), jnp.float32))
+
+
+@pytest.mark.parametrize("given", [guided_null, dropped_null], ids=["Guided", "drop_condition"])
+def test_null_label_of_another_type(given):
+    """A null condition keeps its value beside a condition of any integer or floating type, or raises."""
+    for kind in (jnp.bool_, jnp.uint8, jnp.int8, jnp.int32, jnp.uint32, jnp.float32):
+        for null in (10, 300, -1):
+            if (kind, null) == (jnp.uint32, -1):
+                continue
+            assert float(given(jnp.asarray(1, kind), null)) == null
+    for condition, null in ((jnp.uint32(1), -1), (jnp.int32(1), 10.5), (1, 2**40), (np.int64(2**40), 3)):
+        with pytest.raises(ValueError, match="must"):
+            given(condition, null)
 
 
 @pytest.mark.parametrize("given", [guided_null, dropped_null], ids=["Guided", "drop_condition"])

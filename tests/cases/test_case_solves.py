@@ -2,6 +2,7 @@
 
 import gc
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -30,6 +31,42 @@ def test_first_step_of_large_data():
         sol = flow(jnp.asarray([mean]), jnp.asarray(std))
         spread = float(jnp.std(sol.x) / std / jnp.std(z))
         assert abs(spread - 1) < 0.05 or (sol.status != 0).all()
+
+
+UNITS = ((3e5, 5e4), (9e5, 1.5e5), (101325.0, 1000.0), (1e7, 1e6), (0.0, 1.0), (0.01, 1e-3), (0.0, 1e-4))
+
+
+def test_start_in_any_units():
+    """Forward, from data to noise, in lanes and with steps to given times: a fast start is seen in any units."""
+    z = jr.normal(jr.key(0), (50, 1))
+    clipped = dfx.ClipStepSizeController(dfx.PIDController(1e-5, 1e-5), step_ts=[0.5])
+
+    @jax.jit
+    def both(mean, std):
+        field = jf.distributions.Gaussian(mean, std=std).field(jf.CondOT())
+        there = [
+            jax.vmap(lambda x0, c=c: jf.decode(field, x0, jf.AdaptiveSteps(controller=c)))(z) for c in (None, clipped)
+        ]
+        return there, jax.vmap(lambda x1: jf.encode(field, x1))(mean + std * z)
+
+    for mean, std in UNITS:
+        there, back = both(jnp.asarray([mean]), jnp.asarray(std))
+        assert all((sol.status == 0).all() for sol in (*there, back))
+        error = 2e-3 * max(abs(mean), std, 1e-2) if std > 1e-3 else 2e-5  # the tolerance, over all steps
+        for sol in there:
+            np.testing.assert_allclose(sol.x, mean + std * z, atol=max(0.02 * std, error * 1e-2))
+        np.testing.assert_allclose(back.x.std(), z.std(), rtol=0.03)
+    field = jf.distributions.Gaussian([3e5], std=5e4).field(jf.CondOT())
+    pool = jf.generate(field, jr.key(0), 40, (1,), jf.AdaptiveSteps(), batch_size=16, progress=False)
+    alone = jax.jit(jax.vmap(lambda i: jf.sample(field, jr.fold_in(jr.key(0), i), (1,), jf.AdaptiveSteps())))
+    np.testing.assert_allclose(pool.x, alone(jnp.arange(40, dtype=jnp.uint32)).x, rtol=1e-3)
+
+
+def test_state_beyond_the_range_of_its_type():
+    """A result that the type asked for does not hold has another status than 0."""
+    field = jf.Field(lambda t, x, args: 1e6 + 0 * x, jf.CondOT(), "velocity")
+    sol = jf.sample(field, jr.key(0), (2,), jf.UniformGrid(4), dtype=jnp.float16)
+    assert jnp.isinf(sol.x).all() and sol.status == 1
 
 
 def test_first_step_turned_around():
@@ -69,7 +106,15 @@ def test_one_probe_under_debug_nans():
     """A right program makes no NaN on purpose: `jax_debug_nans` does not stop a likelihood by one probe."""
     with jax.debug_nans(True):
         sol = jf.log_prob(network(), jnp.ones(2), jf.UniformGrid(2), key=jr.key(0), divergence=jf.Hutchinson(1))
-    assert jnp.isfinite(sol.log_prob) and sol.status == 0
+    assert jnp.isfinite(sol.log_prob) and sol.status == 0 and sol.log_prob_se is None
+
+
+@pytest.mark.parametrize("parts", [{}, {"eta": 1.0}, {"eta": 1.0, "solver": jf.DPMpp(2)}], ids=["ode", "eta", "DPMpp"])
+def test_samples_under_debug_nans(parts):
+    """From alpha = 0 to sigma = 0, with and without noise."""
+    with jax.debug_nans(True):
+        sol = jf.sample(network(), jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(3), **parts))
+    assert sol.status == 0
 
 
 def test_memory_of_plain_calls(caplog):
@@ -150,7 +195,18 @@ def _loss(field, key, x):
     return jf.matching_loss(field, key, x)
 
 
+def trained(optimizer):
+    state = jf.train.init(network(), optimizer, ema=0.9)
+    return jf.train.step(state, _loss, jr.key(0), jnp.ones((4, 2)))[1].loss
+
+
 STRICT = {
+    "adaptive": lambda: jf.sample(network(), jr.key(0), (2,), jf.AdaptiveSteps()).x,
+    "bfloat16": lambda: jf.sample(network(), jr.key(0), (2,), jf.UniformGrid(4), dtype=jnp.bfloat16).x.astype(float),
+    "log_prob": lambda: jf.log_prob(network(), jnp.ones(2), jf.UniformGrid(4)).log_prob,
+    "adam": lambda: trained(optax.adam(1e-3)),
+    "mask": lambda: jf.matching_loss(network(), jr.key(0), jnp.ones(2), mask=jnp.array([1, 0])),
+    "stratified": lambda: jf.laws.stratified_times(jr.key(0), 4),
     "solve": lambda: jf.solve(lambda t, x, args: -x, jnp.ones(2), jf.UniformGrid(4)).x,
     "sample": lambda: jf.sample(network(), jr.key(0), (2,), jf.UniformGrid(4)).x,
     "eta": lambda: jf.sample(network(), jr.key(0), (2,), jf.FixedSteps(jf.UniformGrid(4), eta=1.0)).x,

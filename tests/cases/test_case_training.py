@@ -56,6 +56,23 @@ class Standardised(nnx.Module):
         return self.linear(jnp.concatenate([x - self.mean[...], t[None]]))
 
 
+class Centred(nnx.Module):
+    """A network with a constant that is no variable at all."""
+
+    def __init__(self, rngs):
+        self.mean = nnx.data(jnp.array([5.0, 5.0]))
+        self.layers = nnx.List([nnx.Linear(2, 2, rngs=rngs)])
+
+    def __call__(self, t, x, args):
+        return self.layers[0](x - self.mean)
+
+
+def test_arrays_of_a_flax_module():
+    """An array of a flax module that is no variable is not trained."""
+    mask = jf.trainable(jf.Field(Centred(nnx.Rngs(0)), jf.CondOT(), predicts="velocity"))
+    assert not mask.net.mean and mask.net.layers[0].kernel.get_value()
+
+
 def test_constants_of_a_network():
     """A flax variable that is no parameter is neither trained nor decayed."""
     field = jf.Field(Standardised(nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
@@ -190,6 +207,28 @@ def test_one_key_for_data_and_fit():
     optimizer = optax.sgd(0.1)
     same, other = mean_loss(jr.key(0)), mean_loss(jr.key(1))
     assert abs(same / other - 1) < 0.1
+
+
+def test_one_key_for_everything():
+    """What is drawn from one key, data, noise, starts and samples, is independent."""
+    key, n = jr.key(0), 4000
+    unit = jf.distributions.Gaussian(jnp.zeros(1), std=1.0)
+    pair = jf.distributions.GaussianMixture(jnp.zeros((2, 1)), stds=jnp.ones(2))
+    field = jf.Field(lambda t, x, args: 0 * x, jf.CondOT(), "velocity")
+    keys = jr.split(key, n)
+    draws = {
+        "normal": jax.vmap(lambda k: jr.normal(k, (1,)))(keys),
+        "source": jax.vmap(lambda k: jf.Normal().sample(jr.fold_in(k, 1), jnp.zeros(1)))(keys),
+        "Gaussian": jax.vmap(unit.sample)(keys),
+        "mixture": jax.vmap(pair.sample)(keys),
+        "sample": jax.vmap(lambda k: jf.sample(field, k, (1,), jf.UniformGrid(1)).x)(keys),
+        "generate": jf.generate(field, key, n, (1,), jf.UniformGrid(1), progress=False).x,
+        "moons": jf.data.moons(key, n)[:, :1],
+        "circles": jf.data.circles(key, n)[:, :1],
+    }
+    names = [name for name in draws if name != "generate"]  # its key of sample i is fold_in(key, i), as split gives it
+    table = np.abs(np.corrcoef(np.concatenate([np.asarray(draws[name]) for name in names], 1).T))
+    assert (table - np.eye(len(names))).max() < 0.08  # five standard errors
 
 
 def test_batch_of_raw_pixels():
