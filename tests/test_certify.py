@@ -210,7 +210,7 @@ WRONG = {
     "noise without its drift": (maruyama(scale=lambda i, n: 2**0.5), {}),
     "ancestral variance 2 percent too large": (ancestral(variance=1.02), {}),
     "ancestral variance 2 percent too small, eta 0.5": (ancestral(variance=0.98, eta=0.5), {}),
-    "wrong sigma at one step": (ancestral(level=lambda i, n, s: jnp.where(i == n // 2, 1.1, 1.0) * s), {}),
+    "wrong sigma at one step": (ancestral(level=lambda i, n, s: jnp.where(i == n // 2, 0.9, 1.0) * s), {}),
     "a stage at the wrong time": (heun(node=0.9), {}),
     "wrong weights of stages": (heun(weight=0.6), {}),
     "time shifted by half a step": (euler(rate=lambda f, i, t, t1, x: f.velocity((t + t1) / 2, x)), {}),
@@ -279,14 +279,15 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", tiers(WRONG, ["stops one step short", "noise 3 percent too large"]))
+@pytest.mark.parametrize("name", tiers(WRONG, ["noise 3 percent too large"]))
 def test_an_altered_sampler_gets_no_certificate(name):
     sampler, options = WRONG[name]
     report = jf.testing.certify(sampler, steps=STEPS, **options)
     assert not report.ok, report
 
 
-@pytest.mark.parametrize("name", tiers(RIGHT, ["ancestral"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIGHT)
 def test_a_right_sampler_gets_one(name):
     sampler, options = RIGHT[name]
     jf.testing.certify(sampler, steps=STEPS, **options).check()
@@ -322,6 +323,7 @@ def test_the_law_of_the_ancestral_step_is_exact():
     assert pushed.noisy and pushed.counting == n and pushed.memory(world, 1) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_certificate_prints_its_figures():
     report = jf.testing.certify(euler(), steps=(8, 16), order=2, calls=17, tolerance=0.01)
     failed = [check.name for check in report if not check.passed]

@@ -126,7 +126,7 @@ def _rows(world: World, steps: Sequence[int], order: Number | None, tolerance: N
         )
         yield Check("order on a mixture", slope, None, True, f"n = {' to '.join(map(str, steps[-2:]))}")
     if order is not None and not np.isnan(slope):
-        yield bounded("order, off the advertised", max(order - slope, 0.0), 0.35)
+        yield bounded("order, off the advertised", max(order - slope, 0.0), 0.4)
     if all(run.times is not None for run in pair):
         yield from _step_rows(world, *pair, fine, slope)
 
