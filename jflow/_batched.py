@@ -1,5 +1,6 @@
 """Many examples, in chunks, with one compilation."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -158,10 +159,10 @@ def generate(
     check_count(n=n)
     check_field(field)
     like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
-    one = _first(args, args_in_axes)
+    shared, split = _split_args(args, args_in_axes, n)
+    one = _condition(shared, jtu.tree_map(lambda leaf: leaf[0], split))
     sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)
     _checked(field, sampler, one, False, None)
-    shared, split = _split_args(args, args_in_axes, n)
     devices = count_devices(mesh)
     size = _chunk_size(n, batch_size, devices)
     pooled = takes_lanes(sampler) and saveat is None
@@ -193,9 +194,7 @@ def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh
 
     def many(arrays, n, index, part):
         field, key, sampler, shared, saveat = eqx.combine(arrays, rest)
-
-        def condition(part):
-            return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
+        condition = ft.partial(_condition, shared)
 
         def one(i, part):
             own = None, jr.fold_in(key, i), sampler, condition(part), None, None, None, saveat, None
@@ -279,15 +278,9 @@ def _kind(leaf):
     return leaf.dtype if _is_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
 
 
-def _first(args, axes):
-    """The condition of the first sample."""
-    try:
-        return jtu.tree_map(
-            lambda axis, sub: sub if axis is None else jtu.tree_map(lambda leaf: np.asarray(leaf)[0], sub),
-            axes, args, is_leaf=lambda leaf: leaf is None,
-        )  # fmt: skip
-    except (ValueError, IndexError):
-        return args  # `_split_args` says what is wrong
+def _condition(shared, part):
+    """The condition of a sample, from what all share and its own part."""
+    return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
 
 
 def _split_args(args, axes, n):
