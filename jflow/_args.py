@@ -95,12 +95,12 @@ def present(x: PyTree, args: PyTree) -> PyTree:
         return None
 
     def leaf(a, m):
-        shape = jnp.shape(m) if eqx.is_array_like(m) else None
-        known = shape is not None and len(shape) <= len(a.shape)
-        if not known or any(k not in (1, n) for k, n in zip(shape, a.shape, strict=False)):
+        array = eqx.is_array_like(m)
+        shape = jnp.shape(m) if array else (0, *a.shape)
+        if len(shape) > len(a.shape) or any(k not in (1, n) for k, n in zip(shape, a.shape, strict=False)):
             raise ValueError(
                 "A mask must go along the first axes of the event, one entry for each of its points or components; "
-                f"one array, or one a leaf. Got {type(m).__name__ if shape is None else f'shape {shape}'} for an event "
+                f"one array, or one a leaf. Got {f'shape {shape}' if array else type(m).__name__} for an event "
                 f"of shape {a.shape}; jflow.generate takes one for each sample by args_in_axes, as Args(None, mask=0)."
             )
         return jnp.broadcast_to((jnp.asarray(m) != 0).reshape(shape + (1,) * (len(a.shape) - len(shape))), a.shape)

@@ -1,5 +1,6 @@
 """Many examples, in chunks, with one compilation."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -171,7 +172,7 @@ def generate(
     check_field(field)
     like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
     shared, split = _split_args(args, args_in_axes, n)
-    one = eqx.combine(shared, jtu.tree_map(lambda leaf: leaf[0], split))
+    one = _condition(shared, jtu.tree_map(lambda leaf: leaf[0], split))
     sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)
     _checked(field, sampler, one, False, None)
     devices = count_devices(mesh)
@@ -207,9 +208,7 @@ def _draw_chunk(field, key, sampler, shared, saveat, n, index, part, shape, mesh
 
     def many(arrays, n, index, part):
         field, key, sampler, shared, saveat = eqx.combine(arrays, rest)
-
-        def condition(part):
-            return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
+        condition = ft.partial(_condition, shared)
 
         def one(i, part):
             own = None, jr.fold_in(key, i), sampler, condition(part), None, None, None, saveat, None
@@ -299,6 +298,11 @@ def _is_key(leaf):
 def _kind(leaf):
     """The type that an array has on a device."""
     return leaf.dtype if _is_key(leaf) else jax.dtypes.canonicalize_dtype(leaf.dtype)
+
+
+def _condition(shared, part):
+    """The condition of a sample, from what all share and its own part."""
+    return eqx.combine(part, shared, is_leaf=lambda leaf: leaf is None)
 
 
 def _split_args(args, axes, n):

@@ -184,9 +184,9 @@ class Preconditioned(AbstractField):
 
     net: Callable[..., PyTree]
     path: AbstractAffinePath
+    draws: bool = eqx.field(static=True)
     sigma_data: Array = frozen()
     c_noise: Callable[[Array], ArrayLike] | None = frozen()
-    draws: bool = eqx.field(static=True)
     predicts: ClassVar[Prediction] = "data"
 
     def __init__(

@@ -77,7 +77,10 @@ def matching_loss(
     t = t.astype(state_dtype(x1))
     if mask is not None:
         args = Args(Args.of(args).condition, **{**Args.of(args).entries, "mask": mask})
-    x0 = path.source.sample(key_source, x1, args) if x0 is None else _partner(x0, x1, path)
+    if x0 is None:
+        x0 = path.source.sample(key_source, x1, args)
+    elif not path.letters:
+        x0 = cast_like(as_state(x0, "x0"), x1, "x0")
     if isinstance(path, AbstractAffinePath):
         x0, x1 = (noise_map(path.source).project(x, args) for x in (x0, x1))
     z = path.latent(key_latent, x1, args)
@@ -88,11 +91,6 @@ def matching_loss(
         for head, v in zip(heads(field.predicts), values, strict=True)
     )
     return jnp.asarray(loss if weight is None else weight(path.log_snr(t)) * loss)  # pyright: ignore
-
-
-def _partner(x0, x1, path):
-    """Given x0, checked."""
-    return x0 if path.letters else cast_like(as_state(x0, "x0"), x1, "x0")
 
 
 def _mean(errors, args):

@@ -111,8 +111,7 @@ class _Projection(AbstractNoiseMap):
     def solve(self, x: PyTree, args: Any = None) -> Event:
         return self.apply(x, args)
 
-    def project(self, x: PyTree, args: Any = None) -> Event:
-        return self.apply(x, args)
+    project = solve
 
     def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         return 0.0
