@@ -132,7 +132,8 @@ class Score(AbstractPrediction):
 
     def target(self, path: AbstractPath, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None, args: Any = None) -> Event:
         check_score(path.source, "A field that predicts the score")
-        return precision(noise_map(path.source), jtu.tree_map(lambda leaf: -leaf / path.sigma(t), x0), args)
+        sigma = path.sigma(t)  # pyright: ignore[reportAttributeAccessIssue]
+        return precision(noise_map(path.source), jtu.tree_map(lambda leaf: -leaf / sigma, x0), args)
 
     def row(self, path: AbstractAffinePath, t: Time) -> Row | None:
         check_score(path.source, "A score")

@@ -362,7 +362,8 @@ def typed(solution: Solution, dtype: Any) -> Solution:
     """The solution with its state in the type `dtype`."""
     if dtype is None:
         return solution
-    wide, done = (solution.x, solution.xs), solution.status
+    done: Any = solution.status
+    wide = solution.x, solution.xs
     x, xs = rounded(wide, dtype)
     lost = jtu.tree_map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), wide, (x, xs))
     status = jnp.where((done == 0) & jnp.any(jnp.stack(jtu.tree_leaves(lost))), 1, done)  # beyond the type's range

@@ -328,7 +328,7 @@ def dpm_adaptive(
     assert sol.status == 0 and sol.nfe % 3 == 0
     ```
     """
-    return AdaptiveSteps(DPMppSinglestep(3), t0=t0, t1=t1, rtol=rtol, atol=atol)
+    return AdaptiveSteps(DPMppSinglestep(3), t0=t0, t1=t1, rtol=rtol, atol=atol)  # pyright: ignore[reportArgumentType]
 
 
 def sa_solver(
