@@ -203,8 +203,8 @@ def transport(
     saveat: dfx.SaveAt | None = None,
     event: dfx.Event | None = None,
 ) -> tuple[Any, Solution, Any, Any]:
-    """The state, in the space of the source, carried along the ODE, with the divergence accumulated beside it unless that
-    is `False`: the equation, the solution, the first and the last time of the sampler.
+    """The state, in the space of the source, carried along the ODE, with the divergence accumulated beside it unless
+    that is `False`: the equation, the solution, the first and the last time of the sampler.
     """
     dense, x = divergence is not False, noise_map(field.path.source).project(x, args)
     if isinstance(sampler, AdaptiveSteps):
