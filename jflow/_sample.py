@@ -33,7 +33,7 @@ from ._noise_rule import AbstractNoiseRule
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
-from ._source import has_score
+from ._source import has_score, noise_map
 from ._types import Checked, DType, PRNGKey, Shape, Solution
 from ._validate import check_key, check_kind, stream, streams
 
@@ -199,10 +199,10 @@ def transport(
     field: AbstractField, x: PyTree, sampler: Sampler, args: Any, what: str, forward: bool, divergence: Any = None,
     key: PRNGKey | None = None, saveat: dfx.SaveAt | None = None, event: dfx.Event | None = None,
 ) -> tuple[Any, Solution, Any, Any]:  # fmt: skip
-    """The state carried along the ODE, with the divergence accumulated beside it unless that is `False`: the equation,
-    the solution, the first and the last time of the sampler.
+    """The state, in the space of the source, carried along the ODE, with the divergence accumulated beside it unless
+    that is `False`: the equation, the solution, the first and the last time of the sampler.
     """
-    dense = divergence is not False
+    dense, x = divergence is not False, noise_map(field.path.source).project(x, args)
     if isinstance(sampler, AdaptiveSteps):
         equation, times = adaptive_equation(field, sampler), ends(sampler)
         equation, state = with_divergence(equation, x, divergence, key) if dense else (equation, x)

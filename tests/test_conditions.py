@@ -214,6 +214,9 @@ def test_the_likelihood_of_a_masked_gaussian_is_exact(source, x64):
     np.testing.assert_allclose(log_prob(x, MASK), truth, rtol=1e-6)
     wider = jnp.where(jnp.pad(MASK, (0, 3))[:, None], padded(x, 3), jnp.nan)
     np.testing.assert_allclose(log_prob(wider, jnp.pad(MASK, (0, 3))), truth, rtol=1e-6)
+    adaptive = jf.log_prob(field, wider, args=jf.Args(None, mask=jnp.pad(MASK, (0, 3))))  # the default sampler
+    np.testing.assert_allclose(adaptive.log_prob, truth, rtol=1e-3)
+    assert adaptive.status == 0 and (adaptive.x[4:] == 0).all()
     swap = jr.permutation(jr.key(5), 5)
     np.testing.assert_allclose(log_prob(x[swap], MASK[swap]), truth, rtol=1e-6)
 
