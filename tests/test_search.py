@@ -292,6 +292,5 @@ def test_a_fit_beats_every_fixed_rule(path, predicts, nfe):
     fitted = [name for name in best.table if name.endswith("fitted")]
     assert best.name == fitted[0] and best.name.endswith("times and weights fitted") and len(fitted) == 3
     fixed = min(error for name, error in best.table.items() if name not in fitted)
-    print("RATIO", fixed / best.table[best.name])
     assert best.table[best.name] < fixed / 2  # measured: 5.0 and 3.5
     assert (drawn(field, HELD_OUT, None, best.sampler).nfe == nfe).all()
