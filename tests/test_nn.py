@@ -199,6 +199,7 @@ def test_the_numbers_of_a_network_are_drawn_by_one_program(make, caplog):
     with jax.log_compiles(True), caplog.at_level("WARNING"):
         net = make(num_classes=CLASSES + 1, streams=streams)  # of a size that no other test has
     compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+    compiled = [message for message in compiled if "ShapedArray(int32[]" not in message]  # the stream's own count
     assert len(compiled) == 1 and "jit(_draw)" in compiled[0], compiled
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jtu.tree_leaves(net))
 

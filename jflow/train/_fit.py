@@ -64,7 +64,8 @@ def fit(
         keep: How many of the newest checkpoints stay.
         mesh: Data parallel, as in `step`.
         progress: Whether a progress bar is shown.
-        on_save: Called with the state after each checkpoint, as to draw from `state.ema`.
+        on_save: Called with the state every `save_every` steps and after the last one, each time after the checkpoint,
+            as to draw from `state.ema`. It must not keep the state, which the next step donates.
 
     Ctrl-C ends the current step, writes a checkpoint and raises `KeyboardInterrupt`. A second Ctrl-C stops at once. The
     given state is donated.
