@@ -300,12 +300,11 @@ def test_a_right_sampler_gets_one_whatever_the_key(seed):
     jf.testing.certify(sampler, steps=STEPS, key=jr.key(seed), **options).check()
 
 
-def test_the_law_of_the_ancestral_step_is_exact():
+def test_the_law_of_the_ancestral_step_is_exact(x64):
     """On Gaussian data the data prediction is affine, and so is the recursion: its law is known in closed form."""
     n, data = 16, np.array([[0.45, 0.12], [0.12, 0.2]])
-    with jax.enable_x64(True):
-        world = World(RIGHT["ddpm"][0], jf.CondOT(), 0.0, 1.0, jr.key(0))
-        pushed = world.push(n)
+    world = World(RIGHT["ddpm"][0], jf.CondOT(), 0.0, 1.0, jr.key(0))
+    pushed = world.push(n)
     cov, mean, unit = np.eye(2), np.zeros(2), np.eye(2)
     for i in range(n):
         np.testing.assert_allclose(pushed.offsets[i], mean, atol=1e-12)
