@@ -99,6 +99,9 @@ def test_npz_round_trip(tmp_path):
     assert made.name == "draws" and made.num_classes == 2 and made.x.shape == (3, 2)
     np.savez_compressed(path, x=np.zeros((2, 3, 3, 1), np.uint8))
     assert data.from_npz(str(path)).x.min() == -1
+    columns = np.asfortranarray(np.arange(6.0).reshape(2, 3)).astype(">f8")
+    np.savez(path, x=columns, notes=np.array(["any", "words"]))
+    np.testing.assert_array_equal(data.from_npz(path).x, columns)
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "flipped", "npy", "pickle", "objects", "directory"])

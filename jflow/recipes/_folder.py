@@ -36,12 +36,18 @@ def check_out(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its name when the block ends without an error."""
+    """A path beside `path` to write to, which takes its name when the block ends without an error.
+
+    Raises `OSError` that names `path` where the disk does not take it.
+    """
     check_out(path, overwrite=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
-        partial = Path(scratch) / path.name
-        yield partial
-        os.replace(partial, path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
+            partial = Path(scratch) / path.name
+            yield partial
+            os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"A file must be written whole. Got {path}: {error}; free space on the disk.") from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,18 +15,28 @@ _LOG = logging.getLogger("jflow")
 class Metrics:
     """An open `metrics.jsonl`: every line a JSON object with at least `step` and `seconds`."""
 
-    def __init__(self, file: IO[str], seconds: float):
-        self._file, self._start = file, time.monotonic() - seconds
+    def __init__(self, path: Path, file: IO[bytes], seconds: float):
+        self._path, self._file, self._start = path, file, time.monotonic() - seconds
 
     def write(self, step: int, **values: float) -> None:
         """Adds a line; `seconds` is the time spent in training so far, over all sittings."""
         line = {"step": step, **values, "seconds": round(time.monotonic() - self._start, 3)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._told():
+            self._file.write(json.dumps(line).encode() + b"\n")
 
     def sync(self) -> None:
         """Returns when the lines are on disk."""
-        os.fsync(self._file.fileno())
+        with self._told():
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"A run must add to its log. Got {self._path}: {error}; free space on the disk, and go on."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -49,8 +59,8 @@ def open_metrics(path: Path, step: int) -> Iterator[Metrics]:
     partial = path.with_name(path.name + ".tmp")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     os.replace(partial, path)
-    with path.open("a") as file:
-        yield Metrics(file, kept[-1]["seconds"] if kept else 0.0)
+    with path.open("ab", buffering=0) as file:  # what a full disk does not take is not tried again on closing
+        yield Metrics(path, file, kept[-1]["seconds"] if kept else 0.0)
 
 
 def _lines(content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -119,6 +119,46 @@ def test_damaged_config(folder, tmp_path, capsys, name):
     assert not (tmp_path / "draws.npz").exists()
 
 
+FULL = """
+import json, resource, signal, sys
+from jflow.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit, line in json.loads(sys.argv[1]):  # no file grows beyond the limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        main(line.split())
+        print("no error", file=sys.stderr)
+    except SystemExit as stop:
+        assert stop.code == 2
+"""
+SMALL = "train moons --steps 1 --batch-size 4 --width 4 --depth 1 --out"
+WRITES = {
+    "sample run --num 1000": (2000, "draws.npz"),
+    "sample run --num 10 --out sheet.png": (2000, "sheet.png"),
+    "export run": (300, "model.safetensors"),
+    "evaluate run --num 10": (100, "report.json"),
+    f"{SMALL} config": (50, "config.json"),
+    f"{SMALL} checkpoint": (600, "checkpoints"),
+    f"{SMALL} pictures": (20000, "samples.png"),
+}
+
+
+@pytest.mark.slow
+def test_full_disk(folder, tmp_path):
+    """Whatever a command writes: where the disk does not take it, one line names it, and no half of it is left."""
+    pytest.importorskip("resource")
+    shutil.copytree(folder / "run", tmp_path / "run")
+    jobs = json.dumps([(limit, line) for line, (limit, _) in WRITES.items()])
+    done = subprocess.run([sys.executable, "-c", FULL, jobs], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(WRITES), done.stderr
+    for words, (_, name) in zip(said, WRITES.values(), strict=True):
+        assert words.startswith("jflow: ") and "must" in words and name in words, words
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".partial")]
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
 def test_scratch_of_a_killed_run_is_swept(folder, tmp_path, monkeypatch):
     """What a kill leaves of files half written goes when the run goes on; what is the user's stays."""
     run = shutil.copytree(folder / "run", tmp_path / "run")
