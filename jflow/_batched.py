@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.core
@@ -11,13 +12,15 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 from tqdm import tqdm
 
 from ._engine import adaptive_equation, continuous, lowered, takes_lanes
 from ._event import event_like, widened
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._front import as_arrays, numbers, prepare
+from ._kinds import check_kinds
 from ._mesh import check_split, count_devices, shard_batch
 from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
@@ -54,8 +57,7 @@ def batched(
     assert lp.shape == (5,)
     ```
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be a function of one example. Got {type(fn).__name__}.")
+    check_kinds(batched, locals())
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
     mapped = _on_host(mapped)
@@ -117,8 +119,8 @@ def generate(
     batch_size: int = 1024,
     mesh: Mesh | None = None,
     progress: bool = True,
-    saveat: Any = None,
-    dtype: Any = None,
+    saveat: dfx.SaveAt | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Draws `n` samples; sample `i` is `sample(field, fold_in(key, i), shape, sampler, args=args_i)`.
 
@@ -153,10 +155,10 @@ def generate(
     assert xs.shape == (100, 2)
     ```
     """
+    check_kinds(generate, locals())
     check_key(key, "generate")
     _check_outside((field, key, args, sampler), "generate")
     check_count(n=n)
-    check_field(field)
     like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
     one = _first(args, args_in_axes)
     sampler = recommended(field, args=one) if sampler is None else as_sampler(sampler)

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree, Shaped
 
 from ._event import event_like, float_type
+from ._kinds import check_kinds
 from ._types import Noun, PRNGKey
 from ._validate import check_count, check_key, stream
 
@@ -48,6 +49,7 @@ def dyadic_noise(key: PRNGKey, n: int, shape: Any) -> Recorded:
     assert jnp.allclose(fine.reshape(4, 2, 3).sum(1) / jnp.sqrt(2), coarse, atol=1e-6)
     ```
     """
+    check_kinds(dyadic_noise, locals())
     check_key(key, "dyadic_noise")
     check_count(n=n)
     if n & (n - 1):

@@ -10,6 +10,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
+from ._validate import as_array
+
 
 def float_type(x: Any) -> Any:
     """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
@@ -40,12 +42,13 @@ def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
         )
 
     def leaf(a, b):
-        if jnp.shape(a) != jnp.shape(b):
+        a = as_array(a, what)
+        if a.shape != jnp.shape(b):
             raise ValueError(
-                f"{what} must have the shape of the state. Got {jnp.shape(a)} for a state of shape {jnp.shape(b)}; "
+                f"{what} must have the shape of the state. Got {a.shape} for a state of shape {jnp.shape(b)}; "
                 "if these differ by a leading batch axis, a jax.vmap is missing."
             )
-        return jnp.asarray(a).astype(float_type(b))
+        return a.astype(float_type(b))
 
     return jtu.tree_map(leaf, x, like)
 
@@ -72,7 +75,7 @@ def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTr
     """
 
     def leaf(a):
-        a = jnp.asarray(a)
+        a = as_array(a, what)
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             if letters:
                 return a
@@ -91,9 +94,10 @@ def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTr
 def event_like(shape: Any, *, letters: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and types of the state of an event's shape: a tuple of integers, or a pytree of `ShapeDtypeStruct`."""
     if isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape):
-        return jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
+        shape = jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
     leaves = jtu.tree_leaves(shape)
-    if not leaves or any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+    known = all(isinstance(leaf, jax.ShapeDtypeStruct) and min(leaf.shape, default=0) >= 0 for leaf in leaves)
+    if not (known and size(shape)):
         raise ValueError(
             "shape must be the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
             f"jax.ShapeDtypeStruct. Got {shape!r}."

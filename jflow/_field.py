@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ._args import bare
 from ._event import cast_like, combine
+from ._kinds import check_kinds
 from ._path import AbstractAffinePath, AbstractPath
 from ._prediction import Prediction, Row, as_prediction, given, heads, prediction_row
 from ._source import noise_map, precision
@@ -135,8 +136,6 @@ class Field(AbstractField):
     def __check_init__(self):
         heads(self.predicts)
         check_path_kind(self.path)
-        if not callable(self.net):
-            raise TypeError(f"A field's network must be callable, net(t, x, args). Got {type(self.net).__name__}.")
 
     def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
@@ -324,6 +323,7 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     assert jnp.allclose(moved.data(0.7, jnp.ones(2)), exact.data(0.7, jnp.ones(2)), atol=1e-5)
     ```
     """
+    check_kinds(change_path, locals())
     check_affine(path, "change_path")
     check_affine(field.path, "change_path")
     if jtu.tree_structure(field.path.source) != jtu.tree_structure(path.source):
@@ -371,11 +371,3 @@ class AbstractWrappedField(AbstractField):
 
     def undefined(self, t):
         return self.field.undefined(t)
-
-
-def check_field(field: Any) -> None:
-    """Raises `TypeError` for what is not a field."""
-    if not isinstance(field, AbstractField):
-        raise TypeError(
-            f"A field must be given, as jflow.Field(net, path, predicts). Got {type(field).__name__}: wrap the network."
-        )

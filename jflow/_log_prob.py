@@ -6,13 +6,15 @@ from typing import Any
 import diffrax as dfx
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._divergence import AbstractDivergence
 from ._engine import lowered, with_density
 from ._event import as_state, widened
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._front import as_arrays, numbers, run
+from ._kinds import check_kinds
 from ._sample import check_density, check_ode, transport
 from ._sampler import AdaptiveSteps, as_sampler
 from ._types import Number, PRNGKey, Solution
@@ -29,7 +31,7 @@ def log_prob(
     start: Any = None,
     divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """The log-density of one example under a field's ODE, in nats: `log p_1(x) = log p_0(x_0) - int div u dt`.
 
@@ -65,7 +67,7 @@ def log_prob(
     assert jnp.allclose(sol.log_prob, world.log_prob(jnp.ones(2)), atol=1e-3)
     ```
     """
-    check_field(field)
+    check_kinds(log_prob, locals())
     check_density(field)
     if key is not None:
         check_key(key, "log_prob")
@@ -102,7 +104,9 @@ def bits_per_dim(
     assert jf.bits_per_dim(0.0, 784) == 7.0  # a density of one on [-1, 1]: log2(256 / 2)
     ```
     """
+    check_kinds(bits_per_dim, locals())
     check_count(bins=bins, dimension=dimension)
+    _check_range(low, high)
     return -jnp.asarray(log_prob) / (dimension * math.log(2)) + math.log2(bins / (high - low))
 
 
@@ -125,6 +129,14 @@ def dequantize(
     assert -1 <= x[0] < -1 + 2 / 256 and 1 - 2 / 256 <= x[1] <= 1
     ```
     """
+    check_kinds(dequantize, locals())
     check_count(bins=bins)
+    _check_range(low, high)
     levels = jnp.asarray(levels, jnp.float32)
     return low + (levels + jr.uniform(stream(key, "dequantize"), levels.shape)) * ((high - low) / bins)
+
+
+def _check_range(low, high):
+    """Raises `ValueError` where two known numbers are no range."""
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"The range of the data must be finite, with low below high. Got {low} and {high}.")

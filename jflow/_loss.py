@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ._args import Args
 from ._event import as_state, cast_like, size, state_dtype
 from ._field import AbstractField
+from ._kinds import check_kinds
 from ._path import AbstractAffinePath
 from ._prediction import heads
 from ._source import AbstractGaussianSource
@@ -65,6 +66,7 @@ def matching_loss(
     assert jf.matching_loss(field, jr.key(0), jnp.ones(2)).shape == ()
     ```
     """
+    check_kinds(matching_loss, locals())
     law = Uniform() if law is None else law
     _check(field, key, x0, law, weight, t)
     path = field.path
@@ -106,15 +108,7 @@ def _mean(errors, mask):
 
 
 def _check(field, key, x0, law, weight, t):
-    if not isinstance(field, AbstractField):
-        raise TypeError(
-            f"matching_loss must have a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}."
-        )
     check_key(key, "matching_loss", batched=False)
-    if not isinstance(law, AbstractLaw):
-        raise TypeError(f"law must be a law of training times, as jf.laws.LogitNormal(). Got {law!r}.")
-    if not (weight is None or callable(weight)):
-        raise TypeError(f"weight must be a function of the log-SNR, as jf.edm_weight(0.5). Got {weight!r}.")
     if weight is not None and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(
             f"weight must have an affine path: it is a function of the log-SNR. Got {type(field.path).__name__}."

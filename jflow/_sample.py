@@ -4,6 +4,7 @@ from typing import Any
 
 import diffrax as dfx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from ._brownian import Recorded
@@ -24,14 +25,15 @@ from ._engine import (
     with_divergence,
 )
 from ._event import as_state, cast_like, event_like, rounded, state_dtype, widened
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._front import as_arrays, numbers, run
+from ._kinds import check_kinds
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._source import has_score
 from ._types import PRNGKey, Solution
-from ._validate import check_key, check_kind, stream, streams
+from ._validate import check_key, stream, streams
 
 
 def sample(
@@ -42,11 +44,11 @@ def sample(
     *,
     args: Any = None,
     start: Any = None,
-    brownian: Any = None,
+    brownian: Recorded | dfx.AbstractPath | None = None,
     log_prob: bool = False,
     divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Draws one sample: a draw of the source, as the state at the first time, carried to data.
 
@@ -79,8 +81,8 @@ def sample(
     assert sol.x.shape == (2,) and sol.status == 0 and sol.nfe == 32
     ```
     """
+    check_kinds(sample, locals())
     check_key(key, "sample")
-    check_field(field)
     like = widened(event_like(shape, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian, start)
     operands = field, None, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat, None
@@ -126,12 +128,12 @@ def decode(
     *,
     key: PRNGKey | None = None,
     args: Any = None,
-    brownian: Any = None,
+    brownian: Recorded | dfx.AbstractPath | None = None,
     event: dfx.Event | None = None,
     log_prob: bool = False,
     divergence: AbstractDivergence | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Carries a given state at the first time to data: `sample` without its draw.
 
@@ -159,7 +161,7 @@ def decode(
     assert jnp.allclose(sol.x, 0.5, atol=0.01)  # the flow of this Gaussian
     ```
     """
-    check_field(field)
+    check_kinds(decode, locals())
     if key is not None:
         check_key(key, "decode")
     x = widened(as_state(x, letters=field.path.letters), dtype)
@@ -229,7 +231,7 @@ def encode(
     *,
     args: Any = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Carries data to noise: `x` at the last time of the sampler along the ODE back to the first.
 
@@ -253,7 +255,7 @@ def encode(
     assert jnp.allclose(jf.decode(field, z, jf.AdaptiveSteps()).x, 1.0, atol=1e-3)
     ```
     """
-    check_field(field)
+    check_kinds(encode, locals())
     x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "encode", forward=False)
@@ -273,7 +275,6 @@ def ends(sampler: AdaptiveSteps) -> tuple[Any, Any]:
 def _checked(field, sampler, args, log_prob, brownian, start=None):
     """The sampler, its checks with the field made before tracing."""
     sampler = recommended(field, args=args) if sampler is None else as_sampler(sampler)
-    check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
     if log_prob:
         check_density(field)
         check_ode(field, sampler, "log_prob=True", forward=True)

@@ -13,6 +13,7 @@ import numpy as np
 from ._clock import AbstractClock
 from ._code import as_code
 from ._grid import AbstractGridRule
+from ._kinds import check_kinds
 from ._noise_rule import AbstractNoiseRule
 from ._rule import AbstractStepRule
 from ._solver import unwrapped
@@ -104,8 +105,7 @@ class FixedSteps(Noun):
         self._facts = _facts(times)
 
     def __check_init__(self):
-        if self.solver is not None and not isinstance(self.solver, (dfx.AbstractSolver, AbstractStepRule)):
-            raise TypeError(f"solver must be an object, as diffrax.Heun() or jflow.DPMpp(2). Got {self.solver!r}.")
+        check_kinds(type(self), vars(self))
         if isinstance(self.solver, dfx.AbstractSolver) and isinstance(
             unwrapped(self.solver), dfx.AbstractImplicitSolver
         ):
@@ -211,10 +211,7 @@ class AdaptiveSteps(Noun):
             self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), note)
 
     def __check_init__(self):
-        if self.solver is not None and not isinstance(self.solver, dfx.AbstractSolver):
-            raise TypeError(f"solver must be a diffrax solver, as diffrax.Tsit5(). Got {self.solver!r}.")
-        if self.controller is not None and not isinstance(self.controller, dfx.AbstractStepSizeController):
-            raise TypeError(f"controller must be a diffrax controller, as PIDController. Got {self.controller!r}.")
+        check_kinds(type(self), vars(self))
         if (dt0 := concrete(self.dt0)) is not None and not (dt0 > 0 or (dt0 < 0 and not self._facts.increases)):
             raise ValueError(f"dt0 must be positive, the length of the first step. Got {self.dt0!r}.")
         if self.max_steps is not None:
@@ -271,16 +268,11 @@ def _swept(value: Any) -> Any:
 def _check_noise(sampler: Any) -> None:
     """Raises where clock, eta and diffusion do not go together."""
     clock, eta = sampler.clock, sampler.eta
-    if clock is not None and not isinstance(clock, AbstractClock):
-        raise TypeError(f"clock must be an object, as jflow.SigmaClock(). Got {clock!r}.")
-    if sampler.diffusion is not None:
-        if not callable(sampler.diffusion):
-            raise TypeError(f"diffusion must be a function g(t), as lambda t: 0.5. Got {sampler.diffusion!r}.")
-        if eta is not None or not (clock is None or clock.own_time):
-            raise ValueError(
-                "diffusion= is a coefficient in the path's own time: it must stand without eta= and without another "
-                "clock. For noise in any clock use eta=."
-            )
+    if sampler.diffusion is not None and (eta is not None or not (clock is None or clock.own_time)):
+        raise ValueError(
+            "diffusion= is a coefficient in the path's own time: it must stand without eta= and without another "
+            "clock. For noise in any clock use eta=."
+        )
     if eta is None or isinstance(eta, AbstractNoiseRule):
         return
     if callable(eta):

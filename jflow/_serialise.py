@@ -12,6 +12,7 @@ import numpy as np
 from . import _clock, _grid, _noise_rule, _path, _sampler, _solver, _source
 from ._code import SHORT, arguments
 from ._flow_map import Jump
+from ._kinds import check_kinds
 from ._prediction import Logits, Velocity
 from ._types import Noun
 
@@ -95,6 +96,7 @@ def from_json(text: str) -> Any:
     assert jf.from_json('{"class": "jf.CondOT"}') == jf.CondOT()
     ```
     """
+    check_kinds(from_json, locals())
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:

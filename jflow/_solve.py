@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from ._brownian import Recorded
@@ -11,12 +12,13 @@ from ._engine import DriftEquation, check_source, drift_stepper, run_adaptive, r
 from ._event import as_state, rounded, state_dtype
 from ._front import as_arrays, numbers, run
 from ._grid import AbstractGridRule, UniformGrid
+from ._kinds import check_kinds
 from ._rule import AbstractStepRule
 from ._sample import ends
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._solver import AbstractFieldSolver, unwrapped
 from ._types import Noun, PRNGKey, Solution, Time
-from ._validate import check_key, check_kind, stream
+from ._validate import check_key, stream
 
 
 def solve(
@@ -27,10 +29,10 @@ def solve(
     args: Any = None,
     diffusion: Callable[..., Any] | None = None,
     key: PRNGKey | None = None,
-    brownian: Any = None,
+    brownian: Recorded | dfx.AbstractPath | None = None,
     event: dfx.Event | None = None,
     saveat: dfx.SaveAt | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Solution:
     """Solves `dx = drift(t, x, args) dt + diffusion(t, x, args) dW` from `x0`, for one example.
 
@@ -62,15 +64,13 @@ def solve(
     assert jnp.allclose(sol.x, jnp.exp(-1.0), atol=1e-3) and sol.nfe == 1000
     ```
     """
-    if not callable(drift):
-        raise TypeError(f"drift must be a function (t, x, args). Got {type(drift).__name__}.")
+    check_kinds(solve, locals())
     if key is not None:
         check_key(key, "solve")
     sampler = _checked(as_sampler(sampler))
     equation = DriftEquation(drift, diffusion)
     x0 = as_state(x0)
     x0 = x0 if dtype is None else as_state(rounded(x0, dtype))
-    check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
     if brownian is not None and diffusion is None:
         raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give diffusion=.")
     if isinstance(sampler, FixedSteps):

@@ -125,10 +125,6 @@ class Normal(AbstractGaussianSource):
         """`map` the linear map A, by default the identity; `coupled` whether x0 and x1 come as dependent pairs."""
         self.map, self.coupled = map, coupled
 
-    def __check_init__(self):
-        if self.map is not None and not isinstance(self.map, AbstractNoiseMap):
-            raise TypeError(f"map must be a linear map of the noise, as jflow.ZeroCentre(). Got {self.map!r}.")
-
     def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
         noise = normal_like(key, like)
         return noise if self.map is None else self.map.apply(noise, args)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ._engine import SolverRule, adaptive_equation, meet
 from ._event import event_like
 from ._field import AbstractField
+from ._kinds import check_kinds
 from ._noise_rule import AbstractNoiseRule
 from ._sample import ends
 from ._sampler import AdaptiveSteps, as_sampler
@@ -44,6 +45,7 @@ def brownian_tree(
     assert jf.sample(field, jr.key(0), (2,), sampler, brownian=tree).status == 0
     ```
     """
+    check_kinds(brownian_tree, locals())
     check_key(key, "brownian_tree")
     sampler = as_sampler(sampler)
     equation: Any

@@ -6,6 +6,7 @@ import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
 
 from ._code import Written
+from ._kinds import check_kinds
 
 Event = PyTree[Shaped[Array, "..."]]
 """One example: an array of any shape, or a pytree of arrays."""
@@ -26,6 +27,9 @@ class Noun(Written, eqx.Module):
     A plain function that a noun holds itself may read Python globals, so an eager call compiles it anew; what a
     network or a diffrax object holds is compiled once.
     """
+
+    def __check_init__(self):
+        check_kinds(type(self), vars(self))
 
 
 class Solution(eqx.Module):

@@ -1,5 +1,6 @@
 """Checks of single values: times, numbers, counts, keys."""
 
+import contextlib
 import zlib
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Key
 
 def scalar_time(t: Any) -> Array:
     """`t` as a floating-point scalar array; raises `ValueError` where it is batched."""
-    t = jnp.asarray(t)
+    t = as_array(t, "A time")
     if t.ndim != 0:
         raise ValueError(
             f"A time must be a scalar: everything is written for one example. Got t of shape {t.shape}; "
@@ -22,19 +23,41 @@ def scalar_time(t: Any) -> Array:
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
 
 
+def as_array(value: Any, what: str, dtype: Any = None) -> Array:
+    """Real numbers as an array; raises `TypeError` for what is none."""
+    try:
+        own = value.dtype if isinstance(value, (jax.Array, np.ndarray)) else jnp.asarray(value).dtype
+        if is_real(own):
+            return jnp.asarray(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        pass  # the message is ours
+    raise TypeError(f"{what} must be a real number or an array of these. Got {shown(value)}.")
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether a type is one of real numbers, or of booleans."""
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
 def parameter(value: Any, name: str, *, positive: bool = True) -> Array:
     """A number that people sweep, as a scalar array of the default float type, checked where it is concrete."""
-    if isinstance(value, jax.core.Tracer):
-        array = value.astype(jnp.result_type(float))
-    else:  # inside jax.jit too, where a constant would become a tracer
-        with jax.ensure_compile_time_eval():
-            array = jnp.asarray(value, dtype=jnp.result_type(float))
-    if array.ndim != 0:
-        raise ValueError(f"{name} must be a single number. Got an array of shape {array.shape}.")
+    traced = isinstance(value, jax.core.Tracer)  # inside jax.jit a constant would become a tracer too
+    with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+        array = as_array(value, name, jnp.result_type(float))
     number = concrete(array)
+    if array.ndim != 0 or isinstance(value, bool):
+        raise ValueError(f"{name} must be a single number. Got {shown(value)}.")
     if number is not None and not (np.isfinite(number) and (number > 0 or not positive)):
         raise ValueError(f"{name} must be a {'positive' if positive else 'finite'} number. Got {number}.")
     return array
+
+
+def shown(value: Any) -> str:
+    """A value for a message, in one line."""
+    if isinstance(value, (jax.Array, np.ndarray)) and value.ndim:
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    text = f"the class {value.__name__}: make an object of it" if isinstance(value, type) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def concrete(x: Any) -> Any:
@@ -52,12 +75,6 @@ def check_count(least: int = 1, **counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}. Got {value!r}.")
-
-
-def check_kind(value: Any, kind: Any, rule: str) -> None:
-    """Raises `TypeError` with the rule for a value that is of no such kind; `None` is a default's."""
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{rule} Got {value!r}.")
 
 
 def check_key(key: Any, why: str, *, batched: bool = True) -> None:

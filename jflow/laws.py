@@ -13,6 +13,7 @@ from jax.scipy.special import betainc, logit, ndtri
 from jaxtyping import Array, Float
 
 from ._grid import affine_path, log_snr_bound
+from ._kinds import check_kinds
 from ._path import AbstractPath
 from ._trainable import frozen
 from ._types import Noun, PRNGKey, Time
@@ -307,6 +308,7 @@ def stratified_times(
     assert (jnp.floor(4 * times) == jnp.arange(4)).all()
     ```
     """
+    check_kinds(stratified_times, locals())
     check_count(n=n)
     check_key(key, "stratified_times", batched=False)
     law = Uniform() if law is None else law

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Integer, Num
 
+from ._kinds import check_kinds
 from ._types import PRNGKey
 
 Sample = Num[ArrayLike, "_ ..."]
@@ -31,6 +32,7 @@ def energy_distance(x: Sample, y: Sample) -> float:
 
     Source: Székely and Rizzo 2013, Energy statistics, J. Statistical Planning and Inference 143.
     """
+    check_kinds(energy_distance, locals())
     x, y = _centred(x, y)
     return 2 * _mean(np.sqrt, x, y) - _mean(np.sqrt, x, x) - _mean(np.sqrt, y, y)
 
@@ -44,6 +46,7 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None) -> float:
 
     Source: Gretton et al. 2012, A kernel two-sample test, JMLR 13, equation 5 (squared) and section 8.
     """
+    check_kinds(mmd, locals())
     x, y = _centred(x, y)
     if bandwidth is None:
         pooled = np.concatenate([x[:: math.ceil(len(x) / 1000)], y[:: math.ceil(len(y) / 1000)]])
@@ -68,6 +71,7 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
 
     Source: Villani 2003, Topics in Optimal Transportation, theorem 2.18.
     """
+    check_kinds(wasserstein_1d, locals())
     x, y = _pair(x, y)
     if x.shape[1] != 1:
         raise ValueError(
@@ -86,6 +90,7 @@ def sliced_wasserstein(key: PRNGKey, x: Sample, y: Sample, num_projections: int 
     Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Mathematical Imaging
     and Vision 51.
     """
+    check_kinds(sliced_wasserstein, locals())
     x, y = _pair(x, y)
     if num_projections < 1:
         raise ValueError(f"There is at least one direction. Got num_projections={num_projections}.")
@@ -107,6 +112,7 @@ def c2st(key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: Any 
 
     Source: Lopez-Paz and Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545, section 3.
     """
+    check_kinds(c2st, locals())
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.neural_network import MLPClassifier
@@ -141,6 +147,7 @@ def frechet_distance(x: Sample, y: Sample, features: Callable[[Any], Any] | None
     Source: Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions,
     J. Multivariate Analysis 12; Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
+    check_kinds(frechet_distance, locals())
     if features is not None:
         x, y = features(x), features(y)
     x, y = _pair(x, y)
@@ -159,6 +166,7 @@ def nearest_distance(x: Sample, reference: Sample) -> Float[np.ndarray, "n"]:
 
     Draws that lie closer to the training set than held-out data do are memorised: compare the medians.
     """
+    check_kinds(nearest_distance, locals())
     x, reference = _centred(x, reference)
     nearest = np.concatenate([block.argmin(axis=1) for block in _square_distances(x, reference)])
     return np.linalg.norm(x - reference[nearest], axis=1)
@@ -171,6 +179,7 @@ def class_accuracy(
 
     Raises `ValueError` where labels, predictions and draws are not as many.
     """
+    check_kinds(class_accuracy, locals())
     predicted, label = np.asarray(classifier(x)), np.asarray(label)
     if not (predicted.shape == label.shape == (np.shape(x)[0],)):
         raise ValueError(

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike, Num
 
+from ._kinds import check_kinds
+
 # of Okabe and Ito's palette, told apart whatever the colour vision
 NOISE, DATA, INK = "#0072B2", "#D55E00", "#444444"
 
@@ -36,6 +38,7 @@ def image_grid(
     What lies outside [-1, 1] is shown as the nearer end. `labels`, one for each image, are written above them.
     Raises `ValueError` for another shape, values that are not finite, or another number of labels.
     """
+    check_kinds(image_grid, locals())
     images = _images(images, 4, "(n, H, W, C)")
     n, height, width, _ = images.shape
     if labels is not None and len(labels) != n:
@@ -63,6 +66,7 @@ def trajectories(
     Without `ts`, paths of numbers run over the steps. Starts and ends are marked by colour. Raises `ValueError`
     for other shapes.
     """
+    check_kinds(trajectories, locals())
     xs = np.asarray(xs, np.float64)
     if xs.ndim == 3 and xs.shape[2] == 1:
         xs = xs[..., 0]
@@ -103,6 +107,7 @@ def density(
     the particles and a tenth more. Raises `ValueError` without particles and extent, and where the density is
     nowhere positive and finite.
     """
+    check_kinds(density, locals())
     if particles is not None:
         particles = np.asarray(particles, np.float64)
         if particles.ndim != 2 or particles.shape[1] != 2 or len(particles) == 0:
@@ -144,6 +149,7 @@ def loss_curve(
     without the bias of its start; `smooth` 0 leaves it out. Raises `ValueError` where steps and losses are not
     as many, or for `smooth` outside [0, 1).
     """
+    check_kinds(loss_curve, locals())
     steps, losses = np.asarray(steps), np.asarray(losses, np.float64)
     if steps.ndim != 1 or steps.shape != losses.shape or len(steps) == 0:
         raise ValueError(f"There is one loss for each step. Got {losses.shape} for {steps.shape}.")
@@ -171,6 +177,7 @@ def animation(
     or points `(n, batch, 2)`. The file appears whole or not at all. Returns its path. Raises `ValueError` for
     another shape, images that are not finite, a path that does not end in `.gif`, or `fps` outside 1..50.
     """
+    check_kinds(animation, locals())
     path = pathlib.Path(path)
     if path.suffix.lower() != ".gif":
         raise ValueError(f"An animation is written as a GIF: its path ends in .gif. Got {path.name}.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ._clock import SigmaClock, ThetaClock
 from ._grid import AbstractGridRule, KarrasGrid, ShiftedGrid, UniformGrid
+from ._kinds import check_kinds
 from ._noise_rule import Ancestral
 from ._sampler import FixedSteps
 from ._solver import DPMpp, UniPC
@@ -35,6 +36,7 @@ def flow_euler(n: int, *, shift: Time | None = None, grid: AbstractGridRule | No
     assert jf.samplers.flow_euler(8, shift=3.0) == jf.FixedSteps(jf.ShiftedGrid(jf.UniformGrid(8), 3.0), end="stop")
     ```
     """
+    check_kinds(flow_euler, locals())
     return FixedSteps(_grid(n, shift, grid), end="stop")
 
 
@@ -51,6 +53,7 @@ def heun_flow(n: int, *, shift: Time | None = None, grid: AbstractGridRule | Non
     assert jf.samplers.heun_flow(10) == jf.FixedSteps(jf.UniformGrid(10), dfx.Heun(), end="stop")
     ```
     """
+    check_kinds(heun_flow, locals())
     return FixedSteps(_grid(n, shift, grid), dfx.Heun(), end="stop")
 
 
@@ -66,6 +69,7 @@ def ddim(n: int, *, eta: Any = 0.0, shift: Time | None = None, grid: AbstractGri
     assert jf.samplers.ddim(50).eta is None and jf.samplers.ddim(50, eta=0.5).eta == jf.Ancestral(0.5)
     ```
     """
+    check_kinds(ddim, locals())
     noise = None if isinstance(eta, (int, float)) and eta == 0 else Ancestral(eta)
     return FixedSteps(_grid(n, shift, grid), clock=ThetaClock(), eta=noise, end="denoise")
 
@@ -79,6 +83,7 @@ def ddpm(n: int, *, shift: Time | None = None, grid: AbstractGridRule | None = N
     assert jf.samplers.ddpm(50) == jf.samplers.ddim(50, eta=1.0)
     ```
     """
+    check_kinds(ddpm, locals())
     return ddim(n, eta=1.0, shift=shift, grid=grid)
 
 
@@ -92,6 +97,7 @@ def euler_ancestral(
     assert jf.samplers.euler_ancestral(20) == jf.samplers.ddim(20, eta=1.0)
     ```
     """
+    check_kinds(euler_ancestral, locals())
     return ddim(n, eta=eta, shift=shift, grid=grid)
 
 
@@ -108,6 +114,7 @@ def heun_edm(n: int, *, sigma_min: Time | None = None, sigma_max: Time | None = 
     assert jf.samplers.heun_edm(18) == edm
     ```
     """
+    check_kinds(heun_edm, locals())
     grid = KarrasGrid(n, sigma_min, sigma_max, rho)
     return FixedSteps(grid, dfx.Heun(), clock=SigmaClock(), end="denoise")
 
@@ -123,6 +130,7 @@ def dpmpp_2m(n: int, *, shift: Time | None = None, grid: AbstractGridRule | None
     assert jf.samplers.dpmpp_2m(20).solver == jf.DPMpp(2, "midpoint")
     ```
     """
+    check_kinds(dpmpp_2m, locals())
     return FixedSteps(_grid(n, shift, grid), DPMpp(2, "midpoint"), end="denoise")
 
 
@@ -137,6 +145,7 @@ def dpmpp_2m_sde(
     assert jf.samplers.dpmpp_2m_sde(20, eta=0.25).eta == 0.5
     ```
     """
+    check_kinds(dpmpp_2m_sde, locals())
     root = (
         float(np.sqrt(eta))
         if isinstance(eta, (int, float)) and eta >= 0
@@ -158,6 +167,7 @@ def unipc(
     assert jf.samplers.unipc(10).solver == jf.UniPC(2, "bh2")
     ```
     """
+    check_kinds(unipc, locals())
     return FixedSteps(_grid(n, shift, grid), UniPC(order, variant), end="denoise")
 
 
@@ -185,6 +195,7 @@ def by_name(name: str, n: int, **options: Any) -> FixedSteps:
     assert jf.samplers.by_name("ddim", 20, eta=0.5) == jf.samplers.ddim(20, eta=0.5)
     ```
     """
+    check_kinds(by_name, locals())
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3, 0.3) or names()
         raise ValueError(

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._field import AbstractField, AbstractWrappedField
+from .._kinds import check_kinds
 from .._solver import AbstractFieldSolver, unwrapped
 from .._validate import concrete
 from .noise import step_path
@@ -132,6 +133,7 @@ def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[f
     assert jf.evaluation_nodes(dfx.Heun()) == (0.0, 1.0) and jf.evaluation_nodes(dfx.ImplicitEuler()) is None
     ```
     """
+    check_kinds(evaluation_nodes, locals())
     if isinstance(solver, dfx.AbstractImplicitSolver):
         return None
     if is_itself(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:

@@ -10,7 +10,6 @@ from .._divergence import AbstractDivergence, ExactDivergence
 from .._event import scale, state_dtype
 from .._source import noise_map
 from .._types import PRNGKey, Solution
-from .._validate import check_kind
 from .equation import AbstractEquation, FieldEquation
 
 
@@ -77,7 +76,6 @@ def with_divergence(
     equation: FieldEquation, x: PyTree, divergence: AbstractDivergence | None, key: PRNGKey | None
 ) -> tuple[DensityEquation, tuple[PyTree, Array]]:
     """The ODE with its divergence, and its state at `x` with nothing accumulated."""
-    check_kind(divergence, AbstractDivergence, "divergence must be an object, as jflow.Hutchinson(4).")
     divergence = ExactDivergence() if divergence is None else divergence
     probes = divergence.probes(key, x)
     return DensityEquation(equation, divergence, probes), (x, jnp.zeros(divergence.estimates, state_dtype(x)))

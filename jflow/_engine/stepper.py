@@ -7,12 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._clock import PathClock, ThetaClock
 from .._event import float_type, row
-from .._field import AbstractField, check_field
+from .._field import AbstractField
 from .._grid import AbstractGridRule
+from .._kinds import check_kinds
 from .._noise_rule import AbstractNoiseRule
 from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, as_sampler
@@ -128,7 +130,9 @@ class Stepper(eqx.Module):
         return self.rule.inverse(self.field, row, x, args)
 
 
-def stepper(field: AbstractField, sampler: Any, *, dtype: Any = None, brownian: Any = None) -> Stepper:
+def stepper(
+    field: AbstractField, sampler: Any, *, dtype: DTypeLike | None = None, brownian: dfx.AbstractPath | None = None
+) -> Stepper:
     """The steps of a sampler with a field, for a loop of one's own: particles, steering, what the verbs do not do.
 
     Args:
@@ -150,6 +154,7 @@ def stepper(field: AbstractField, sampler: Any, *, dtype: Any = None, brownian: 
     assert st.finish(x).shape == (2,)
     ```
     """
+    check_kinds(stepper, locals())
     sampler = as_sampler(sampler)
     rule, end = meet(field, sampler, brownian)
     return bind(field, rule, sampler, end, dtype)
@@ -159,7 +164,6 @@ def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[Abst
     """The rule and the end of fixed steps with a field, checked. It computes nothing, so that a verb calls it before it
     traces.
     """
-    check_field(field)
     if not isinstance(sampler, FixedSteps):
         raise TypeError(f"A stepper must have fixed steps, jflow.FixedSteps(...). Got {type(sampler).__name__}.")
     if isinstance(sampler.solver, AbstractStepRule):
@@ -260,7 +264,6 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
 
     Raises `ValueError` for a sampler with noise or another end, and where an end of the grid is singular.
     """
-    check_field(field)
     _check_ode(sampler, what)
     if isinstance(sampler.solver, AbstractStepRule):
         raise ValueError(f"{what} must have a diffrax solver. Got the step rule {type(sampler.solver).__name__}.")
@@ -308,7 +311,6 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
 
     Raises `ValueError` or `TypeError` where field and sampler do not go together.
     """
-    check_field(field)
     clock, solver = choose_clock(field, sampler), sampler.solver
     inner = None if solver is None else unwrapped(solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:

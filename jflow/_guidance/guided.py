@@ -11,7 +11,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
-from .._field import AbstractField, check_field
+from .._field import AbstractField
+from .._kinds import check_kinds
 from .._prediction import given
 from .._trainable import frozen
 from .._types import Event, PRNGKey, Time
@@ -86,6 +87,7 @@ class Guided(AbstractGuide):
         Raises `ValueError` for both a null condition and a weak field, a weak field along another path, an empty
         interval, names that a guide inside takes too, or a guide inside that reads the condition.
         """
+        check_kinds(Guided.__init__, locals())
         self.field, self.weak, self.rule = field, weak, rule
         self.scale, self.negative = scale, negative
         self.null = jtu.tree_map(jnp.asarray, null)
@@ -95,14 +97,12 @@ class Guided(AbstractGuide):
             self.interval = parameter(start, "interval", positive=False), parameter(stop, "interval", positive=False)
 
     def __check_init__(self):
-        check_field(self.field)
         if self.weak is not None and self.null is not None:
             raise ValueError(
                 "Guided must have a null condition or a weak field, which gets the same condition as the field. Got "
                 "both: leave out one."
             )
         if self.weak is not None:
-            check_field(self.weak)
             same = concrete(eqx.tree_equal(self.weak.path, self.field.path))
             if same is not None and not same:
                 raise ValueError(
@@ -226,6 +226,7 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
     assert set(labels.tolist()) == {3, 10}
     ```
     """
+    check_kinds(drop_condition, locals())
     check_key(key, "drop_condition", batched=False)
     number = concrete(rate)
     if number is not None and not 0 <= number <= 1:

@@ -1,11 +1,12 @@
 """DEIS: the noise prediction as a polynomial in log-SNR."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, SigmaClock
+from .._kinds import check_kinds
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
 
@@ -36,15 +37,16 @@ class DEIS(AbstractMultistep):
     corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = SigmaClock()
 
-    def __init__(self, order: Any = 3):
+    def __init__(self, order: int = 3):
         """`order`: 1, 2 or 3.
 
         Raises `ValueError` for another order.
         """
+        check_kinds(DEIS.__init__, locals())
         self.points = order
 
     def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+        if self.points not in (1, 2, 3):
             raise ValueError(f"DEIS must have order 1, 2 or 3. Got order={self.points!r}.")
 
     @property

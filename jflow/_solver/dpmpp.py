@@ -1,11 +1,12 @@
 """DPM-Solver++, multistep, and its stochastic forms."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._kinds import check_kinds
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
 
@@ -49,7 +50,7 @@ class DPMpp(AbstractMultistep):
     corrected: ClassVar[int] = 0
     clock: ClassVar[AbstractClock | None] = ThetaClock()
 
-    def __init__(self, order: Any = 2, variant: Any = "exact"):
+    def __init__(self, order: int = 2, variant: str = "exact"):
         """Makes the solver.
 
         Args:
@@ -58,10 +59,11 @@ class DPMpp(AbstractMultistep):
 
         Raises `ValueError` for another order, or a variant that the order does not have.
         """
+        check_kinds(DPMpp.__init__, locals())
         self.points, self.variant = order, variant
 
     def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+        if self.points not in (1, 2, 3):
             raise ValueError(f"DPMpp must have order 1, 2 or 3. Got order={self.points!r}.")
         if self.variant not in get_args(Variant):
             names = ", ".join(map(repr, get_args(Variant)))

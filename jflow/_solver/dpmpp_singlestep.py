@@ -1,7 +1,7 @@
 """DPM-Solver++, singlestep, with error estimates, and DPM-Solver++ SDE."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
 from .._event import combine
+from .._kinds import check_kinds
 from ._phi import exponential_moments
 from ._traits import AbstractFieldSolver
 
@@ -53,15 +54,16 @@ class DPMppSinglestep(AbstractFieldSolver, dfx.AbstractItoSolver[None], dfx.Abst
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., dfx.LocalLinearInterpolation]] = dfx.LocalLinearInterpolation
 
-    def __init__(self, order: Any = 2):
+    def __init__(self, order: int = 2):
         """`order`: 2 or 3.
 
         Raises `ValueError` for another order.
         """
+        check_kinds(DPMppSinglestep.__init__, locals())
         self.stages = order
 
     def __check_init__(self):
-        if isinstance(self.stages, bool) or self.stages not in FRACTIONS:
+        if self.stages not in FRACTIONS:
             raise ValueError(
                 f"DPMppSinglestep must have order 2 or 3. Got order={self.stages!r}: order 1 is jflow.DPMpp(order=1)."
             )

@@ -1,11 +1,12 @@
 """SA-Solver: the stochastic Adams predictor and corrector."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._kinds import check_kinds
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
 
@@ -41,7 +42,7 @@ class SASolver(AbstractMultistep):
     corrector: int = eqx.field(static=True)
     clock: ClassVar[AbstractClock | None] = ThetaClock()
 
-    def __init__(self, predictor: Any = 3, corrector: Any = 3):
+    def __init__(self, predictor: int = 3, corrector: int = 3):
         """Makes the solver.
 
         Args:
@@ -50,11 +51,12 @@ class SASolver(AbstractMultistep):
 
         Raises `ValueError` for another number.
         """
+        check_kinds(SASolver.__init__, locals())
         self.predictor, self.corrector = predictor, corrector
 
     def __check_init__(self):
         for name, steps in (("predictor", self.predictor), ("corrector", self.corrector)):
-            if isinstance(steps, bool) or steps not in (1, 2, 3):
+            if steps not in (1, 2, 3):
                 raise ValueError(
                     f"SASolver must have 1, 2 or 3 steps in predictor and corrector. Got {name}={steps!r}: without a "
                     "corrector it is jflow.DPMpp(order)."

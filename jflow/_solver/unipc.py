@@ -1,11 +1,12 @@
 """UniPC: a predictor and a corrector for the ODE that share one evaluation a step."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._kinds import check_kinds
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means, exponential_moments
 
@@ -47,7 +48,7 @@ class UniPC(AbstractMultistep):
     variant: Variant = eqx.field(static=True)
     clock: ClassVar[AbstractClock | None] = ThetaClock()
 
-    def __init__(self, order: Any = 2, variant: Any = "bh2"):
+    def __init__(self, order: int = 2, variant: str = "bh2"):
         """Makes the solver.
 
         Args:
@@ -56,10 +57,11 @@ class UniPC(AbstractMultistep):
 
         Raises `ValueError` for another order or variant.
         """
+        check_kinds(UniPC.__init__, locals())
         self.points, self.variant = order, variant
 
     def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+        if self.points not in (1, 2, 3):
             raise ValueError(f"UniPC must have order 1, 2 or 3. Got order={self.points!r}.")
         if self.variant not in get_args(Variant):
             raise ValueError(f"A variant of UniPC must be 'bh1' or 'bh2'. Got variant={self.variant!r}.")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from .._kinds import check_kinds
 from ._dataset import Dataset
 
 
@@ -20,6 +21,7 @@ def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, 
     Returns `{"x": (batch_size, *event), "label": (batch_size,)}`, without `"label"` where there is none.
     Raises `ValueError` for a batch size below 1 or a negative step or seed.
     """
+    check_kinds(batch, locals())
     # Not grain's MapDataset, which gives the same promise one example at a time: a batch of 128 digits takes it
     # milliseconds, this gather ten microseconds.
     _check_size(batch_size)
@@ -48,6 +50,7 @@ def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, An
 
     Raises `ValueError` for an empty source or a batch size below 1.
     """
+    check_kinds(loader, locals())
     import grain
 
     _check_size(batch_size)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
+from .._kinds import check_kinds
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
@@ -100,6 +102,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
     Nothing is unpickled. Raises `FileNotFoundError` where there is no such file, and `ValueError` for a file
     that is not an `.npz`, is truncated or damaged, holds Python objects or lacks `x`.
     """
+    check_kinds(from_npz, locals())
     hint = "write it with np.savez(path, x=x, label=label)"
     try:
         with open(path, "rb") as file:

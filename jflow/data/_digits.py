@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .._kinds import check_kinds
 from ._dataset import Dataset, check_split, take_split
 
 
@@ -13,6 +14,7 @@ def digits(split: str = "train", seed: int = 0) -> Dataset:
 
     Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), the test part.
     """
+    check_kinds(digits, locals())
     from sklearn.datasets import load_digits
 
     check_split(split)

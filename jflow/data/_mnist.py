@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 
+from .._kinds import check_kinds
 from ._dataset import Dataset, check_split, from_array, take_split
 
 _ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -52,6 +53,7 @@ def mnist(split: str = "train", dir: str | os.PathLike[str] | None = None, seed:
 
     Source: LeCun, Cortes and Burges 1998, The MNIST database of handwritten digits.
     """
+    check_kinds(mnist, locals())
     check_split(split)
     folder = _folder(dir)
     present = {name for name in _FILES if _find(folder, name)}

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from .._types import PRNGKey
 
 
@@ -13,6 +14,7 @@ def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` on `(cos a, sin a)` or `(1 - cos a, 1/2 - sin a)`, each
     with probability 1/2, and `a` uniform on `[0, pi]`.
     """
+    check_kinds(moons, locals())
     key_angle, key_moon, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=jnp.pi)
     upper = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
@@ -29,6 +31,7 @@ def circles(
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c` uniform on the circle of radius 1 or `factor`, each
     with probability 1/2.
     """
+    check_kinds(circles, locals())
     key_angle, key_circle, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=2 * jnp.pi)
     radius = jnp.where(jr.bernoulli(key_circle, shape=(n,)), 1.0, factor)
@@ -44,6 +47,7 @@ def spirals(
     `scale (c + noise eps)`, `eps ~ N(0, I)`, with `c = +-r (cos a, sin a)`, `a = 2 pi turns r`, each sign
     with probability 1/2, and `r = sqrt(v)`, `v` uniform on `[0, 1]`: nearly uniform along the arms.
     """
+    check_kinds(spirals, locals())
     key_radius, key_arm, key_noise = jr.split(_checked(key, n), 3)
     radius = jnp.sqrt(jr.uniform(key_radius, (n,)))
     angle = 2 * jnp.pi * turns * radius
@@ -58,6 +62,7 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
     Square `(i, j)` is taken where `i + j` is even. One of these squares is drawn, then a point in it, so no
     draw is rejected. With the defaults the density is 1/50 on the squares and `E |x|^2 = 50/3`.
     """
+    check_kinds(checkerboard, locals())
     if cells < 1:
         raise ValueError(f"A board has at least one cell to a side. Got cells={cells}.")
     key_square, key_point = jr.split(_checked(key, n))
@@ -68,6 +73,7 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
 
 def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: float | int = 0.5) -> Float[Array, "n 2"]:
     """`n` points of eight equal Gaussians `N(c, std^2 I)`, `c` spaced evenly on the circle of `radius`."""
+    check_kinds(eight_gaussians, locals())
     key_centre, key_noise = jr.split(_checked(key, n))
     angle = jnp.pi / 4 * jr.randint(key_centre, (n,), 0, 8)
     centre = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)

@@ -15,6 +15,7 @@ from .._clock import AngleClock, RatioClock
 from .._event import as_state, float_type
 from .._field import AbstractField, check_affine
 from .._grid import EasedGrid
+from .._kinds import check_kinds
 from .._path import AbstractAffinePath, AbstractPath
 from .._prediction import Prediction, Row, as_prediction, prediction_row
 from .._sampler import FixedSteps
@@ -149,6 +150,7 @@ class ExactField(AbstractField):
 
         Raises `ValueError` for an unknown prediction or another path, `TypeError` where `path` is not a path.
         """
+        check_kinds(ExactField.__init__, locals())
         as_prediction(predicts)
         self.distribution, self.path, self.predicts = distribution, white(path), predicts
 

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
+from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
 from .._validate import concrete
@@ -45,6 +46,7 @@ class LabelledMixture(AbstractDensity):
 
         Raises `ValueError` unless the labels are `k` integers in which each of `0, ..., n - 1` occurs.
         """
+        check_kinds(LabelledMixture.__init__, locals())
         k = mixture.means.shape[0]
         known = np.arange(k) if labels is None else np.asarray(labels)
         classes = int(known.max()) + 1 if known.size and np.issubdtype(known.dtype, np.integer) else 0
@@ -111,6 +113,7 @@ class HierarchicalGaussian(AbstractDensity):
         """`std`, the standard deviation given the condition; `shape` the event's. Raises `ValueError` for a `std`
         that is not positive.
         """
+        check_kinds(HierarchicalGaussian.__init__, locals())
         self.variance = positive(std, "A standard deviation (std)") ** 2
         self.gain, self.event = jnp.ones_like(self.variance), tuple(shape)
 

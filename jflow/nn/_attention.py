@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from ._events import positive
 
 
@@ -29,6 +30,7 @@ class SelfAttention(nnx.Module):
 
         Raises `ValueError` where the heads do not divide the numbers.
         """
+        check_kinds(SelfAttention.__init__, locals())
         if positive("dim", dim) % positive("heads", heads):
             raise ValueError(f"The heads of an attention divide its channels. Got {heads} heads, {dim} channels.")
         self.heads = heads

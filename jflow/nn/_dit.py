@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from .._kinds import check_kinds
 from ._attention import SelfAttention
 from ._embed import Condition, FourierFeatures
 from ._events import as_event, image_shape, positive
@@ -68,6 +69,7 @@ class DiTBlock(nnx.Module):
 
     def __init__(self, dim: int, heads: int, *, dtype: DTypeLike | None = None, rngs: nnx.Rngs):
         """`dim` numbers a token, `heads` dividing it; raises `ValueError` where they do not."""
+        check_kinds(DiTBlock.__init__, locals())
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
         self.feed_forward = _FeedForward(dim, dim, dtype=dtype, rngs=rngs)
         zeros = nnx.initializers.zeros
@@ -115,6 +117,7 @@ class DiT(nnx.Module):
         Raises `ValueError` for sides that the patch does not divide, heads that do not divide `dim`, an odd `dim`,
         and an impossible condition.
         """
+        check_kinds(DiT.__init__, locals())
         self.shape = _image_shape("DiT", shape, patch)
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape

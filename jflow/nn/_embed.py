@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from .._validate import concrete, scalar_time
 from ._events import positive
 
@@ -33,6 +34,7 @@ class FourierFeatures(nnx.Module):
 
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         """`size` the number of features, even; raises `ValueError` where it is not."""
+        check_kinds(FourierFeatures.__init__, locals())
         if positive("The number of Fourier features", size) % 2:
             raise ValueError(f"Fourier features come in pairs, a sine and a cosine: their number is even. Got {size}.")
         self.frequencies = nnx.Param(jax.random.normal(rngs.params(), (size // 2,), jnp.float32))
@@ -66,6 +68,7 @@ class Condition(nnx.Module):
 
         Raises `ValueError` where both kinds of condition are asked for, and for a null label out of range.
         """
+        check_kinds(Condition.__init__, locals())
         if num_classes is not None and condition_size is not None:
             raise ValueError(
                 "A network takes labels (num_classes) or vectors (condition_size), not both. "

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from .._validate import scalar_time
 from ._embed import Condition
 from ._events import as_event, positive
@@ -44,6 +45,7 @@ class MLP(nnx.Module):
 
         Raises `ValueError` for sizes that are no positive integers and for an impossible condition.
         """
+        check_kinds(MLP.__init__, locals())
         if isinstance(in_size, Sequence):
             self.shape = tuple(positive("Each side of in_size", side) for side in in_size)
             self.in_size = math.prod(self.shape)

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from ._attention import SelfAttention
 from ._embed import Condition, FourierFeatures
 from ._events import as_event, image_shape, positive
@@ -137,6 +138,7 @@ class UNet(nnx.Module):
         Raises `ValueError` for sides that the levels do not divide, levels that do not exist, heads that do not
         divide the channels, and an impossible condition.
         """
+        check_kinds(UNet.__init__, locals())
         channels = _check_levels(channels, attention)
         halvings = len(channels) - 1
         why = f"{halvings + 1} levels halve them {halvings} times"

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, RatioClock
 from .._engine import lowered, run_grid, stepper
 from .._event import event_like, size, state_dtype
-from .._field import check_affine, check_field
+from .._field import check_affine
 from .._path import AbstractAffinePath
 from .._sample import draw_start
 from .._sampler import FixedSteps
@@ -60,7 +60,6 @@ class Task(eqx.Module):
 
 def make_task(field: Any, key: Any, shape: Any, args: Any, axes: Any, num: int, start: Any, dtype: Any) -> Task:
     """What is drawn, its arguments checked; sample `i` is that of `generate(field, key, num, ...)`."""
-    check_field(field)
     check_affine(field.path, "A search among samplers")
     check_key(key, "A search among samplers")
     check_count(num=num)

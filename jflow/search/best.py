@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .._clock import AngleClock, RatioClock
 from .._field import AbstractField
 from .._grid import eased_shares
+from .._kinds import check_kinds
 from .._sampler import FixedSteps, as_sampler
 from .._solver import Adams, DPMpp
 from .._types import PRNGKey, Time
@@ -97,6 +98,7 @@ def best_sampler(
     assert jf.sample(field, jr.key(1), (2,), best.sampler).nfe == best.nfe == 6
     ```
     """
+    check_kinds(best_sampler, locals())
     check_key(key, "best_sampler")
     check_count(nfe=nfe, iterations=iterations)
     check_count(0, fit=fit)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .._clock import AbstractClock, RatioClock
 from .._field import AbstractField
 from .._grid import eased_shares
+from .._kinds import check_kinds
 from .._rule import AbstractStepRule
 from .._sampler import End, FixedSteps
 from .._solver import NonStationary
@@ -89,6 +90,7 @@ def optimize_times(
     assert jf.sample(field, jr.key(1), (2,), jf.FixedSteps(times)).nfe == 4
     ```
     """
+    check_kinds(optimize_times, locals())
     check_count(n=n, iterations=iterations)
     task, ends = make_task(field, key, shape, args, args_in_axes, num, start, dtype), make_ends(t0, t1)
     grids = [between(RatioClock(), task.field.path, ends, eased_shares(n, 1.0, last)) for last in STARTS]

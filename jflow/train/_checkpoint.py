@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key
 
+from .._kinds import check_kinds
 from ._state import State
 
 _FORMAT = 1
@@ -31,6 +32,7 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
     Raises `ValueError` where the folder cannot be written, holds something else than checkpoints, or has
     this step or a later one already.
     """
+    check_kinds(save, locals())
     with open_checkpoints(folder, keep) as checkpoints:
         checkpoints.save(state, key)
 
@@ -45,6 +47,7 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
     Raises `ValueError` where there is no such checkpoint, its arrays have other names, shapes or types than
     the state's, or it belongs to another key.
     """
+    check_kinds(restore, locals())
     with _manager(_existing(folder), create=False) as manager:
         return Checkpoints(Path(folder), manager).restore(state, key, step)
 

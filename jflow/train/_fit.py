@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
+from .._kinds import check_kinds
 from ._checkpoint import Checkpoints, open_checkpoints, writable
 from ._metrics import Metrics, open_metrics
 from ._state import State
@@ -67,6 +68,7 @@ def fit(
     saved from that step on, the last checkpoint stays), the folder is not writable or not this run's, or a
     checkpoint in it is of another shape or key.
     """
+    check_kinds(fit, locals())
     for name, value in {
         "steps": steps,
         "save_every": save_every,

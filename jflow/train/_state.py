@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._kinds import check_kinds
 from .._trainable import trainable
 
 
@@ -139,6 +140,7 @@ def init(
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
     """
+    check_kinds(init, locals())
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from .._kinds import check_kinds
 from ._state import State, average_dtype
 
 Loss = Callable[[Any, Any, Any], Any]
@@ -54,6 +55,7 @@ def step(
     Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
     loss that is not a scalar.
     """
+    check_kinds(step, locals())
     _check_key(key)
     size = _batch_size(batch)
     arrays, static = _split(loss)
