@@ -26,7 +26,7 @@ from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
 from ._sampler import as_sampler
 from ._types import Noun, PRNGKey, Solution
-from ._validate import check_count, check_key, streams
+from ._validate import check_count, check_key, is_real, shown, streams
 
 QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
 
@@ -249,6 +249,8 @@ def _check_outside(operands, name):
 
 def _length(mapped):
     """The common length of mapped arrays."""
+    if bad := [leaf for leaf in jtu.tree_leaves(mapped) if not (_is_key(leaf) or is_real(leaf))]:
+        raise TypeError(f"The mapped arrays must be of real numbers or keys. Got {shown(bad[0])}.")
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jtu.tree_leaves(mapped)}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
         raise ValueError(

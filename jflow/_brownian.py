@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree, Shaped
 from ._event import event_like, float_type
 from ._kinds import check_kinds
 from ._types import Noun, PRNGKey
-from ._validate import check_count, check_key, stream
+from ._validate import check_count, check_key, is_real, shown, stream
 
 
 class Recorded(Noun):
@@ -29,6 +29,10 @@ class Recorded(Noun):
     """
 
     normals: PyTree[Shaped[Array, "n ..."]]
+
+    def __check_init__(self):
+        if not all(map(is_real, jtu.tree_leaves(self.normals))):
+            raise TypeError(f"Recorded normals must be arrays of real numbers. Got {shown(self.normals)}.")
 
 
 def dyadic_noise(key: PRNGKey, n: int, shape: Any) -> Recorded:

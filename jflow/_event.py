@@ -20,8 +20,13 @@ def float_type(x: Any) -> Any:
 
 def combine(*terms: tuple[Any, PyTree]) -> PyTree:
     """The linear combination `sum(a * x)` of events, in the `float_type` of the first event's leaves."""
+    if len(kinds := {jtu.tree_structure(x) for _, x in terms}) > 1:
+        raise ValueError(f"Events that are combined must have one structure. Got {', '.join(map(str, kinds))}.")
 
     def leaf(*xs):
+        xs = [as_array(x, "An event") for x in xs]
+        if len(shapes := {x.shape for x in xs}) > 1:
+            raise ValueError(f"Events that are combined must have one shape. Got {', '.join(map(str, shapes))}.")
         total = ft.reduce(lambda u, v: u + v, (a * x for (a, _), x in zip(terms, xs, strict=True)))
         return total.astype(float_type(xs[0]))
 

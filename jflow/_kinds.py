@@ -11,10 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import AbstractArray
 
-from ._validate import as_array, concrete, shown
+from ._validate import concrete, is_real, shown
 
-NOTHING = (Any, object, tuple, list)
+NOTHING = (Any, object)
 """Kinds whose values are checked where they are used, by what they hold."""
 
 
@@ -58,14 +59,23 @@ def _alternative(kind: Any) -> Any:
     if origin is Literal:
         return lambda value: isinstance(value, str) and value in get_args(kind), lambda: repr(kind)[15:-1]
     if origin is collections.abc.Callable:
-        return lambda value: callable(value) and not isinstance(value, type), lambda: "a function"
-    if "prng_key" in getattr(kind, "dtypes", ()):
+        taken = get_args(kind)[0]
+        return lambda value: _is_function(
+            value, taken
+        ), lambda: "a function" if taken is ... else f"a function of {len(taken)} arguments"
+    if origin is type:
+        base = get_args(kind)[0]
+        return lambda value: isinstance(value, type) and issubclass(value, base), lambda: f"a class of {base.__name__}"
+    if origin in (tuple, list, collections.abc.Sequence):
+        return lambda value: isinstance(value, (tuple, list, range, np.ndarray)), lambda: "a sequence"
+    array = isinstance(origin, type) and issubclass(origin, AbstractArray)
+    if array and "prng_key" in origin.dtypes:
         return _is_key, lambda: "one typed key, as jax.random.key(seed)"
     if origin is np.dtype:
         return _is_type, lambda: "a floating-point type, as jnp.bfloat16"
     if origin is float:
         return _is_number, lambda: "a finite number"
-    if origin is np.number or hasattr(kind, "array_type"):
+    if origin is np.number or array:
         return _is_numeric, lambda: "a real number or an array of these"
     if origin is int:
         return lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool), lambda: "an integer"
@@ -80,16 +90,27 @@ def _is_key(value):
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def _is_numeric(value):
+def _is_function(value, taken):
+    """Whether a value is no class, and may be called with the arguments that are named."""
+    if not callable(value) or isinstance(value, type):
+        return False
     try:
-        return as_array(value, "") is not None and not isinstance(value, bool)
+        return taken is ... or inspect.signature(value).bind(*taken) is not None
     except TypeError:
         return False
+    except ValueError:  # a function that does not tell
+        return True
+
+
+def _is_numeric(value):
+    return is_real(value) and not isinstance(value, bool)
 
 
 def _is_number(value):
+    if not _is_numeric(value) or np.ndim(value):
+        return False
     known = concrete(value)
-    return _is_numeric(value) and np.ndim(value) == 0 and (known is None or bool(np.isfinite(known)))
+    return known is None or bool(np.isfinite(known))
 
 
 def _is_type(value):

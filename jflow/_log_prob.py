@@ -15,7 +15,7 @@ from ._event import as_state, widened
 from ._field import AbstractField
 from ._front import as_arrays, numbers, run
 from ._kinds import check_kinds
-from ._sample import check_density, check_ode, transport
+from ._sample import check_density, check_ode, check_start, transport
 from ._sampler import AdaptiveSteps, as_sampler
 from ._types import Number, PRNGKey, Solution
 from ._validate import check_count, check_key, stream
@@ -69,6 +69,7 @@ def log_prob(
     """
     check_kinds(log_prob, locals())
     check_density(field)
+    check_start(start, "log_prob")
     if key is not None:
         check_key(key, "log_prob")
     x = widened(as_state(x), dtype)

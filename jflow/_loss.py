@@ -17,7 +17,7 @@ from ._path import AbstractAffinePath
 from ._prediction import heads
 from ._source import AbstractGaussianSource
 from ._types import PRNGKey, Time
-from ._validate import check_key, scalar_time, streams
+from ._validate import as_array, check_key, scalar_time, streams
 from .laws import AbstractLaw, Uniform
 
 
@@ -98,7 +98,7 @@ def _mean(errors, mask):
     masks = mask if jtu.tree_structure(mask) == jtu.tree_structure(errors) else jtu.tree_map(lambda _: mask, errors)
 
     def broadcast(error, present):
-        present = jnp.asarray(present)
+        present = as_array(present, "mask")
         return jnp.broadcast_to(present.reshape(present.shape + (1,) * (error.ndim - present.ndim)), error.shape)
 
     full = jtu.tree_map(broadcast, errors, masks)

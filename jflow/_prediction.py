@@ -309,6 +309,8 @@ def given(
     ```
     """
     check_kinds(given, locals())
+    if len(values) != len(predicts):
+        raise ValueError(f"A field must have a value for each head. Got {len(values)} for {len(predicts)}.")
     sources = tuple(map(as_prediction, predicts))
     names = [source.name for source in sources]
 

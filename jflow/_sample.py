@@ -31,9 +31,9 @@ from ._kinds import check_kinds
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
-from ._source import has_score
+from ._source import AbstractSource, has_score
 from ._types import PRNGKey, Solution
-from ._validate import check_key, stream, streams
+from ._validate import check_key, shown, stream, streams
 
 
 def sample(
@@ -286,9 +286,7 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
     else:
         rule, _ = meet(field, sampler, brownian)
         noisy = rule.noisy or (brownian is not None and isinstance(rule, SolverRule) and rule.equation(field).noisy)
-    for name in ("sample", "log_prob") if log_prob else ("sample",):
-        if start is not None and not hasattr(start, name):
-            raise TypeError(f"start must have a method {name}. Got {type(start).__name__}.")
+    check_start(start, "sample", *(["log_prob"] if log_prob else []))
     if start is not None and noisy and has_score(field.path.source):
         raise ValueError(
             "start= must go with the ODE: the noise of an SDE belongs to the marginals of the path's own source, and "
@@ -300,6 +298,13 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
             "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."
         )
     return sampler
+
+
+def check_start(start: Any, *names: str) -> None:
+    """Raises `TypeError` for a start that is no distribution with methods of these names."""
+    callables = [callable(getattr(start, name, None)) for name in names]
+    if start is not None and (not all(callables) or isinstance(start, (type, AbstractSource))):
+        raise TypeError(f"start must be a distribution, an object with {' and '.join(names)}. Got {shown(start)}.")
 
 
 def check_ode(field: AbstractField, sampler: Sampler, what: str, *, forward: bool) -> None:

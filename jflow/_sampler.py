@@ -18,7 +18,7 @@ from ._noise_rule import AbstractNoiseRule
 from ._rule import AbstractStepRule
 from ._solver import unwrapped
 from ._types import Noun, Time
-from ._validate import check_count, concrete
+from ._validate import check_count, concrete, parameter
 
 End = Literal["denoise", "stop"]
 """How a grid ends: by the data prediction in the place of its last step, or like its other steps."""
@@ -191,6 +191,9 @@ class AdaptiveSteps(Noun):
 
         Raises `ValueError` or `TypeError` for parts that do not go together.
         """
+        for name, value in (("t0", t0), ("t1", t1), ("dt0", dt0), ("rtol", rtol), ("atol", atol)):
+            if value is not None:
+                parameter(value, name, positive="tol" in name)
         if rtol is not None or atol is not None:
             if controller is not None:
                 raise ValueError("rtol and atol must stand without controller=, for which they are short. Got both.")
@@ -198,9 +201,6 @@ class AdaptiveSteps(Noun):
         self.solver, self.controller, self.t0, self.t1 = solver, controller, t0, t1
         self.clock, self.eta, self.diffusion = clock, _swept(eta), diffusion
         self.dt0, self.max_steps, self.adjoint = dt0, max_steps, adjoint
-        for name, t in (("t0", t0), ("t1", t1)):
-            if (known := concrete(t)) is not None and not (known.ndim == 0 and np.isfinite(known)):
-                raise ValueError(f"{name} must be a finite number. Got {t!r}.")
         start = np.asarray(0.0) if t0 is None else concrete(t0)
         stop = np.asarray(1.0) if t1 is None else concrete(t1)
         first, last = None if start is None else bool(start == 0), None if stop is None else bool(stop == 1)

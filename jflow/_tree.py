@@ -23,7 +23,7 @@ def brownian_tree(
     shape: Any,
     *,
     resolution: Number = 2**-12,
-    levy_area: Any = dfx.BrownianIncrement,
+    levy_area: type[dfx.AbstractBrownianIncrement] = dfx.BrownianIncrement,
 ) -> dfx.VirtualBrownianTree:
     """A Brownian path known at every time, for `brownian=` of a sampler whose steps are adaptive or look inside.
 

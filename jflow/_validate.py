@@ -26,16 +26,22 @@ def scalar_time(t: Any) -> Array:
 def as_array(value: Any, what: str, dtype: Any = None) -> Array:
     """Real numbers as an array; raises `TypeError` for what is none."""
     try:
-        own = value.dtype if isinstance(value, (jax.Array, np.ndarray)) else jnp.asarray(value).dtype
-        if is_real(own):
+        if is_real(value):
             return jnp.asarray(value, dtype)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
         pass  # the message is ours
     raise TypeError(f"{what} must be a real number or an array of these. Got {shown(value)}.")
 
 
-def is_real(dtype: Any) -> bool:
-    """Whether a type is one of real numbers, or of booleans."""
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number or boolean, or an array or nested lists of these; none is moved."""
+    try:
+        known = isinstance(value, (jax.Array, np.ndarray, np.generic))
+        dtype = value.dtype if known else np.asarray(value).dtype
+    except jax.errors.TracerArrayConversionError:
+        dtype = jnp.asarray(value).dtype
+    except (TypeError, ValueError):
+        return False
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 

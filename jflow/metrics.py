@@ -193,6 +193,8 @@ def _pair(x: Sample, y: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as float64 matrices `(n, d)`."""
 
     def matrix(sample: Any, which: str) -> np.ndarray:
+        if isinstance(sample, jax.core.Tracer):
+            raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
         array = np.asarray(sample)
         if array.ndim == 0 or array.size == 0:
             raise ValueError(f"A sample has at least one point. The {which} has shape {array.shape}.")

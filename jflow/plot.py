@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Num
 
 from ._kinds import check_kinds
+from ._validate import shown
 
 # of Okabe and Ito's palette, told apart whatever the colour vision
 NOISE, DATA, INK = "#0072B2", "#D55E00", "#444444"
@@ -27,7 +28,7 @@ Numbers = Num[ArrayLike, "..."] | Sequence[Any]
 
 def image_grid(
     images: Numbers,
-    labels: Any = None,
+    labels: Sequence[Any] | Num[ArrayLike, "..."] | None = None,
     *,
     ncols: int | None = None,
     title: str | None = None,
@@ -116,6 +117,8 @@ def density(
         if particles is None:
             raise ValueError("The part of the plane to draw is needed: pass extent=(left, right, bottom, top).")
         extent = _range(particles, 0.1)
+    if np.shape(extent) != (4,):
+        raise ValueError(f"extent must be (left, right, bottom, top). Got {shown(extent)}.")
     left, right, bottom, top = extent
     grid = np.meshgrid(np.linspace(left, right, resolution), np.linspace(bottom, top, resolution))
     points = np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
@@ -232,6 +235,10 @@ def _axes(ax: Any, size: tuple[float, float], title: str | None) -> Any:
         from matplotlib.figure import Figure
 
         ax = Figure(figsize=size, dpi=150, layout="constrained").subplots()
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax must be the axes of a figure of matplotlib. Got {shown(ax)}.")
     ax.tick_params(labelsize=8, color=INK, labelcolor=INK)
     for side in ax.spines.values():
         side.set(color=INK, linewidth=0.6)

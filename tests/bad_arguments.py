@@ -580,13 +580,17 @@ def judged(error: BaseException) -> tuple[str, str]:
 def finite(result: Any) -> tuple[str, str]:
     """Whether a result holds a NaN that no status tells of."""
     arrays = [leaf for leaf in jtu.tree_leaves(result) if isinstance(leaf, (jax.Array, np.ndarray, float, np.generic))]
-    arrays = [leaf for leaf in arrays if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
-    wrong = any(bool(jnp.isnan(leaf).any()) for leaf in arrays)
+    arrays = [leaf for leaf in map(np.asarray, filter(_is_not_key, arrays)) if leaf.dtype.kind in "fc"]
+    wrong = any(bool(np.isnan(leaf).any()) for leaf in arrays)
     status = [
         s.status for s in jtu.tree_leaves(result, is_leaf=_is_solution) if _is_solution(s) and s.status is not None
     ]
     told = any(bool((np.asarray(s) != 0).any()) for s in status)
     return ("nan", "a NaN") if wrong and not told else ("fine", "")
+
+
+def _is_not_key(leaf):
+    return not (isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
 def _is_solution(node):

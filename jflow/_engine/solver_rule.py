@@ -41,7 +41,7 @@ class SolverRule(AbstractStepRule):
     solver: dfx.AbstractSolver
     clock: AbstractClock
     eta: Any
-    coefficient: Callable[[Any], Any] | None
+    coefficient: Callable[..., Any] | None
     brownian: Any = None  # a diffrax path in the clock's noise time, in the place of the loop's own noise
 
     @property

@@ -16,7 +16,7 @@ from .._kinds import check_kinds
 from .._prediction import given
 from .._trainable import frozen
 from .._types import Event, PRNGKey, Time
-from .._validate import check_key, concrete, parameter, scalar_time, stream
+from .._validate import as_array, check_key, concrete, parameter, scalar_time, shown, stream
 from ._guide import AbstractGuide, check_scale, entries, guides, without
 from ._rule import AbstractGuidanceRule, extrapolate
 
@@ -90,9 +90,11 @@ class Guided(AbstractGuide):
         check_kinds(Guided.__init__, locals())
         self.field, self.weak, self.rule = field, weak, rule
         self.scale, self.negative = scale, negative
-        self.null = jtu.tree_map(jnp.asarray, null)
+        self.null = jtu.tree_map(lambda leaf: as_array(leaf, "A null condition"), null)
         self.interval = None
         if interval is not None:
+            if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+                raise ValueError(f"An interval of guidance must be (start, stop). Got {shown(interval)}.")
             start, stop = interval
             self.interval = parameter(start, "interval", positive=False), parameter(stop, "interval", positive=False)
 
@@ -228,7 +230,7 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
     """
     check_kinds(drop_condition, locals())
     check_key(key, "drop_condition", batched=False)
-    number = concrete(rate)
+    number = concrete(parameter(rate, "rate", positive=False))
     if number is not None and not 0 <= number <= 1:
         raise ValueError(f"The rate of dropped conditions must be a probability, in [0, 1]. Got {rate}.")
     drop = jr.bernoulli(stream(key, "drop_condition"), jnp.asarray(rate, float))
@@ -244,7 +246,7 @@ def _stack(condition, other):
         )
 
     def leaf(c, n):
-        c, n = jnp.asarray(c), jnp.asarray(n)
+        c, n = as_array(c, "A condition"), as_array(n, "A null or negative condition")
         if c.shape != n.shape:
             raise ValueError(
                 f"A null or negative condition must have the shape of the condition. Got {n.shape} for {c.shape}."

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from .._kinds import check_kinds
+from .._validate import shown
 from ._dataset import Dataset
 
 
@@ -54,6 +55,8 @@ def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, An
     import grain
 
     _check_size(batch_size)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(f"source must have len(source) and source[i]. Got {shown(source)}.")
     if len(source) == 0:
         raise ValueError("A data set has at least one example. Got an empty source.")
     # batched last, so that what is read ahead is counted in records

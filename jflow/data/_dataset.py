@@ -34,7 +34,8 @@ class Dataset:
     num_classes: int | None
 
     def __post_init__(self):
-        x = self.x.astype(np.float32, copy=False)
+        check_kinds(Dataset, vars(self))
+        x = np.asarray(self.x).astype(np.float32, copy=False)
         _check_examples(x, self.name)
         object.__setattr__(self, "x", _frozen(x))
         if (self.label is None) != (self.num_classes is None):
@@ -43,6 +44,7 @@ class Dataset:
                 f"Got label {'missing' if self.label is None else 'given'}, num_classes {self.num_classes}."
             )
         if self.label is not None:
+            object.__setattr__(self, "label", np.asarray(self.label))
             _check_labels(self.label, len(self.x), self.num_classes, self.name)
             object.__setattr__(self, "label", _frozen(self.label.astype(np.int32)))
 

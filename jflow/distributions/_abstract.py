@@ -23,7 +23,7 @@ from .._solver import Adams
 from .._source import has_score, noise_map
 from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
-from .._validate import concrete, scalar_time
+from .._validate import as_array, concrete, scalar_time
 
 Numbers = ArrayLike | Sequence[Any]
 """Parameters as people write them: arrays, numbers, lists of numbers."""
@@ -235,7 +235,7 @@ def cast(tree: PyTree, dtype: Any) -> Any:
 
 def values(x: Any, name: str) -> Array:
     """A parameter given as numbers, in the default float type; raises `ValueError` where one is not finite."""
-    x = jnp.asarray(x, jnp.result_type(float))
+    x = as_array(x, name, jnp.result_type(float))
     if (known := concrete(x)) is not None and not np.isfinite(known).all():
         raise ValueError(f"{name} must be finite numbers. Got a non-finite one.")
     return x

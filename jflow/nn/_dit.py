@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from .._kinds import check_kinds
+from .._validate import as_array
 from ._attention import SelfAttention
 from ._embed import Condition, FourierFeatures
 from ._events import as_event, image_shape, positive
@@ -26,6 +27,8 @@ def patchify(x: Shaped[Array, "h w c"], patch: int) -> Shaped[Array, "n p"]:
 
     Raises `ValueError` where `patch` does not divide both sides.
     """
+    check_kinds(patchify, locals())
+    x = as_array(x, "An image")
     height, width, channels = _image_shape("patchify", x.shape, patch)
     grid = x.reshape(height // patch, patch, width // patch, patch, channels)
     return grid.transpose(0, 2, 1, 3, 4).reshape(-1, patch * patch * channels)

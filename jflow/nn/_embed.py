@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._kinds import check_kinds
-from .._validate import concrete, scalar_time
+from .._validate import as_array, concrete, scalar_time
 from ._events import positive
 
 
@@ -23,7 +23,7 @@ def fourier_features(t: ArrayLike, frequencies: Float[Array, " k"]) -> Float[Arr
 
     Source: Tancik et al. 2020, arXiv:2006.10739, section 5.
     """
-    t = scalar_time(t)
+    t, frequencies = scalar_time(t), as_array(frequencies, "frequencies")
     dtype = jnp.promote_types(jnp.promote_types(t.dtype, frequencies.dtype), jnp.float32)
     phase = 2 * jnp.pi * frequencies.astype(dtype) * t.astype(dtype)
     return math.sqrt(2) * jnp.concatenate([jnp.sin(phase), jnp.cos(phase)])

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
+from .._validate import as_array
+
 
 def positive(name: str, value: Any) -> int:
     """`value` as a Python integer; raises `ValueError` where it is no positive integer."""
@@ -36,7 +38,7 @@ def image_shape(network: str, shape: Sequence[int], divisor: int, why: str, fix:
 
 def as_event(network: str, x: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike | None) -> Float[Array, "..."]:
     """`x` in the type of compute: `dtype`, or else its own, at least float32; raises `ValueError` for a wrong shape."""
-    x = jnp.asarray(x)
+    x = as_array(x, "An event")
     if x.shape != shape:
         hint = "; a batch goes through jax.vmap, over t, x and args together" if x.shape[1:] == shape else ""
         raise ValueError(f"This {network} takes one event of shape {shape}. Got {x.shape}{hint}.")

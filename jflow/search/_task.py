@@ -15,7 +15,7 @@ from .._engine import lowered, run_grid, stepper
 from .._event import event_like, size, state_dtype
 from .._field import check_affine
 from .._path import AbstractAffinePath
-from .._sample import draw_start
+from .._sample import check_start, draw_start
 from .._sampler import FixedSteps
 from .._solver import Adams
 from .._types import Solution
@@ -62,6 +62,7 @@ def make_task(field: Any, key: Any, shape: Any, args: Any, axes: Any, num: int, 
     """What is drawn, its arguments checked; sample `i` is that of `generate(field, key, num, ...)`."""
     check_affine(field.path, "A search among samplers")
     check_key(key, "A search among samplers")
+    check_start(start, "sample")
     check_count(num=num)
     args = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (int, float, np.ndarray)) else leaf, args)
     _check_axes(args, axes, num)
@@ -171,7 +172,7 @@ def _check_axes(args, axes, num):
     """Raises `ValueError` where the axes do not fit the condition, or its length is not `num`."""
 
     def check(axis, part):
-        if axis not in (0, None):
+        if axis is not None and not (isinstance(axis, int) and axis == 0):
             raise ValueError(f"args_in_axes must hold 0 (one value a noise) and None (shared). Got {axis!r}.")
         for leaf in jtu.tree_leaves(part) if axis == 0 else ():
             if np.ndim(leaf) < 1 or np.shape(leaf)[0] != num:

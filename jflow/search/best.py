@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from .._clock import AngleClock, RatioClock
@@ -51,7 +52,7 @@ def best_sampler(
     t0: Time = 0.0,
     t1: Time = 1.0,
     start: Any = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     num: int = 128,
     iterations: int = 60,
     progress: bool = True,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
@@ -41,7 +42,7 @@ def optimize_times(
     t0: Time = 0.0,
     t1: Time = 1.0,
     start: Any = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     num: int = 128,
     iterations: int = 60,
     progress: bool = True,

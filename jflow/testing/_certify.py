@@ -14,7 +14,7 @@ from .._kinds import check_kinds
 from .._path import AbstractAffinePath, CondOT
 from .._sampler import AdaptiveSteps
 from .._solve import solve
-from .._types import Number
+from .._types import Number, PRNGKey
 from ..distributions import Gaussian, GaussianMixture
 from ._report import Check, Report, bounded
 
@@ -32,7 +32,7 @@ def certify(
     order: Number | None = None,
     calls: int | None = None,
     tolerance: Number = 0.05,
-    key: Any = None,
+    key: PRNGKey | None = None,
 ) -> Report:
     """Certifies a sampler: exact moments on Gaussian data, order of convergence, network calls, batch invariance.
 

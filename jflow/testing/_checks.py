@@ -13,7 +13,7 @@ from .._field import AbstractField, check_affine
 from .._kinds import check_kinds
 from .._path import AbstractAffinePath
 from .._path.custom import BOUND
-from .._types import Number
+from .._types import Number, PRNGKey
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
 
@@ -111,7 +111,7 @@ def check_field(
     times: Sequence[Number] = (0.1, 0.3, 0.5, 0.7, 0.9),
     n: int = 256,
     tolerance: Number = 1e-3,
-    key: Any = None,
+    key: PRNGKey | None = None,
 ) -> Report:
     """Checks a field against the exact field of a distribution, and by the continuity equation.
 

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._kinds import check_kinds
+from .._validate import is_real, shown
 from ._state import State, average_dtype
 
 Loss = Callable[[Any, Any, Any], Any]
@@ -165,7 +166,11 @@ def _join(arrays: list[Any], static: Any) -> Loss:
 
 def _batch_size(batch: PyTree) -> int:
     """The common leading axis of the leaves."""
-    shapes = [np.shape(leaf) for leaf in jtu.tree_leaves(batch)]
+    leaves = jtu.tree_leaves(batch)
+    keys = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    if not all(key or is_real(leaf) for key, leaf in zip(keys, leaves, strict=True)):
+        raise TypeError(f"A batch must be of arrays of real numbers or keys. Got {shown(batch)}.")
+    shapes = [np.shape(leaf) for leaf in leaves]
     sizes = {shape[0] if shape else 0 for shape in shapes}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
