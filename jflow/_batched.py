@@ -298,7 +298,7 @@ def _split_args(args, axes, n):
             f"{axes!r}: {error}"
         ) from None
     for axis in jtu.tree_leaves(axes):
-        if axis != 0:
+        if not (isinstance(axis, int) and axis == 0):
             raise ValueError(f"args_in_axes must hold 0 (one value a sample) and None (shared). Got {axis!r}.")
     split, shared = eqx.partition(args, flags)
     for leaf in jtu.tree_leaves(split):

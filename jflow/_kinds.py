@@ -67,14 +67,14 @@ def _alternative(kind: Any) -> Any:
         base = get_args(kind)[0]
         return lambda value: isinstance(value, type) and issubclass(value, base), lambda: f"a class of {base.__name__}"
     if origin in (tuple, list, collections.abc.Sequence):
-        return lambda value: isinstance(value, (tuple, list, range, np.ndarray)), lambda: "a sequence"
+        return lambda value: isinstance(value, (tuple, list, range)) or _has_rows(value), lambda: "a sequence"
     array = isinstance(origin, type) and issubclass(origin, AbstractArray)
-    if array and "prng_key" in origin.dtypes:
+    if array and origin.dtypes == ("prng_key",):
         return _is_key, lambda: "one typed key, as jax.random.key(seed)"
     if origin is np.dtype:
         return _is_type, lambda: "a floating-point type, as jnp.bfloat16"
     if origin is float:
-        return _is_number, lambda: "a finite number"
+        return _is_number, lambda: "a finite number, known outside of jax.jit"
     if origin is np.number or array:
         return _is_numeric, lambda: "a real number or an array of these"
     if origin is int:
@@ -102,6 +102,10 @@ def _is_function(value, taken):
         return True
 
 
+def _has_rows(value):
+    return isinstance(value, (np.ndarray, jax.Array)) and value.ndim > 0
+
+
 def _is_numeric(value):
     return is_real(value) and not isinstance(value, bool)
 
@@ -110,7 +114,7 @@ def _is_number(value):
     if not _is_numeric(value) or np.ndim(value):
         return False
     known = concrete(value)
-    return known is None or bool(np.isfinite(known))
+    return known is not None and bool(np.isfinite(known))
 
 
 def _is_type(value):

@@ -15,6 +15,7 @@ from ._flow_map import Jump
 from ._kinds import check_kinds
 from ._prediction import Logits, Velocity
 from ._types import Noun
+from ._validate import is_real
 
 _MODULES = (_clock, _grid, _noise_rule, _path, _sampler, _solver, _source)
 _DIFFRAX = [
@@ -107,7 +108,7 @@ def from_json(text: str) -> Any:
 def _encoded(value: Any, where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)) and is_real(value):
         known = np.asarray(value)
         return {"array": known.tolist(), "dtype": known.dtype.name}
     if isinstance(value, (list, tuple)):

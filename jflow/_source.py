@@ -17,7 +17,7 @@ from ._args import masked
 from ._event import normal_like, size, state_dtype
 from ._trainable import frozen
 from ._types import Event, Noun, PRNGKey
-from ._validate import concrete
+from ._validate import as_array, concrete
 
 
 class AbstractSource(Noun):
@@ -219,7 +219,7 @@ class Coloured(AbstractNoiseMap):
 
         Raises `ValueError` for another one.
         """
-        self.covariance = jnp.asarray(covariance, float)
+        self.covariance = as_array(covariance, "A covariance", float)
         known = concrete(self.covariance)
         why = None
         if self.covariance.ndim != 2 or self.covariance.shape[0] != self.covariance.shape[1]:

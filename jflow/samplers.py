@@ -22,6 +22,7 @@ from ._noise_rule import Ancestral
 from ._sampler import FixedSteps
 from ._solver import DPMpp, UniPC
 from ._types import Time
+from ._validate import as_array
 
 
 def flow_euler(n: int, *, shift: Time | None = None, grid: AbstractGridRule | None = None) -> FixedSteps:
@@ -146,13 +147,10 @@ def dpmpp_2m_sde(
     ```
     """
     check_kinds(dpmpp_2m_sde, locals())
-    root = (
-        float(np.sqrt(eta))
-        if isinstance(eta, (int, float)) and eta >= 0
-        else eta
-        if isinstance(eta, (int, float))
-        else jnp.sqrt(eta)
-    )
+    if isinstance(eta, (int, float)):
+        root = float(np.sqrt(eta)) if eta >= 0 else eta
+    else:
+        root = jnp.sqrt(as_array(eta, "eta"))
     return FixedSteps(_grid(n, shift, grid), DPMpp(2, "midpoint"), eta=root, end="denoise")
 
 

@@ -27,7 +27,7 @@ def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, 
     # milliseconds, this gather ten microseconds.
     _check_size(batch_size)
     if step < 0 or seed < 0:
-        raise ValueError(f"Steps and seeds count from 0. Got step={step}, seed={seed}.")
+        raise ValueError(f"Steps and seeds must count from 0. Got step={step}, seed={seed}.")
     n, start = len(dataset), int(step) * batch_size
     stop = start + batch_size
     epochs = range(start // n, (stop - 1) // n + 1)
@@ -58,7 +58,7 @@ def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, An
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise TypeError(f"source must have len(source) and source[i]. Got {shown(source)}.")
     if len(source) == 0:
-        raise ValueError("A data set has at least one example. Got an empty source.")
+        raise ValueError("A data set must have at least one example. Got an empty source.")
     # batched last, so that what is read ahead is counted in records
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     return records.to_iter_dataset().batch(batch_size)
@@ -66,4 +66,4 @@ def loader(source: Any, batch_size: int, seed: int = 0) -> Iterable[dict[str, An
 
 def _check_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"A batch has at least one example. Got batch_size={batch_size}.")
+        raise ValueError(f"A batch must have at least one example. Got batch_size={batch_size}.")

@@ -40,7 +40,7 @@ class Dataset:
         object.__setattr__(self, "x", _frozen(x))
         if (self.label is None) != (self.num_classes is None):
             raise ValueError(
-                "label and num_classes come together or not at all. "
+                "label and num_classes must come together or not at all. "
                 f"Got label {'missing' if self.label is None else 'given'}, num_classes {self.num_classes}."
             )
         if self.label is not None:
@@ -77,6 +77,7 @@ def from_array(
     Raises `ValueError` for any other type, a wrong rank or length, an empty set, a value that is not finite
     in float32, a label out of range.
     """
+    check_kinds(from_array, locals())
     x = np.asarray(x)
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / np.float32(127.5) - np.float32(1)
@@ -85,14 +86,14 @@ def from_array(
             x = x.astype(np.float32)
     else:
         raise ValueError(
-            f"x is uint8 (images, 0..255) or floating point. Got {x.dtype}; convert it with "
+            f"x must be uint8 (images, 0..255) or floating point. Got {x.dtype}; convert it with "
             "x.astype(np.uint8) or x.astype(np.float32), whichever it means."
         )
     if label is None:
         return Dataset(x, None, name, None)
     label = np.asarray(label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(f"Labels are integers. Got {label.dtype}; use label.astype(np.int32).")
+        raise ValueError(f"Labels must be integers. Got {label.dtype}; use label.astype(np.int32).")
     if num_classes is None:
         num_classes = int(label.max(initial=0)) + 1
     return Dataset(x, label, name, num_classes)
@@ -114,13 +115,13 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
             found = list(content)
             arrays = {key: content[key] for key in ("x", "label") if key in found}
     except FileNotFoundError:
-        raise FileNotFoundError(f"A data set is read from an .npz file. There is no file {path}.") from None
+        raise FileNotFoundError(f"A data set must be read from an .npz file. Got {path}: no such file.") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"An .npz file of plain arrays is needed; {path} is damaged or something else ({error}); {hint}."
+            f"A file must be an .npz of plain arrays. Got {path}, which is damaged or something else ({error}); {hint}."
         ) from error
     if "x" not in arrays:
-        raise ValueError(f"The .npz file holds the examples under the name x. {path} holds {found}; {hint}.")
+        raise ValueError(f"The .npz file must hold the examples under the name x. Got {path}, with {found}; {hint}.")
     return from_array(arrays["x"], arrays.get("label"), name=os.path.splitext(os.path.basename(path))[0])
 
 
@@ -141,7 +142,7 @@ def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Datase
 def check_split(split: str) -> None:
     """Raises `ValueError` where there is no such split."""
     if split not in ("train", "test", "all"):
-        raise ValueError(f"A split is 'train', 'test' or 'all'. Got {split!r}.")
+        raise ValueError(f"A split must be 'train', 'test' or 'all'. Got {split!r}.")
 
 
 def _frozen(x: np.ndarray) -> np.ndarray:
@@ -153,15 +154,15 @@ def _frozen(x: np.ndarray) -> np.ndarray:
 def _check_examples(x: np.ndarray, name: str) -> None:
     if x.ndim < 2:
         raise ValueError(
-            f"x has shape (n, *event) with at least one axis after the first. Got {x.shape} for {name}; "
+            f"x must have shape (n, *event) with at least one axis after the first. Got {x.shape} for {name}; "
             "n numbers are x[:, None], one example is x[None]."
         )
     if x.size == 0:
-        raise ValueError(f"A data set has at least one example, each of at least one number. Got {x.shape}.")
+        raise ValueError(f"A data set must have at least one example, each of at least one number. Got {x.shape}.")
     if not np.isfinite(x).all():
         bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
         raise ValueError(
-            f"Data are finite in float32. {bad.sum()} of the {len(x)} examples of {name} are not, the first "
+            f"Data must be finite in float32. Got {bad.sum()} of {len(x)} examples of {name} that are not, the first "
             f"at index {bad.argmax()}; keep x[np.isfinite(x).reshape(len(x), -1).all(1)], or rescale."
         )
 
@@ -169,11 +170,11 @@ def _check_examples(x: np.ndarray, name: str) -> None:
 def _check_labels(label: np.ndarray, n: int, num_classes: int | None, name: str) -> None:
     if label.shape != (n,):
         raise ValueError(
-            f"There is one label for each example: shape ({n},). Got {label.shape} for {name}; "
+            f"There must be one label for each example: shape ({n},). Got {label.shape} for {name}; "
             "one-hot rows become labels by label.argmax(1)."
         )
     if num_classes is None or label.min() < 0 or label.max() >= num_classes:
         raise ValueError(
-            f"Labels are 0 .. num_classes - 1, here 0 .. {(num_classes or 0) - 1}. Got {label.min()} .. "
+            f"Labels must be 0 .. num_classes - 1, here 0 .. {(num_classes or 0) - 1}. Got {label.min()} .. "
             f"{label.max()} for {name}; np.unique(label, return_inverse=True)[1] numbers classes from 0."
         )

@@ -64,7 +64,7 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
     """
     check_kinds(checkerboard, locals())
     if cells < 1:
-        raise ValueError(f"A board has at least one cell to a side. Got cells={cells}.")
+        raise ValueError(f"A board must have at least one cell to a side. Got cells={cells}.")
     key_square, key_point = jr.split(_checked(key, n))
     squares = jnp.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], dtype=jnp.float32)
     square = squares[jr.randint(key_square, (n,), 0, len(squares))]
@@ -82,5 +82,5 @@ def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: flo
 
 def _checked(key: PRNGKey, n: int) -> PRNGKey:
     if n < 1:
-        raise ValueError(f"The number of points is at least 1. Got n={n}.")
+        raise ValueError(f"The number of points must be at least 1. Got n={n}.")
     return key

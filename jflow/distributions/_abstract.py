@@ -244,8 +244,13 @@ def values(x: Any, name: str) -> Array:
 def positive(x: Any, name: str) -> Array:
     """`values`, all above zero."""
     x = values(x, name)
-    if (known := concrete(x)) is not None and not (known > 0).all():
-        raise ValueError(f"{name} must be positive. Got {known.min():g}; points without width are a PointSet.")
+    with np.errstate(over="ignore"):
+        fits = (known := concrete(x)) is None or ((known > 0) & np.isfinite(known**2)).all()
+    if not fits:
+        raise ValueError(
+            f"{name} must be positive, with finite squares. Got numbers from {known.min():g} to {known.max():g}; points "
+            "without width are a PointSet."
+        )
     return x
 
 
@@ -258,6 +263,6 @@ def log_weights(weights: Any, k: int) -> Float[Array, "{k}"]:
     if weights.shape != (k,) or (known is not None and ((known < 0).any() or known.sum() == 0)):
         raise ValueError(
             f"Weights must be one number of at least 0 for each of the {k} components, with a positive sum. "
-            f"Got shape {weights.shape}{'' if known is None else f', least {known.min():g}'}."
+            f"Got shape {weights.shape}{'' if known is None or not known.size else f', least {known.min():g}'}."
         )
     return jnp.log(weights) - jnp.log(jnp.sum(weights))

@@ -32,7 +32,7 @@ class SelfAttention(nnx.Module):
         """
         check_kinds(SelfAttention.__init__, locals())
         if positive("dim", dim) % positive("heads", heads):
-            raise ValueError(f"The heads of an attention divide its channels. Got {heads} heads, {dim} channels.")
+            raise ValueError(f"The heads of an attention must divide its channels. Got {heads} heads, {dim} channels.")
         self.heads = heads
         self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         init = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()

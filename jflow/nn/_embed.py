@@ -36,7 +36,9 @@ class FourierFeatures(nnx.Module):
         """`size` the number of features, even; raises `ValueError` where it is not."""
         check_kinds(FourierFeatures.__init__, locals())
         if positive("The number of Fourier features", size) % 2:
-            raise ValueError(f"Fourier features come in pairs, a sine and a cosine: their number is even. Got {size}.")
+            raise ValueError(
+                f"Fourier features come in pairs, a sine and a cosine: their number must be even. Got {size}."
+            )
         self.frequencies = nnx.Param(jax.random.normal(rngs.params(), (size // 2,), jnp.float32))
 
     def __call__(self, t: ArrayLike) -> Float[Array, " size"]:

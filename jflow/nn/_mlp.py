@@ -76,7 +76,7 @@ class MLP(nnx.Module):
         shape = jnp.shape(x)
         if self.shape is None and math.prod(shape) != self.in_size:
             raise ValueError(
-                f"This MLP takes one event of {self.in_size} components. Got shape {shape}; "
+                f"This MLP must have one event of {self.in_size} components. Got shape {shape}; "
                 "a batch goes through jax.vmap, over t, x and args together."
             )
         x = as_event("MLP", x, shape if self.shape is None else self.shape, self.dtype)

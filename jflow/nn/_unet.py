@@ -88,10 +88,10 @@ def _check_levels(channels, attention):
     """`channels` as a tuple of integers; raises `ValueError` for none, or attention at a level that is not there."""
     channels = tuple(positive("Each of channels", c) for c in channels)
     if not channels:
-        raise ValueError("A UNet has one level at least: channels is not empty. Got ().")
+        raise ValueError("A UNet must have one level at least: channels must not be empty. Got ().")
     if not set(attention) <= set(range(len(channels))):
         raise ValueError(
-            f"Attention is at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
+            f"Attention must be at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
         )
     return channels
 

@@ -19,7 +19,7 @@ from .._sample import check_start, draw_start
 from .._sampler import FixedSteps
 from .._solver import Adams
 from .._types import Solution
-from .._validate import check_count, check_key, streams
+from .._validate import check_count, check_key, concrete, parameter, shown, streams
 
 FINE_STEPS, FINE_LEVEL = 400, 1e-3
 
@@ -163,6 +163,9 @@ def errors(x: Any, target: Any) -> Float[Array, " num"]:
 
 def make_ends(t0: Any, t1: Any) -> Float[Array, "2"]:
     """Both ends of a grid; raises `ValueError` where they are out of order."""
+    t0, t1 = parameter(t0, "t0", positive=False), parameter(t1, "t1", positive=False)
+    if concrete(t0) is None or concrete(t1) is None:
+        raise ValueError(f"The ends of a search must be known outside of jax.jit. Got t0 = {t0}, t1 = {t1}.")
     if not 0 <= float(t0) < float(t1) <= 1:
         raise ValueError(f"A grid must run from t0 to t1 with 0 <= t0 < t1 <= 1. Got {float(t0):g} and {float(t1):g}.")
     return jnp.asarray([t0, t1], float)
@@ -181,4 +184,8 @@ def _check_axes(args, axes, num):
                     f"num = {num}. Got shape {np.shape(leaf)}."
                 )
 
+    try:
+        jtu.tree_map(lambda axis, part: None, axes, args, is_leaf=lambda leaf: leaf is None)
+    except ValueError:
+        raise ValueError(f"args_in_axes must be a pytree prefix of args, as 0 or None. Got {shown(axes)}.") from None
     jtu.tree_map(check, axes, args, is_leaf=lambda leaf: leaf is None)
