@@ -15,7 +15,8 @@ from ._validate import as_array
 
 def float_type(x: Any) -> Any:
     """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    dtype = jnp.result_type(x)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
 
 
 def combine(*terms: tuple[Any, PyTree]) -> PyTree:

@@ -18,7 +18,7 @@ from ._prediction import Prediction, Row, as_prediction, given, heads, predictio
 from ._source import noise_map, precision
 from ._trainable import frozen
 from ._types import Event, Noun, PRNGKey, Time
-from ._validate import concrete, parameter, scalar_time
+from ._validate import concrete, parameter, scalar_time, shown
 
 
 class AbstractField(Noun):
@@ -135,7 +135,6 @@ class Field(AbstractField):
 
     def __check_init__(self):
         heads(self.predicts)
-        check_path_kind(self.path)
 
     def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
         t = scalar_time(t)
@@ -334,19 +333,12 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     return _Rematched(field, path)  # pyright: ignore[reportArgumentType]
 
 
-def check_path_kind(path: Any) -> None:
-    """Raises `TypeError` for what is not a path."""
-    if not isinstance(path, AbstractPath):
-        raise TypeError(
-            f"A field's path must be a jflow path, as jflow.CondOT() or jflow.CustomPath(alpha, sigma). Got {path!r}."
-        )
-
-
 def check_affine(path: Any, what: str) -> None:
-    """Raises `TypeError` for what is not a path, `ValueError` for one that has no alpha and sigma."""
-    check_path_kind(path)
+    """Raises `ValueError` for what has no alpha and sigma."""
     if not isinstance(path, AbstractAffinePath):
-        raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {type(path).__name__}.")
+        raise ValueError(
+            f"{what} must have an affine path, with alpha and sigma, as jflow.CondOT(). Got {shown(path)}."
+        )
 
 
 class AbstractWrappedField(AbstractField):

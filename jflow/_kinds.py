@@ -5,131 +5,103 @@ import functools as ft
 import inspect
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, Key
 
 from ._validate import concrete, is_real, shown
 
-NOTHING = (Any, object)
-"""Kinds whose values are checked where they are used, by what they hold."""
-
 
 def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
-    """Raises `TypeError` for a value that is not of the kind its annotation names: for the arguments of a function, as
-    `locals()` holds them at its start, or for the fields of a class. `Any` and a pytree ask nothing.
+    """Raises `TypeError`, or `ValueError` for counts, keys and names, where a value is not of the kind its annotation
+    asks for: of the arguments of a function, as `locals()` holds them at its start, or the fields of a class. `Any` and
+    a pytree ask nothing.
     """
-    for name, test, rule in _asked(owner):
-        if not test(values[name]):
-            what = owner.__qualname__.removesuffix(".__init__")
-            raise TypeError(f"{name} of {what} must be {rule()}. Got {shown(values[name])}.")
+    for name, options in _asked(owner):
+        value = values[name]
+        if not any(_fits(value, option) for option in options):
+            what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(map(_words, options))
+            numeric = options[0] in (int, Key) or get_origin(options[0]) is Literal
+            raise (ValueError if numeric else TypeError)(f"{name} must be {rule}. Got {shown(value)}, in {what}.")
 
 
 @ft.lru_cache(1024)
-def _asked(owner: Any) -> list[tuple[str, Callable[[Any], bool], Callable[[], str]]]:
-    """Name, test and words of each argument that has a kind."""
+def _asked(owner: Any) -> list[tuple[str, tuple[Any, ...]]]:
+    """Each name with the alternatives of its annotation; without those of which one asks nothing."""
     if isinstance(owner, type):
         found = {name: field.type for name, field in owner.__dataclass_fields__.items()}  # pyright: ignore
     else:
         found = {name: kind for name, kind in inspect.get_annotations(owner).items() if name != "return"}
-    kinds = ((name, _kind(annotation)) for name, annotation in found.items())
-    return [(name, *kind) for name, kind in kinds if kind is not None]
+    options = ((name, _options(kind)) for name, kind in found.items())
+    return [(name, kinds) for name, kinds in options if None not in kinds]
 
 
-def _kind(annotation: Any) -> tuple[Callable[[Any], bool], Callable[[], str]] | None:
-    """The test and the words of an annotation; `None` where it asks nothing."""
-    union = get_origin(annotation) in (Union, types.UnionType)
-    options = get_args(annotation) if union else (annotation,)
-    for one in (np.number, float, np.dtype):  # as numbers and types are annotated
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotation, `None` for one that asks nothing."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for one in (np.number, float, np.dtype):  # arrays, numbers and types are unions too
         if one in options:
             options = (one, *(option for option in options if option is types.NoneType))
-    tests, words = zip(*map(_alternative, options), strict=True)
-    if None in tests:
-        return None
-    return lambda value: any(test(value) for test in tests), lambda: " or ".join(word() for word in words)
+    return tuple(map(_plain, options))
 
 
-def _alternative(kind: Any) -> Any:
-    """The test and the words of one alternative of an annotation, `None` where it asks nothing."""
+def _plain(kind: Any) -> Any:
     origin = get_origin(kind) or kind
+    if isinstance(origin, type) and issubclass(origin, AbstractArray):
+        return Key if origin.dtypes == ("prng_key",) else np.number
+    if origin in _WORDS:
+        return kind if get_args(kind) else origin
+    nothing = not isinstance(origin, type) or origin in (Any, object) or origin.__module__.startswith("jaxtyping")
+    return None if nothing else origin
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (np.number, float):
+        number = is_real(value) and not isinstance(value, bool)
+        return number and (origin is np.number or (np.ndim(value) == 0 and bool(np.isfinite(concrete(value) or 0))))
+    if origin in (tuple, collections.abc.Sequence):
+        return isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
     if origin is Literal:
-        return lambda value: isinstance(value, str) and value in get_args(kind), lambda: repr(kind)[15:-1]
-    if origin is collections.abc.Callable:
-        taken = get_args(kind)[0]
-        return lambda value: _is_function(
-            value, taken
-        ), lambda: "a function" if taken is ... else f"a function of {len(taken)} arguments"
-    if origin is type:
-        base = get_args(kind)[0]
-        return lambda value: isinstance(value, type) and issubclass(value, base), lambda: f"a class of {base.__name__}"
-    if origin in (tuple, list, collections.abc.Sequence):
-        return lambda value: isinstance(value, (tuple, list, range)) or _has_rows(value), lambda: "a sequence"
-    array = isinstance(origin, type) and issubclass(origin, AbstractArray)
-    if array and origin.dtypes == ("prng_key",):
-        return _is_key, lambda: "one typed key, as jax.random.key(seed)"
-    if origin is np.dtype:
-        return _is_type, lambda: "a floating-point type, as jnp.bfloat16"
-    if origin is float:
-        return _is_number, lambda: "a finite number, known outside of jax.jit"
-    if origin is np.number or array:
-        return _is_numeric, lambda: "a real number or an array of these"
+        return isinstance(value, str) and value in inner
     if origin is int:
-        return lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool), lambda: "an integer"
-    if origin is bool:
-        return lambda value: isinstance(value, (bool, np.bool_)), lambda: "True or False"
-    if not isinstance(origin, type) or origin in NOTHING or origin.__module__.startswith("jaxtyping"):
-        return None, None
-    return lambda value: isinstance(value, origin), lambda: _named(origin)
-
-
-def _is_key(value):
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
-def _is_function(value, taken):
-    """Whether a value is no class, and may be called with the arguments that are named."""
-    if not callable(value) or isinstance(value, type):
-        return False
+        return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, inner[0])
+    if origin is Key:
+        return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if origin is not np.dtype and origin is not collections.abc.Callable:
+        return isinstance(value, origin)
     try:
-        return taken is ... or inspect.signature(value).bind(*taken) is not None
-    except TypeError:
-        return False
-    except ValueError:  # a function that does not tell
-        return True
+        if origin is np.dtype:
+            return isinstance(value, (str, type, np.dtype)) and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+        taken = inner[0] if callable(value) and not isinstance(value, type) else None
+        return taken is ... or (taken is not None and inspect.signature(value).bind(*taken) is not None)
+    except (TypeError, ValueError):  # the latter for a built-in function, which does not tell what it takes
+        return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
 
 
-def _has_rows(value):
-    return isinstance(value, (np.ndarray, jax.Array)) and value.ndim > 0
+_WORDS = {
+    np.number: "a real number or an array of these", float: "a finite number", int: "an integer",
+    bool: "True or False", Key: "one typed key, as jax.random.key(seed)", types.NoneType: "None",
+    np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function", tuple: "a sequence",
+    collections.abc.Sequence: "a sequence", type: "a class", Literal: "one of",
+}  # fmt: skip
 
 
-def _is_numeric(value):
-    return is_real(value) and not isinstance(value, bool)
-
-
-def _is_number(value):
-    if not _is_numeric(value) or np.ndim(value):
-        return False
-    known = concrete(value)
-    return known is not None and bool(np.isfinite(known))
-
-
-def _is_type(value):
-    try:
-        return isinstance(value, (str, type, np.dtype)) and jnp.issubdtype(jnp.dtype(value), jnp.floating)
-    except TypeError:
-        return False
-
-
-def _named(kind):
-    """A class by its name, and by an example where a public one is known."""
-    if kind is types.NoneType:
-        return "None"
+def _words(kind: Any) -> str:
+    """A kind in words; a class with the nearest public one below it as an example."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in _WORDS:
+        named = f" of {len(inner[0])} arguments" if inner and isinstance(inner[0], list) else ""
+        return _WORDS[origin] + (f" {', '.join(map(repr, inner))}" if origin is Literal else named)
     public, below = vars(sys.modules[kind.__module__.split(".")[0]]), [kind]
-    for sub in below:  # grows: the classes below a class, nearest first
+    for sub in below:  # it grows
         if public.get(sub.__name__) is sub and not inspect.isabstract(sub):
             return f"{kind.__name__}, as {sub.__module__.split('.')[0]}.{sub.__name__}(...)"
         below.extend(sub.__subclasses__())

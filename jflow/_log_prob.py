@@ -107,7 +107,8 @@ def bits_per_dim(
     """
     check_kinds(bits_per_dim, locals())
     check_count(bins=bins, dimension=dimension)
-    _check_range(low, high)
+    if not low < high:
+        raise ValueError(f"The range of the data must have low below high. Got {low} and {high}.")
     return -jnp.asarray(log_prob) / (dimension * math.log(2)) + math.log2(bins / (high - low))
 
 
@@ -132,12 +133,7 @@ def dequantize(
     """
     check_kinds(dequantize, locals())
     check_count(bins=bins)
-    _check_range(low, high)
+    if not low < high:
+        raise ValueError(f"The range of the data must have low below high. Got {low} and {high}.")
     levels = jnp.asarray(levels, jnp.float32)
     return low + (levels + jr.uniform(stream(key, "dequantize"), levels.shape)) * ((high - low) / bins)
-
-
-def _check_range(low, high):
-    """Raises `ValueError` where two known numbers are no range."""
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"The range of the data must be finite, with low below high. Got {low} and {high}.")

@@ -75,7 +75,8 @@ def matching_loss(
     t = law.sample(key_time, path) if t is None else scalar_time(t)  # pyright: ignore[reportArgumentType]
     t = t.astype(state_dtype(x1))
     beside = args if mask is None else Args(args, mask=mask)
-    x0 = path.source.sample(key_source, x1, beside) if x0 is None else _partner(x0, x1, path)
+    x0 = x0 if x0 is None or path.letters else cast_like(as_state(x0, "x0"), x1, "x0")
+    x0 = path.source.sample(key_source, x1, beside) if x0 is None else x0
     z = path.latent(key_latent, x1, beside)
     value = field.conditional(t, path.interpolate(t, x0, x1, z), args, key_net)
     values = value if isinstance(field.predicts, tuple) else (value,)
@@ -84,11 +85,6 @@ def matching_loss(
         for head, v in zip(heads(field.predicts), values, strict=True)
     )
     return jnp.asarray(loss if weight is None else weight(path.log_snr(t)) * loss)  # pyright: ignore
-
-
-def _partner(x0, x1, path):
-    """Given x0, checked."""
-    return x0 if path.letters else cast_like(as_state(x0, "x0"), x1, "x0")
 
 
 def _mean(errors, mask):

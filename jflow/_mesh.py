@@ -24,9 +24,7 @@ def shard_batch(fn: Callable[..., Any], mesh: Mesh, num_batched: int) -> Callabl
 
 def count_devices(mesh: Any) -> int:
     """Devices that a batch is split over."""
-    if mesh is None:
-        return 1
-    return mesh.shape[mesh.axis_names[0]]
+    return 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
 
 
 def check_split(batch_size: int, devices: int) -> None:

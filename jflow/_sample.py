@@ -1,5 +1,6 @@
 """One sample of a field: from noise to data and back."""
 
+import dataclasses
 from typing import Any
 
 import diffrax as dfx
@@ -332,8 +333,4 @@ def typed(solution: Solution, dtype: Any) -> Solution:
     """The solution with its state in the type asked for."""
     if dtype is None:
         return solution
-    xs = None if solution.xs is None else rounded(solution.xs, dtype)
-    return Solution(
-        x=rounded(solution.x, dtype), log_prob=solution.log_prob, log_prob_se=solution.log_prob_se, nfe=solution.nfe,
-        status=solution.status, t=solution.t, ts=solution.ts, xs=xs, interpolation=solution.interpolation,
-    )  # fmt: skip
+    return dataclasses.replace(solution, x=rounded(solution.x, dtype), xs=rounded(solution.xs, dtype))

@@ -13,18 +13,14 @@ import numpy as np
 from ._clock import AbstractClock
 from ._code import as_code
 from ._grid import AbstractGridRule
-from ._kinds import check_kinds
 from ._noise_rule import AbstractNoiseRule
 from ._rule import AbstractStepRule
 from ._solver import unwrapped
 from ._types import Noun, Time
-from ._validate import check_count, concrete, parameter
+from ._validate import as_array, check_count, concrete, is_real, parameter, shown
 
 End = Literal["denoise", "stop"]
 """How a grid ends: by the data prediction in the place of its last step, or like its other steps."""
-
-
-TIMES = "times must be a grid rule, as jflow.UniformGrid(32),"
 
 
 class _Quiet:
@@ -98,14 +94,14 @@ class FixedSteps(Noun):
 
         Raises `ValueError` or `TypeError` for parts that do not go together.
         """
-        times = times if isinstance(times, (AbstractGridRule, jax.Array)) else _as_array(times, TIMES)
+        if not (isinstance(times, AbstractGridRule) or (isinstance(times, jax.Array) and is_real(times))):
+            times = as_array(times, "times must be a grid rule, as jflow.UniformGrid(32), or: they", float)
         self.times, self.solver, self.clock, self.eta, self.diffusion, self.end = (
             times, solver, clock, _swept(eta), diffusion, end,
         )  # fmt: skip
         self._facts = _facts(times)
 
     def __check_init__(self):
-        check_kinds(type(self), vars(self))
         if isinstance(self.solver, dfx.AbstractSolver) and isinstance(
             unwrapped(self.solver), dfx.AbstractImplicitSolver
         ):
@@ -211,7 +207,6 @@ class AdaptiveSteps(Noun):
             self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), note)
 
     def __check_init__(self):
-        check_kinds(type(self), vars(self))
         if (dt0 := concrete(self.dt0)) is not None and not (dt0 > 0 or (dt0 < 0 and not self._facts.increases)):
             raise ValueError(f"dt0 must be positive, the length of the first step. Got {self.dt0!r}.")
         if self.max_steps is not None:
@@ -238,30 +233,16 @@ def as_sampler(sampler: Any) -> Sampler:
         return sampler
     if isinstance(sampler, (AbstractGridRule, jax.Array, np.ndarray, list, tuple)):
         return FixedSteps(sampler)
-    raise TypeError(
-        "A sampler must be jflow.FixedSteps(...), jflow.AdaptiveSteps(...), a grid as jflow.UniformGrid(32), or an "
-        f"array of times. Got {sampler!r}."
-    )
-
-
-def _as_array(values: Any, what: str) -> Any:
-    """Numbers as an array, whose values are known inside `jax.jit` too."""
-    try:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(values)):
-            return jnp.asarray(values, float)
-        known = np.asarray(values, np.result_type(float, jnp.float32))
-    except (TypeError, ValueError):
-        raise TypeError(f"{what} or an array of numbers. Got {values!r}.") from None
-    with jax.ensure_compile_time_eval():
-        return jnp.asarray(known, float)
+    rule = "A sampler must be jflow.FixedSteps(...), jflow.AdaptiveSteps(...), a grid or an array of times."
+    raise TypeError(f"{rule} Got {shown(sampler)}.")
 
 
 def _swept(value: Any) -> Any:
     """A number that people sweep, as a float where it is an integer: a new value is then no new program. A list is an
     array.
     """
-    if isinstance(value, (list, tuple)):
-        return _as_array(value, "eta must be a number, a noise rule,")
+    if isinstance(value, (list, tuple)) and is_real(value):
+        return as_array(value, "eta", float)
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -275,11 +256,9 @@ def _check_noise(sampler: Any) -> None:
         )
     if eta is None or isinstance(eta, AbstractNoiseRule):
         return
-    if callable(eta):
-        raise TypeError("eta must be a number, an array with a value a step, or a noise rule. Got a function.")
+    if not is_real(eta):
+        raise TypeError(f"eta must be a number, an array with a value a step, or a noise rule. Got {shown(eta)}.")
     known = concrete(eta)
-    if known is not None and known.dtype.kind not in "biuf":
-        raise TypeError(f"eta must be a number, an array with a value a step, or a noise rule. Got {eta!r}.")
     if known is not None and (known.ndim > 1 or not np.isfinite(known).all() or (known < 0).any()):
         raise ValueError(f"eta must be at least 0 (0 the ODE, 1 the reverse SDE), a value a step or one. Got {eta}.")
 

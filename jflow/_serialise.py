@@ -19,55 +19,22 @@ from ._validate import is_real
 
 _MODULES = (_clock, _grid, _noise_rule, _path, _sampler, _solver, _source)
 _DIFFRAX = [
-    "Euler",
-    "Heun",
-    "Midpoint",
-    "Ralston",
-    "Bosh3",
-    "Tsit5",
-    "Dopri5",
-    "Dopri8",
-    "SRA1",
-    "ShARK",
-    "SEA",
-    "SPaRK",
-    "SlowRK",
-    "GeneralShARK",
-    "EulerHeun",
-    "ItoMilstein",
-    "StratonovichMilstein",
-    "ReversibleHeun",
-    "HalfSolver",
-    "KenCarp3",
-    "KenCarp4",
-    "KenCarp5",
-    "Kvaerno3",
-    "Kvaerno4",
-    "Kvaerno5",
-    "ImplicitEuler",
-    "PIDController",
-    "ConstantStepSize",
-    "StepTo",
-    "ClipStepSizeController",
-    "RecursiveCheckpointAdjoint",
-    "DirectAdjoint",
-    "BacksolveAdjoint",
-    "ForwardMode",
-]
+    "Euler", "Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5", "Dopri8", "SRA1", "ShARK", "SEA", "SPaRK",
+    "SlowRK", "GeneralShARK", "EulerHeun", "ItoMilstein", "StratonovichMilstein", "ReversibleHeun", "HalfSolver",
+    "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5", "ImplicitEuler", "PIDController",
+    "ConstantStepSize", "StepTo", "ClipStepSizeController", "RecursiveCheckpointAdjoint", "DirectAdjoint",
+    "BacksolveAdjoint", "ForwardMode",
+]  # fmt: skip
 
 
 def _is_final(name: str, kind: Any) -> bool:
     return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun", "_"))
 
 
+_FOUND = [found for module in _MODULES for found in vars(module).items()]
+_FOUND += [(kind.__name__, kind) for kind in (Jump, Logits, Velocity)]
 TABLE: dict[str, type] = {
-    **{
-        f"{SHORT['jflow']}.{name}": kind
-        for module in _MODULES
-        for name, kind in vars(module).items()
-        if _is_final(name, kind)
-    },
-    **{f"{SHORT['jflow']}.{kind.__name__}": kind for kind in (Jump, Logits, Velocity)},
+    **{f"{SHORT['jflow']}.{name}": kind for name, kind in _FOUND if _is_final(name, kind)},
     **{f"{SHORT['diffrax']}.{name}": vars(dfx)[name] for name in _DIFFRAX if name in vars(dfx)},
 }
 """What may be written and read: nothing else is ever made from a file."""

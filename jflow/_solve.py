@@ -22,12 +22,12 @@ from ._validate import check_key, stream
 
 
 def solve(
-    drift: Callable[..., Any],
+    drift: Callable[[Any, Any, Any], Any],
     x0: PyTree,
     sampler: Any,
     *,
     args: Any = None,
-    diffusion: Callable[..., Any] | None = None,
+    diffusion: Callable[[Any, Any, Any], Any] | None = None,
     key: PRNGKey | None = None,
     brownian: Recorded | dfx.AbstractPath | None = None,
     event: dfx.Event | None = None,

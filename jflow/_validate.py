@@ -24,10 +24,12 @@ def scalar_time(t: Any) -> Array:
 
 
 def as_array(value: Any, what: str, dtype: Any = None) -> Array:
-    """Real numbers as an array; raises `TypeError` for what is none."""
+    """Real numbers as an array, whose values are known inside `jax.jit` too; raises `TypeError` for what is none."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(value))
     try:
-        if is_real(value):
-            return jnp.asarray(value, dtype)
+        if is_real(value):  # inside jax.jit a constant would become a tracer too
+            with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+                return jnp.asarray(value, dtype)
     except OverflowError:
         pass  # the message is ours
     raise TypeError(f"{what} must be a real number or an array of these. Got {shown(value)}.")
@@ -47,9 +49,7 @@ def is_real(value: Any) -> bool:
 
 def parameter(value: Any, name: str, *, positive: bool = True) -> Array:
     """A number that people sweep, as a scalar array of the default float type, checked where it is concrete."""
-    traced = isinstance(value, jax.core.Tracer)  # inside jax.jit a constant would become a tracer too
-    with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
-        array = as_array(value, name, jnp.result_type(float))
+    array = as_array(value, name, jnp.result_type(float))
     number = concrete(array)
     if array.ndim != 0 or isinstance(value, bool):
         raise ValueError(f"{name} must be a single number. Got {shown(value)}.")

@@ -68,14 +68,14 @@ def trajectories(
     for other shapes.
     """
     check_kinds(trajectories, locals())
-    xs = np.asarray(xs, np.float64)
+    xs = _known(xs, np.float64)
     if xs.ndim == 3 and xs.shape[2] == 1:
         xs = xs[..., 0]
     if not (xs.ndim == 2 or (xs.ndim == 3 and xs.shape[2] == 2)) or 0 in xs.shape:
         raise ValueError(f"Paths must have shape (batch, n + 1, 2) or (batch, n + 1). Got {xs.shape}.")
     plane = xs.ndim == 3
     if not plane:
-        times = np.arange(xs.shape[1]) if ts is None else np.asarray(ts, np.float64)
+        times = np.arange(xs.shape[1]) if ts is None else _known(ts, np.float64)
         if times.shape != xs.shape[1:]:
             raise ValueError(f"There must be one time for each state. Got {times.shape} for {xs.shape[1]} states.")
         xs = np.stack(np.broadcast_arrays(times[None], xs), axis=-1)
@@ -110,13 +110,14 @@ def density(
     """
     check_kinds(density, locals())
     if particles is not None:
-        particles = np.asarray(particles, np.float64)
+        particles = _known(particles, np.float64)
         if particles.ndim != 2 or particles.shape[1] != 2 or len(particles) == 0:
             raise ValueError(f"Particles in the plane must have shape (n, 2). Got {particles.shape}.")
     if extent is None:
         if particles is None:
             raise ValueError(
-                "The part of the plane to draw must be known. Got neither particles nor extent: pass extent=(left, right, bottom, top)."
+                "The part of the plane to draw must be known. Got neither particles "
+                "nor extent: pass extent=(left, right, bottom, top)."
             )
         extent = _range(particles, 0.1)
     if np.shape(extent) != (4,):
@@ -155,7 +156,7 @@ def loss_curve(
     as many, or for `smooth` outside [0, 1).
     """
     check_kinds(loss_curve, locals())
-    steps, losses = np.asarray(steps), np.asarray(losses, np.float64)
+    steps, losses = _known(steps), _known(losses, np.float64)
     if steps.ndim != 1 or steps.shape != losses.shape or len(steps) == 0:
         raise ValueError(f"There must be one loss for each step. Got {losses.shape} for {steps.shape}.")
     if not 0 <= smooth < 1:
@@ -188,7 +189,7 @@ def animation(
         raise ValueError(f"An animation must be written as a GIF, to a path that ends in .gif. Got {path.name}.")
     if not 1 <= fps <= 50:
         raise ValueError(f"A GIF must have 1 to 50 frames a second. Got fps={fps}.")
-    frames = np.asarray(frames)
+    frames = _known(frames)
     if frames.ndim == 3 and frames.shape[2] == 2 and frames.size > 0:
         pictures = _point_frames(frames)
     else:
@@ -265,9 +266,16 @@ def _range(points: np.ndarray, margin: float) -> tuple[float, float, float, floa
     return (*(centre[0] + half * np.array([-1, 1])), *(centre[1] + half * np.array([-1, 1])))
 
 
+def _known(values: Any, dtype: Any = None) -> np.ndarray:
+    """Values as a numpy array; raises `ValueError` for traced ones."""
+    if isinstance(values, jax.core.Tracer):
+        raise ValueError(f"A picture must be of known values. Got {values}: draw it outside of jax.jit.")
+    return np.asarray(values, dtype)
+
+
 def _images(images: Numbers, ndim: int, shape: str) -> np.ndarray:
     """Images as bytes."""
-    images = np.asarray(images)
+    images = _known(images)
     if images.ndim != ndim or images.shape[-1] not in (1, 3) or images.size == 0:
         raise ValueError(
             f"Images must have shape {shape}, with 1 or 3 channels. Got {images.shape}; "

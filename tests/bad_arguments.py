@@ -556,7 +556,7 @@ def answer(call: Call, name: str, kind: str) -> tuple[str, str]:
         return judged(error)
     finally:
         signal.alarm(0)
-    return finite(result)
+    return finite(result, "nan" in kind or "inf" in kind)
 
 
 def judged(error: BaseException) -> tuple[str, str]:
@@ -577,8 +577,8 @@ def judged(error: BaseException) -> tuple[str, str]:
     return ("words" if own and isinstance(error, kinds) and "must" in str(error) else "own" if own else "raw"), said
 
 
-def finite(result: Any) -> tuple[str, str]:
-    """Whether a result holds a NaN that no status tells of."""
+def finite(result: Any, given: bool = False) -> tuple[str, str]:
+    """Whether a result holds a NaN that no status tells of; arithmetic alone hands on one that was `given`."""
     arrays = [leaf for leaf in jtu.tree_leaves(result) if isinstance(leaf, (jax.Array, np.ndarray, float, np.generic))]
     arrays = [leaf for leaf in map(np.asarray, filter(_is_not_key, arrays)) if leaf.dtype.kind in "fc"]
     wrong = any(bool(np.isnan(leaf).any()) for leaf in arrays)
@@ -586,7 +586,7 @@ def finite(result: Any) -> tuple[str, str]:
         s.status for s in jtu.tree_leaves(result, is_leaf=_is_solution) if _is_solution(s) and s.status is not None
     ]
     told = any(bool((np.asarray(s) != 0).any()) for s in status)
-    return ("nan", "a NaN") if wrong and not told else ("fine", "")
+    return ("nan", "a NaN") if wrong and not told and (status or not given) else ("fine", "")
 
 
 def _is_not_key(leaf):

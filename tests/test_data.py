@@ -130,7 +130,7 @@ def test_bad_npz(tmp_path, kind):
 
 def test_npz_without_examples_or_without_file(tmp_path):
     path = tmp_path / "draws.npz"
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*draws.npz"):
+    with pytest.raises(FileNotFoundError, match=r"Got .*draws.npz: no such file"):
         data.from_npz(path)
     np.savez(path, images=GOOD)
     with pytest.raises(ValueError, match=r"holds \['images'\]; write it with"):

@@ -68,17 +68,13 @@ def trial(solver: dfx.AbstractSolver, noisy: bool) -> Trial:
     they can be read. It is remembered for a solver of the same structure and numbers; traced ones are not numbers.
     """
     leaves = [concrete(leaf) for leaf in jtu.tree_leaves(solver) if eqx.is_array_like(leaf)]
-    key = (
-        None
-        if any(leaf is None for leaf in leaves)
-        else (jtu.tree_structure(solver), noisy, tuple(leaf.tobytes() for leaf in leaves))
-    )
-    if key in _TRIALS:
-        return _TRIALS[key]
-    with jax.ensure_compile_time_eval():
-        found = _trial(solver, noisy)
-    if key is not None:
-        _TRIALS[key] = found
+    traced = any(leaf is None for leaf in leaves)
+    key = None if traced else (jtu.tree_structure(solver), noisy, tuple(leaf.tobytes() for leaf in leaves))
+    if (found := _TRIALS.get(key)) is None:
+        with jax.ensure_compile_time_eval():
+            found = _trial(solver, noisy)
+        if not traced:
+            _TRIALS[key] = found
     return found
 
 

@@ -1,5 +1,6 @@
 """The ODE of a field with its divergence accumulated beside the state: the change of the log-density."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -104,7 +105,4 @@ def with_density(
     value = jnp.mean(values)
     done: Any = solution.status
     status = jnp.where((done == 0) & ~jnp.isfinite(value), 1, done)
-    return Solution(
-        x=x, log_prob=value, log_prob_se=se, nfe=solution.nfe, status=status, t=solution.t,
-        ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,
-    )  # fmt: skip
+    return dataclasses.replace(solution, x=x, log_prob=value, log_prob_se=se, status=status)

@@ -51,11 +51,8 @@ class SolverRule(AbstractStepRule):
 
     def equation(self, field: Any) -> AbstractEquation:
         """The equation of the field in the clock."""
-        return (
-            field
-            if isinstance(field, AbstractEquation)
-            else FieldEquation(field, self.clock, self.eta, self.coefficient)
-        )
+        own = isinstance(field, AbstractEquation)
+        return field if own else FieldEquation(field, self.clock, self.eta, self.coefficient)
 
     def rows(self, field, times):
         return self.equation(field).intervals(times)

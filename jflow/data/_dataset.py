@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
@@ -78,6 +79,8 @@ def from_array(
     in float32, a label out of range.
     """
     check_kinds(from_array, locals())
+    if isinstance(x, jax.core.Tracer) or isinstance(label, jax.core.Tracer):
+        raise ValueError("A data set must be of known arrays. Got a traced one: make it outside of jax.jit.")
     x = np.asarray(x)
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / np.float32(127.5) - np.float32(1)

@@ -248,8 +248,8 @@ def positive(x: Any, name: str) -> Array:
         fits = (known := concrete(x)) is None or ((known > 0) & np.isfinite(known**2)).all()
     if not fits:
         raise ValueError(
-            f"{name} must be positive, with finite squares. Got numbers from {known.min():g} to {known.max():g}; points "
-            "without width are a PointSet."
+            f"{name} must be positive, with finite squares. Got numbers from {known.min():g} to {known.max():g}; "
+            "points without width are a PointSet."
         )
     return x
 

@@ -50,10 +50,10 @@ class LabelledMixture(AbstractDensity):
         k = mixture.means.shape[0]
         known = np.arange(k) if labels is None else np.asarray(labels)
         classes = int(known.max()) + 1 if known.size and np.issubdtype(known.dtype, np.integer) else 0
-        if known.shape != (k,) or set(known.tolist()) != set(range(classes)):
+        if known.shape != (k,) or set(known.ravel().tolist()) != set(range(classes)):
             raise ValueError(
                 f"Labels must be {k} integers, one for each component, in which every class 0, ..., n - 1 occurs. "
-                f"Got shape {known.shape} with the values {sorted(set(known.tolist()))[:10]}."
+                f"Got shape {known.shape} with the values {sorted(set(known.ravel().tolist()))[:10]}."
             )
         self.mixture, self.labels, self.classes = mixture, jnp.asarray(known, jnp.int32), classes
 

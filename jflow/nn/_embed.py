@@ -36,9 +36,7 @@ class FourierFeatures(nnx.Module):
         """`size` the number of features, even; raises `ValueError` where it is not."""
         check_kinds(FourierFeatures.__init__, locals())
         if positive("The number of Fourier features", size) % 2:
-            raise ValueError(
-                f"Fourier features come in pairs, a sine and a cosine: their number must be even. Got {size}."
-            )
+            raise ValueError(f"Fourier features come in pairs, so their number must be even. Got {size}.")
         self.frequencies = nnx.Param(jax.random.normal(rngs.params(), (size // 2,), jnp.float32))
 
     def __call__(self, t: ArrayLike) -> Float[Array, " size"]:
@@ -73,7 +71,7 @@ class Condition(nnx.Module):
         check_kinds(Condition.__init__, locals())
         if num_classes is not None and condition_size is not None:
             raise ValueError(
-                "A network takes labels (num_classes) or vectors (condition_size), not both. "
+                "A network must have labels (num_classes) or vectors (condition_size), not both. "
                 f"Got num_classes={num_classes} and condition_size={condition_size}."
             )
         if null is not None and num_classes is None:
