@@ -18,7 +18,7 @@ from ._prediction import Prediction, Row, as_prediction, given, heads, predictio
 from ._source import noise_map, precision
 from ._trainable import frozen
 from ._types import Event, Noun, PRNGKey, Time
-from ._validate import concrete, parameter, scalar_time, shown
+from ._validate import as_array, concrete, parameter, scalar_time, shown
 
 
 class AbstractField(Noun):
@@ -137,7 +137,7 @@ class Field(AbstractField):
         heads(self.predicts)
 
     def predict(self, targets: tuple[Any, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        t = scalar_time(t)
+        t, x = scalar_time(t), jtu.tree_map(lambda leaf: as_array(leaf, "A state"), x)
         values = self._outputs(self.net(t, x, bare(args)), x)
         return given(self.path, t, x, values, heads(self.predicts), targets, args)
 

@@ -64,7 +64,7 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (np.number, float):
         number = is_real(value) and not isinstance(value, bool)
-        return number and (origin is np.number or (np.ndim(value) == 0 and bool(np.isfinite(concrete(value) or 0))))
+        return number and (origin is np.number or (_is_known(value)))
     if origin in (tuple, collections.abc.Sequence):
         return isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
     if origin is Literal:
@@ -74,7 +74,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is type:
         return isinstance(value, type) and issubclass(value, inner[0])
     if origin is Key:
-        return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and not value.ndim
     if origin is not np.dtype and origin is not collections.abc.Callable:
         return isinstance(value, origin)
     try:
@@ -86,9 +86,13 @@ def _fits(value: Any, kind: Any) -> bool:
         return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
 
 
+def _is_known(value):
+    return np.ndim(value) == 0 and (known := concrete(value)) is not None and bool(np.isfinite(known))
+
+
 _WORDS = {
-    np.number: "a real number or an array of these", float: "a finite number", int: "an integer",
-    bool: "True or False", Key: "one typed key, as jax.random.key(seed)", types.NoneType: "None",
+    np.number: "a real number or an array of these", float: "a finite number, known outside of jax.jit",
+    int: "an integer", bool: "True or False", Key: "one typed key, as jax.random.key(seed)", types.NoneType: "None",
     np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function", tuple: "a sequence",
     collections.abc.Sequence: "a sequence", type: "a class", Literal: "one of",
 }  # fmt: skip

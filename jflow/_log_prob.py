@@ -18,7 +18,7 @@ from ._kinds import check_kinds
 from ._sample import check_density, check_ode, check_start, transport
 from ._sampler import AdaptiveSteps, as_sampler
 from ._types import Number, PRNGKey, Solution
-from ._validate import check_count, check_key, stream
+from ._validate import check_count, stream
 
 
 def log_prob(
@@ -70,8 +70,6 @@ def log_prob(
     check_kinds(log_prob, locals())
     check_density(field)
     check_start(start, "log_prob")
-    if key is not None:
-        check_key(key, "log_prob")
     x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "log_prob", forward=False)

@@ -17,7 +17,7 @@ from ._path import AbstractAffinePath
 from ._prediction import heads
 from ._source import AbstractGaussianSource
 from ._types import PRNGKey, Time
-from ._validate import as_array, check_key, scalar_time, streams
+from ._validate import as_array, scalar_time, streams
 from .laws import AbstractLaw, Uniform
 
 
@@ -68,7 +68,7 @@ def matching_loss(
     """
     check_kinds(matching_loss, locals())
     law = Uniform() if law is None else law
-    _check(field, key, x0, law, weight, t)
+    _check(field, x0, law, weight, t)
     path = field.path
     key_time, key_source, key_latent, key_net = streams(key, "matching_loss", 4)
     x1 = as_state(x1, "Data", letters=path.letters)
@@ -103,8 +103,7 @@ def _mean(errors, mask):
     return sum(jtu.tree_leaves(kept)) / count
 
 
-def _check(field, key, x0, law, weight, t):
-    check_key(key, "matching_loss", batched=False)
+def _check(field, x0, law, weight, t):
     if weight is not None and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(
             f"weight must have an affine path: it is a function of the log-SNR. Got {type(field.path).__name__}."

@@ -163,8 +163,6 @@ def decode(
     ```
     """
     check_kinds(decode, locals())
-    if key is not None:
-        check_key(key, "decode")
     x = widened(as_state(x, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian)
     if event is not None and isinstance(sampler, FixedSteps):

@@ -18,7 +18,7 @@ from ._sample import ends
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, as_sampler
 from ._solver import AbstractFieldSolver, unwrapped
 from ._types import Noun, PRNGKey, Solution, Time
-from ._validate import check_key, stream
+from ._validate import stream
 
 
 def solve(
@@ -65,12 +65,9 @@ def solve(
     ```
     """
     check_kinds(solve, locals())
-    if key is not None:
-        check_key(key, "solve")
     sampler = _checked(as_sampler(sampler))
     equation = DriftEquation(drift, diffusion)
-    x0 = as_state(x0)
-    x0 = x0 if dtype is None else as_state(rounded(x0, dtype))
+    x0 = as_state(x0 if dtype is None else rounded(as_state(x0), dtype))
     if brownian is not None and diffusion is None:
         raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give diffusion=.")
     if isinstance(sampler, FixedSteps):

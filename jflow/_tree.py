@@ -72,5 +72,5 @@ def brownian_tree(
     margin = 1e-4 * (stop - start)
     return dfx.VirtualBrownianTree(
         start - margin, stop + margin, (stop - start) * resolution, event_like(shape), stream(key, "brownian_tree"),
-        levy_area=levy_area,
+        levy_area=levy_area,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip

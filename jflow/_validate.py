@@ -83,15 +83,15 @@ def check_count(least: int = 1, **counts: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}. Got {value!r}.")
 
 
-def check_key(key: Any, why: str, *, batched: bool = True) -> None:
-    """Raises `ValueError` where `key` is not one typed key; with `batched`, of a kind that vmaps lane by lane."""
+def check_key(key: Any, why: str) -> None:
+    """Raises `ValueError` where `key` is not one typed key of a kind that vmaps lane by lane."""
     if key is None:
         raise ValueError(f"{why} must have a key, since it draws: pass key=jax.random.key(seed).")
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"A key must be a typed key, as jax.random.key(seed) makes it. Got {type(key).__name__}.")
     if key.ndim != 0:
         raise ValueError(f"One example must have one key. Got keys of shape {key.shape}: vmap over them.")
-    if batched and "rbg" in str(jax.random.key_impl(key)):
+    if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
             "Sample i must depend on its key alone, and keys of the 'rbg' implementations draw numbers that depend "
             f"on the batch. Got {jax.random.key_impl(key)}; use jax.random.key(seed, impl='threefry2x32')."

@@ -16,7 +16,7 @@ from .._kinds import check_kinds
 from .._prediction import given
 from .._trainable import frozen
 from .._types import Event, PRNGKey, Time
-from .._validate import as_array, check_key, concrete, parameter, scalar_time, shown, stream
+from .._validate import as_array, concrete, parameter, scalar_time, shown, stream
 from ._guide import AbstractGuide, check_scale, entries, guides, without
 from ._rule import AbstractGuidanceRule, extrapolate
 
@@ -229,7 +229,6 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
     ```
     """
     check_kinds(drop_condition, locals())
-    check_key(key, "drop_condition", batched=False)
     number = concrete(parameter(rate, "rate", positive=False))
     if number is not None and not 0 <= number <= 1:
         raise ValueError(f"The rate of dropped conditions must be a probability, in [0, 1]. Got {rate}.")

@@ -60,7 +60,7 @@ class DPMpp(AbstractMultistep):
         Raises `ValueError` for another order, or a variant that the order does not have.
         """
         check_kinds(DPMpp.__init__, locals())
-        self.points, self.variant = order, variant
+        self.points, self.variant = order, variant  # pyright: ignore[reportAttributeAccessIssue]
 
     def __check_init__(self):
         if self.points not in (1, 2, 3):

@@ -58,7 +58,7 @@ class UniPC(AbstractMultistep):
         Raises `ValueError` for another order or variant.
         """
         check_kinds(UniPC.__init__, locals())
-        self.points, self.variant = order, variant
+        self.points, self.variant = order, variant  # pyright: ignore[reportAttributeAccessIssue]
 
     def __check_init__(self):
         if self.points not in (1, 2, 3):

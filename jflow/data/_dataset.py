@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped

@@ -244,9 +244,10 @@ def values(x: Any, name: str) -> Array:
 def positive(x: Any, name: str) -> Array:
     """`values`, all above zero."""
     x = values(x, name)
+    known = concrete(x)
     with np.errstate(over="ignore"):
-        fits = (known := concrete(x)) is None or ((known > 0) & np.isfinite(known**2)).all()
-    if not fits:
+        fits = known is None or ((known > 0) & np.isfinite(known**2)).all()
+    if known is not None and not fits:
         raise ValueError(
             f"{name} must be positive, with finite squares. Got numbers from {known.min():g} to {known.max():g}; "
             "points without width are a PointSet."

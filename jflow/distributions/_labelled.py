@@ -115,6 +115,8 @@ class HierarchicalGaussian(AbstractDensity):
         """
         check_kinds(HierarchicalGaussian.__init__, locals())
         self.variance = positive(std, "A standard deviation (std)") ** 2
+        if self.variance.shape not in ((), tuple(shape)):
+            raise ValueError(f"std must be a number or of the event's shape, {shape}. Got shape {self.variance.shape}.")
         self.gain, self.event = jnp.ones_like(self.variance), tuple(shape)
 
     @property
