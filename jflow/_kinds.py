@@ -24,7 +24,7 @@ def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
     for name, options in _asked(owner):
         value = values[name]
         if not any(_fits(value, option) for option in options):
-            what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(map(_words, options))
+            what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(dict.fromkeys(map(_words, options)))
             numeric = options[0] in (int, Key) or get_origin(options[0]) is Literal
             raise (ValueError if numeric else TypeError)(f"{name} must be {rule}. Got {shown(value)}, in {what}.")
 
@@ -92,9 +92,9 @@ def _is_known(value):
 
 _WORDS = {
     np.number: "a real number or an array of these", float: "a finite number, known outside of jax.jit",
-    int: "an integer", bool: "True or False", Key: "one typed key, as jax.random.key(seed)", types.NoneType: "None",
+    int: "an integer", bool: "True or False", Key: "one key, a typed one: pass key=jax.random.key(seed), and for many vmap over them", types.NoneType: "None",
     np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function", tuple: "a sequence",
-    collections.abc.Sequence: "a sequence", type: "a class", Literal: "one of",
+    collections.abc.Sequence: "a sequence", type: "a class", Literal: "",
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def _words(kind: Any) -> str:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in _WORDS:
         named = f" of {len(inner[0])} arguments" if inner and isinstance(inner[0], list) else ""
-        return _WORDS[origin] + (f" {', '.join(map(repr, inner))}" if origin is Literal else named)
+        return _WORDS[origin] + (" or ".join(map(repr, inner)) if origin is Literal else named)
     public, below = vars(sys.modules[kind.__module__.split(".")[0]]), [kind]
     for sub in below:  # it grows
         if public.get(sub.__name__) is sub and not inspect.isabstract(sub):

@@ -186,8 +186,8 @@ def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, ev
         equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
         out = run_adaptive(equation, x, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
     else:
-        recorded = brownian if isinstance(brownian, Recorded) else None
-        steps = stepper(field, sampler, dtype=state_dtype(x), brownian=None if recorded is not None else brownian)
+        given, recorded = (None, brownian) if isinstance(brownian, Recorded) else (brownian, None)
+        steps = stepper(field, sampler, dtype=state_dtype(x), brownian=given)
         out = run_grid(steps, x, args, key=key, recorded=recorded, saveat=saveat)
     return typed(out, dtype)
 

@@ -87,8 +87,7 @@ def _solve(equation, x0, key, sampler, args, brownian, saveat, event):
     if isinstance(sampler, AdaptiveSteps):
         t0, t1 = ends(sampler)
         return run_adaptive(equation, x0, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
-    recorded = brownian if isinstance(brownian, Recorded) else None
-    path = None if recorded is not None else brownian
+    path, recorded = (None, brownian) if isinstance(brownian, Recorded) else (brownian, None)
     steps = drift_stepper(equation, sampler, state_dtype(x0), path)
     key = None if key is None else stream(key, "solve")
     return run_grid(steps, x0, args, key=key, recorded=recorded, saveat=saveat)

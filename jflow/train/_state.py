@@ -140,11 +140,11 @@ def init(
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
     """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"An optimiser must be an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
     check_kinds(init, locals())
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"An optimiser must be an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
     _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
     skeleton = _Skeleton.of(field)
