@@ -25,7 +25,7 @@ def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
         value = values[name]
         if not any(_fits(value, option) for option in options):
             what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(dict.fromkeys(map(_words, options)))
-            numeric = options[0] in (int, Key) or get_origin(options[0]) is Literal
+            numeric = options[0] in (int, float, Key) or get_origin(options[0]) is Literal
             raise (ValueError if numeric else TypeError)(f"{name} must be {rule}. Got {shown(value)}, in {what}.")
 
 
@@ -64,7 +64,8 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (np.number, float):
         number = is_real(value) and not isinstance(value, bool)
-        return number and (origin is np.number or (_is_known(value)))
+        known = concrete(value) if number and origin is float and not np.ndim(value) else None
+        return number and (origin is np.number or (known is not None and bool(np.isfinite(known))))
     if origin in (tuple, collections.abc.Sequence):
         return isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
     if origin is Literal:
@@ -86,15 +87,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
 
 
-def _is_known(value):
-    return np.ndim(value) == 0 and (known := concrete(value)) is not None and bool(np.isfinite(known))
-
-
 _WORDS = {
     np.number: "a real number or an array of these", float: "a finite number, known outside of jax.jit",
-    int: "an integer", bool: "True or False", Key: "one key, a typed one: pass key=jax.random.key(seed), and for many vmap over them", types.NoneType: "None",
-    np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function", tuple: "a sequence",
-    collections.abc.Sequence: "a sequence", type: "a class", Literal: "",
+    Key: "one typed key: pass key=jax.random.key(seed), and for many vmap over them", types.NoneType: "None",
+    int: "an integer", np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function",
+    bool: "True or False", tuple: "a sequence", collections.abc.Sequence: "a sequence", type: "a class", Literal: "",
 }  # fmt: skip
 
 
@@ -102,11 +99,12 @@ def _words(kind: Any) -> str:
     """A kind in words; a class with the nearest public one below it as an example."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in _WORDS:
-        named = f" of {len(inner[0])} arguments" if inner and isinstance(inner[0], list) else ""
+        named = f" of {len(inner[0])} argument(s)" if inner and isinstance(inner[0], list) else ""
         return _WORDS[origin] + (" or ".join(map(repr, inner)) if origin is Literal else named)
-    public, below = vars(sys.modules[kind.__module__.split(".")[0]]), [kind]
+    root, below = kind.__module__.split(".")[0], [kind]
     for sub in below:  # it grows
-        if public.get(sub.__name__) is sub and not inspect.isabstract(sub):
-            return f"{kind.__name__}, as {sub.__module__.split('.')[0]}.{sub.__name__}(...)"
+        module = sub.__module__ if "._" not in sub.__module__ else root
+        if vars(sys.modules[module]).get(sub.__name__) is sub and not inspect.isabstract(sub):
+            return f"{kind.__name__}, as {module}.{sub.__name__}(...)"
         below.extend(sub.__subclasses__())
     return kind.__name__

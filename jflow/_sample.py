@@ -301,8 +301,7 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
 
 def check_start(start: Any, *names: str) -> None:
     """Raises `TypeError` for a start that is no distribution with methods of these names."""
-    callables = [callable(getattr(start, name, None)) for name in names]
-    if start is not None and (not all(callables) or isinstance(start, (type, AbstractSource))):
+    if isinstance(start, (type, AbstractSource)) or not (start is None or all(hasattr(start, name) for name in names)):
         raise TypeError(f"start must be a distribution, an object with {' and '.join(names)}. Got {shown(start)}.")
 
 

@@ -27,14 +27,10 @@ _DIFFRAX = [
 ]  # fmt: skip
 
 
-def _is_final(name: str, kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun", "_"))
-
-
-_FOUND = [found for module in _MODULES for found in vars(module).items()]
+_FOUND = [item for part in _MODULES for item in vars(part).items() if not item[0].startswith(("Abstract", "Noun", "_"))]
 _FOUND += [(kind.__name__, kind) for kind in (Jump, Logits, Velocity)]
 TABLE: dict[str, type] = {
-    **{f"{SHORT['jflow']}.{name}": kind for name, kind in _FOUND if _is_final(name, kind)},
+    **{f"{SHORT['jflow']}.{name}": kind for name, kind in _FOUND if inspect.isclass(kind) and issubclass(kind, Noun)},
     **{f"{SHORT['diffrax']}.{name}": vars(dfx)[name] for name in _DIFFRAX if name in vars(dfx)},
 }
 """What may be written and read: nothing else is ever made from a file."""

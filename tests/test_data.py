@@ -124,7 +124,7 @@ def test_bad_npz(tmp_path, kind):
     else:
         path.unlink()
         path.mkdir()
-    with pytest.raises(ValueError, match=r"An .npz file of plain arrays is needed; .*draws.npz is damaged or"):
+    with pytest.raises(ValueError, match=r"must be an .npz of plain arrays. Got .*draws.npz, which is damaged or"):
         data.from_npz(path)
 
 

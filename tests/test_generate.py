@@ -226,7 +226,7 @@ def test_bad_input_raises_with_a_reason():
     field, mesh = gaussian(jf.CondOT()), jax.make_mesh((8,), ("data",))
     cases = [
         ({"n": 0}, ValueError, "n must be an integer of at least 1"),
-        ({"n": 2.5}, ValueError, "n must be an integer of at least 1"),
+        ({"n": 2.5}, ValueError, "n must be an integer"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
         ({"key": jr.PRNGKey(0)}, ValueError, "typed key"),
         ({"key": jr.key(0, impl="rbg")}, ValueError, "rbg"),

@@ -210,7 +210,7 @@ PAIRS = {**DISTANCES, "c2st": lambda x, y: metrics.c2st(KEY, x, y), "nearest": m
 def test_bad_samples(function):
     bad = CLOUD.copy()
     bad[7] = np.nan
-    with pytest.raises(ValueError, match=r"1 of the 300 points of the second sample .* index 7"):
+    with pytest.raises(ValueError, match=r"1 of 300 points of the second sample .* index 7"):
         function(CLOUD, bad)
     with pytest.raises(ValueError, match="at least one point"):
         function(CLOUD[:0], CLOUD)

@@ -6,13 +6,12 @@ import zipfile
 import zlib
 from typing import Any
 
-import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
 from .._kinds import check_kinds
+from .._validate import shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -79,10 +78,10 @@ def from_array(
     Raises `ValueError` for any other type, a wrong rank or length, an empty set, a value that is not finite
     in float32, a label out of range.
     """
-    check_kinds(from_array, locals())
-    if isinstance(x, jax.core.Tracer) or isinstance(label, jax.core.Tracer):
-        raise ValueError("A data set must be of known arrays. Got a traced one: make it outside of jax.jit.")
-    x = np.asarray(x)
+    try:
+        x, label = np.asarray(x), None if label is None else np.asarray(label)
+    except (TypeError, ValueError):  # lists of several lengths, keys, traced arrays
+        raise ValueError(f"x and label must be known arrays of numbers. Got {shown(x)} and {shown(label)}.") from None
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / np.float32(127.5) - np.float32(1)
     elif jnp.issubdtype(x.dtype, jnp.floating):
@@ -95,7 +94,6 @@ def from_array(
         )
     if label is None:
         return Dataset(x, None, name, None)
-    label = np.asarray(label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(f"Labels must be integers. Got {label.dtype}; use label.astype(np.int32).")
     if num_classes is None:

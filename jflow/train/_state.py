@@ -142,9 +142,9 @@ def init(
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"An optimiser must be an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
-    check_kinds(init, locals())
-    if ema is not None and not 0 <= ema < 1:
+    if isinstance(ema, (int, float)) and not 0 <= ema < 1:
         raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
+    check_kinds(init, locals())
     _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
     skeleton = _Skeleton.of(field)
