@@ -188,7 +188,8 @@ CALLS = {
     ),
     "solve": C(
         jf.solve,
-        {"drift": Still(), "x0": X, "sampler": GRID, "diffusion": None, "key": None, "brownian": None, "event": None, **VERB},
+        {"drift": Still(), "x0": X, "sampler": GRID, "diffusion": None, "key": None, "brownian": None, "event": None,
+         **VERB},
         free="args",
     ),
     "solve, with noise": C(
@@ -256,7 +257,8 @@ CALLS = {
         lambda jump: jf.sample(jf.FlowMap(Map(), PATH), KEY, (2,), jf.FixedSteps(GRID, jump)),
     ),
     "Guided": C(
-        jf.Guided, {"field": FIELD, "null": 0.0, "weak": None, "rule": None, "interval": (0.1, 0.9)}, guided, free="null"
+        jf.Guided, {"field": FIELD, "null": 0.0, "weak": None, "rule": None, "interval": (0.1, 0.9)}, guided,
+        free="null"
     ),
     "Guided, weak": C(jf.Guided, {"field": FIELD, "weak": FIELD, "rule": jf.APG()}, guided),
     "ClassifierGuided": C(
@@ -293,7 +295,8 @@ CALLS = {
         },
         drawn,
     ),
-    "ODEFlow": C(jf.ODEFlow, {"velocity": Still(), "t0": 0.0, "t1": 0.5, "args": None, "sampler": None}, lambda f: f(X), free="args"),
+    "ODEFlow": C(jf.ODEFlow, {"velocity": Still(), "t0": 0.0, "t1": 0.5, "args": None, "sampler": None},
+    lambda f: f(X), free="args"),
     "UniformGrid": C(jf.UniformGrid, {"n": 2, "t0": 0.1, "t1": 0.9}, timed),
     "KarrasGrid": C(jf.KarrasGrid, {"n": 2, "sigma_min": 0.1, "sigma_max": 5.0, "rho": 7.0}, timed),
     "LogSNRGrid": C(jf.LogSNRGrid, {"n": 2, "lo": -3.0, "hi": 3.0, "rho": 1.0}, timed),
@@ -403,7 +406,8 @@ CALLS = {
         {"folder": None, "state": state(), "key": None, "keep": 2},
     ),
     "train.restore": C(
-        lambda **given: jf.train.restore(**given), {"folder": OUT / "saved", "state": state(), "step": None, "key": None}
+        lambda **given: jf.train.restore(**given), {"folder": OUT / "saved", "state": state(), "step": None,
+        "key": None}
     ),
     "data.from_array": C(
         jf.data.from_array, {"x": XS, "label": np.arange(6), "name": "a", "num_classes": 6}, lambda d: d.x, free="name"
@@ -509,7 +513,8 @@ BAD = {
     "text array": np.array(["a", "b"]), "object array": np.array([None, 1.0]), "complex array": jnp.array([1j, 0.0]),
     "half": jnp.array([0.2, 0.7], jnp.float16), "number array": jnp.asarray(0.5), "nan number": np.float32("nan"),
     "key": jr.key(1), "keys": jr.split(jr.key(1), 2), "old key": np.asarray(jr.PRNGKey(0)), "seed": 7,
-    "rbg key": jr.key(0, impl="rbg"), "path": jf.VP(), "field": FIELD, "grid": jf.UniformGrid(3), "clock": jf.RatioClock(),
+    "rbg key": jr.key(0, impl="rbg"), "path": jf.VP(), "field": FIELD, "grid": jf.UniformGrid(3),
+    "clock": jf.RatioClock(),
     "sampler": jf.AdaptiveSteps(), "solver": dfx.Heun(), "source": jf.Normal(), "law": jf.laws.Uniform(),
     "args": jf.Args(1.0), "network": Net(jnp.ones(())), "shapes": jax.ShapeDtypeStruct((2,), jnp.float32),
     "steps": jf.FixedSteps(jf.UniformGrid(3)), "world": WORLD, "iterator": iter([1]), "date": types.SimpleNamespace(),

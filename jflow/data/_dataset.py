@@ -135,6 +135,8 @@ def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Datase
     from sklearn.model_selection import train_test_split
 
     check_split(split)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1. Got {seed}.")
     index = np.arange(len(dataset))
     train, test = train_test_split(index, test_size=num_test, stratify=dataset.label, random_state=seed)
     kept = {"train": train, "test": test, "all": np.concatenate([train, test])}[split]

@@ -24,6 +24,8 @@ def fourier_features(t: ArrayLike, frequencies: Float[Array, " k"]) -> Float[Arr
     Source: Tancik et al. 2020, arXiv:2006.10739, section 5.
     """
     t, frequencies = scalar_time(t), as_array(frequencies, "frequencies")
+    if frequencies.ndim != 1:
+        raise ValueError(f"frequencies must be a vector. Got shape {frequencies.shape}.")
     dtype = jnp.promote_types(jnp.promote_types(t.dtype, frequencies.dtype), jnp.float32)
     phase = 2 * jnp.pi * frequencies.astype(dtype) * t.astype(dtype)
     return math.sqrt(2) * jnp.concatenate([jnp.sin(phase), jnp.cos(phase)])
