@@ -180,7 +180,7 @@ def test_training_moves_or_raises_in_words(rows, width, ema):
 
 FINITE = st.floats(allow_nan=True, allow_infinity=True, width=32)
 NOUNS = {
-    "VP": (jf.VP, lambda a, b: 0 < a <= b),
+    "VP": (jf.VP, lambda a, b: a > 0 and b > 0),
     "VE": (jf.VE, lambda a, b: 0 < a < b),
     "Uniform": (jf.laws.Uniform, lambda a, b: 0 <= a < b <= 1),
     "LogitNormal": (jf.laws.LogitNormal, lambda a, b: b > 0),
