@@ -19,14 +19,15 @@ from tqdm import tqdm
 from ._engine import adaptive_equation, continuous, lowered, takes_lanes
 from ._event import event_like, widened
 from ._event import size as event_size
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._front import as_arrays, numbers, prepare
+from ._kinds import check_kinds
 from ._mesh import check_split, count_devices, repeated, shard_batch
 from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
 from ._sampler import SamplerLike, as_sampler
 from ._types import Checked, DType, Noun, PRNGKey, Shape, Solution
-from ._validate import check_count, check_key, streams
+from ._validate import check_count, check_key, is_real, shown, streams
 
 CHUNK = 2**22  # numbers in the states of a chunk: they bound the memory of a network, which holds many times as many
 QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
@@ -58,8 +59,7 @@ def batched(
     assert lp.shape == (5,)
     ```
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be a function of one example. Got {type(fn).__name__}.")
+    check_kinds(batched, locals())
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
     mapped = _on_host(mapped)
@@ -166,10 +166,10 @@ def generate(
     assert xs.shape == (100, 2)
     ```
     """
+    check_kinds(generate, locals())
     check_key(key, "generate")
     _check_outside((field, key, args, sampler), "generate")
     check_count(n=n)
-    check_field(field)
     like = widened(event_like(tuple(shape) if isinstance(shape, list) else shape, letters=field.path.letters), dtype)
     shared, split = _split_args(args, args_in_axes, n)
     one = _condition(shared, jtu.tree_map(lambda leaf: leaf[0], split))
@@ -274,6 +274,8 @@ def _check_outside(operands, name):
 
 def _length(mapped):
     """The common length of mapped arrays."""
+    if bad := [leaf for leaf in jtu.tree_leaves(mapped) if not (_is_key(leaf) or is_real(leaf))]:
+        raise TypeError(f"The mapped arrays must be of real numbers or keys. Got {shown(bad[0])}.")
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jtu.tree_leaves(mapped)}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
         raise ValueError(
@@ -321,7 +323,7 @@ def _split_args(args, axes, n):
             f"{axes!r}: {error}"
         ) from None
     for axis in jtu.tree_leaves(axes):
-        if axis != 0 or isinstance(axis, bool):
+        if type(axis) is not int or axis != 0:
             raise ValueError(f"args_in_axes must hold 0 (one value a sample) and None (shared). Got {axis!r}.")
     split, shared = eqx.partition(args, flags)
     for leaf in jtu.tree_leaves(split):

@@ -8,8 +8,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree, Shaped
 
 from ._event import event_like, float_type
+from ._kinds import check_kinds
 from ._types import Checked, Noun, PRNGKey, Shape
-from ._validate import check_count, check_key, stream
+from ._validate import check_count, check_key, is_real, shown, stream
 
 
 class Recorded(Noun):
@@ -27,6 +28,10 @@ class Recorded(Noun):
     """
 
     normals: PyTree[Shaped[Array, "n ..."]]
+
+    def __check_init__(self):
+        if not all(map(is_real, jtu.tree_leaves(self.normals))):
+            raise TypeError(f"Recorded normals must be arrays of real numbers. Got {shown(self.normals)}.")
 
 
 def dyadic_noise(key: PRNGKey, n: int, shape: Checked[Shape]) -> Recorded:
@@ -47,6 +52,7 @@ def dyadic_noise(key: PRNGKey, n: int, shape: Checked[Shape]) -> Recorded:
     assert jnp.allclose(fine.reshape(4, 2, 3).sum(1) / jnp.sqrt(2), coarse, atol=1e-6)
     ```
     """
+    check_kinds(dyadic_noise, locals())
     check_key(key, "dyadic_noise")
     check_count(n=n)
     if n & (n - 1):

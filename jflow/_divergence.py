@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ._event import state_dtype
+from ._kinds import check_kinds
 from ._types import Noun, PRNGKey
 from ._validate import check_count, check_key, stream
 
@@ -115,8 +116,7 @@ class Hutchinson(AbstractDivergence):
         Raises `ValueError` for `probes` below 1 or an unknown law.
         """
         check_count(probes=probes)
-        if law not in ("rademacher", "gaussian"):
-            raise ValueError(f"The law of the probes must be 'rademacher' or 'gaussian'. Got {law!r}.")
+        check_kinds(Hutchinson.__init__, locals())
         self.count, self.law = probes, law
 
     @property

@@ -10,17 +10,24 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
 from ._types import Checked, Shape
+from ._validate import as_array
 
 
 def float_type(x: PyTree) -> PyTree:
     """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+    dtype = jnp.result_type(x)
+    return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
 
 
 def combine(*terms: tuple[PyTree, PyTree]) -> PyTree:
     """The linear combination `sum(a * x)` of events, in the `float_type` of the first event's leaves."""
+    if len(kinds := {jtu.tree_structure(x) for _, x in terms}) > 1:
+        raise ValueError(f"Events that are combined must have one structure. Got {', '.join(map(str, kinds))}.")
 
     def leaf(*xs):
+        xs = [as_array(x, "An event") for x in xs]
+        if len(shapes := {x.shape for x in xs}) > 1:
+            raise ValueError(f"Events that are combined must have one shape. Got {', '.join(map(str, shapes))}.")
         total = ft.reduce(lambda u, v: u + v, (a * x for (a, _), x in zip(terms, xs, strict=True)))
         return total.astype(float_type(xs[0]))
 
@@ -41,12 +48,13 @@ def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
         )
 
     def leaf(a, b):
-        if jnp.shape(a) != jnp.shape(b):
+        a = as_array(a, what)
+        if a.shape != jnp.shape(b):
             raise ValueError(
-                f"{what} must have the shape of the state. Got {jnp.shape(a)} for a state of shape {jnp.shape(b)}; "
+                f"{what} must have the shape of the state. Got {a.shape} for a state of shape {jnp.shape(b)}; "
                 "if these differ by a leading batch axis, a jax.vmap is missing, or args_in_axes= of jflow.generate."
             )
-        return jnp.asarray(a).astype(float_type(b))
+        return a.astype(float_type(b))
 
     return jtu.tree_map(leaf, x, like)
 
@@ -79,7 +87,7 @@ def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTr
     """
 
     def leaf(a):
-        a = jnp.asarray(a)
+        a = as_array(a, what)
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             if letters:
                 return a
@@ -98,9 +106,10 @@ def as_state(x: PyTree, what: str = "A state", *, letters: bool = False) -> PyTr
 def event_like(shape: Checked[Shape], *, letters: bool = False) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes and types of the state of an event's shape: a tuple of integers, or a pytree of `ShapeDtypeStruct`."""
     if isinstance(shape, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in shape):
-        return jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
+        shape = jax.ShapeDtypeStruct(tuple(shape), jnp.int32 if letters else jnp.float32)
     leaves = jtu.tree_leaves(shape)
-    if not leaves or any(not isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+    known = all(isinstance(leaf, jax.ShapeDtypeStruct) and min(leaf.shape, default=0) >= 0 for leaf in leaves)
+    if not (known and size(shape)):
         raise ValueError(
             "shape must be the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
             f"jax.ShapeDtypeStruct. Got {shape!r}."

@@ -14,12 +14,13 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from ._args import bare
 from ._event import cast_like, combine
+from ._kinds import check_kinds
 from ._path import AbstractAffinePath, AbstractPath
 from ._prediction import Prediction, Row, Target, as_prediction, given, heads, prediction_row
 from ._source import noise_map, precision
 from ._trainable import frozen
 from ._types import Event, Noun, PRNGKey, Time
-from ._validate import concrete, parameter, scalar_time
+from ._validate import as_array, concrete, parameter, scalar_time, shown
 
 
 class AbstractField(Noun):
@@ -138,11 +139,10 @@ class Field(AbstractField):
 
     def __check_init__(self):
         heads(self.predicts)
-        check_path_kind(self.path)
         check_net(self.net, self.draws)
 
     def predict(self, targets: tuple[Target, ...], t: Time, x: PyTree, args: Any = None) -> tuple[Event, ...]:
-        t = scalar_time(t)
+        t, x = scalar_time(t), jtu.tree_map(lambda leaf: as_array(leaf, "A state"), x)
         with one_example(self.net, t, x, args):
             value = self.net(t, x, bare(args))
         return given(self.path, t, x, self._outputs(value, x), heads(self.predicts), targets, args)
@@ -375,6 +375,7 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     assert jnp.allclose(moved.data(0.7, jnp.ones(2)), exact.data(0.7, jnp.ones(2)), atol=1e-5)
     ```
     """
+    check_kinds(change_path, locals())
     check_affine(path, "change_path")
     check_affine(field.path, "change_path")
     if jtu.tree_structure(field.path.source) != jtu.tree_structure(path.source):
@@ -385,19 +386,12 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
     return _Rematched(field, path)  # pyright: ignore[reportArgumentType]
 
 
-def check_path_kind(path: Any) -> None:
-    """Raises `TypeError` for what is not a path."""
-    if not isinstance(path, AbstractPath):
-        raise TypeError(
-            f"A field's path must be a jflow path, as jflow.CondOT() or jflow.CustomPath(alpha, sigma). Got {path!r}."
-        )
-
-
 def check_affine(path: Any, what: str) -> None:
-    """Raises `TypeError` for what is not a path, `ValueError` for one that has no alpha and sigma."""
-    check_path_kind(path)
+    """Raises `ValueError` for what has no alpha and sigma."""
     if not isinstance(path, AbstractAffinePath):
-        raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {type(path).__name__}.")
+        raise ValueError(
+            f"{what} must have an affine path, with alpha and sigma, as jflow.CondOT(). Got {shown(path)}."
+        )
 
 
 class AbstractWrappedField(AbstractField):
@@ -422,11 +416,3 @@ class AbstractWrappedField(AbstractField):
 
     def undefined(self, t):
         return self.field.undefined(t)
-
-
-def check_field(field: PyTree) -> None:
-    """Raises `TypeError` for what is not a field."""
-    if not isinstance(field, AbstractField):
-        raise TypeError(
-            f"A field must be given, as jflow.Field(net, path, predicts). Got {type(field).__name__}: wrap the network."
-        )

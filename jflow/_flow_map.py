@@ -20,7 +20,7 @@ from ._sampler import FixedSteps
 from ._source import check_score, noise_map
 from ._trainable import frozen
 from ._types import Event, Time
-from ._validate import concrete, scalar_time
+from ._validate import concrete, parameter, scalar_time
 
 
 class FlowMap(AbstractField):
@@ -101,8 +101,8 @@ class Jump(AbstractStepRule):
     renoise: PyTree = frozen(default=None)
 
     def __check_init__(self):
-        known = concrete(self.renoise)
-        if known is not None and not (known.ndim == 0 and 0 <= known <= 1):
+        known = None if self.renoise is None else concrete(parameter(self.renoise, "renoise", positive=False))
+        if known is not None and not 0 <= known <= 1:
             raise ValueError(f"renoise must be a number from 0 to 1. Got {self.renoise!r}.")
 
     @property

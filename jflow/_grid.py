@@ -355,8 +355,6 @@ class ShiftedGrid(AbstractGridRule):
         self.rule, self.factor = rule, factor
 
     def __check_init__(self):
-        if not isinstance(self.rule, AbstractGridRule):
-            raise TypeError(f"rule must be a grid rule, as jflow.UniformGrid(32). Got {self.rule!r}.")
         parameter(self.factor, "factor")
 
     @property

@@ -11,12 +11,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ._divergence import AbstractDivergence
 from ._engine import lowered, with_density
 from ._event import as_state, widened
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._front import as_arrays, numbers, run
+from ._kinds import check_kinds
 from ._sample import check_density, check_ode, check_start, transport
 from ._sampler import AdaptiveSteps, SamplerLike, as_sampler
 from ._types import Checked, DType, Number, PRNGKey, Solution
-from ._validate import check_count, check_key, stream
+from ._validate import check_count, stream
 
 
 def log_prob(
@@ -65,10 +66,8 @@ def log_prob(
     assert jnp.allclose(sol.log_prob, world.log_prob(jnp.ones(2)), atol=1e-3)
     ```
     """
-    check_field(field)
+    check_kinds(log_prob, locals())
     check_density(field)
-    if key is not None:
-        check_key(key, "log_prob")
     check_start(start, "log_prob")
     x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
@@ -103,7 +102,10 @@ def bits_per_dim(
     assert jf.bits_per_dim(0.0, 784) == 7.0  # a density of one on [-1, 1]: log2(256 / 2)
     ```
     """
+    check_kinds(bits_per_dim, locals())
     check_count(bins=bins, dimension=dimension)
+    if not low < high:
+        raise ValueError(f"The range of the data must have low below high. Got {low} and {high}.")
     return -jnp.asarray(log_prob) / (dimension * math.log(2)) + math.log2(bins / (high - low))
 
 
@@ -126,6 +128,9 @@ def dequantize(
     assert -1 <= x[0] < -1 + 2 / 256 and 1 - 2 / 256 <= x[1] <= 1
     ```
     """
+    check_kinds(dequantize, locals())
     check_count(bins=bins)
+    if not low < high:
+        raise ValueError(f"The range of the data must have low below high. Got {low} and {high}.")
     levels = jnp.asarray(levels, jnp.float32)
     return low + (levels + jr.uniform(stream(key, "dequantize"), levels.shape)) * ((high - low) / bins)

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, PyTree
 from ._args import Args
 from ._event import as_state, cast_like, state_dtype
 from ._field import AbstractField
+from ._kinds import check_kinds
 from ._path import AbstractAffinePath
 from ._prediction import heads
 from ._source import UNPADDED, AbstractGaussianSource, noise_map
 from ._types import PRNGKey, Time
-from ._validate import check_key, scalar_time, streams
+from ._validate import scalar_time, streams
 from .laws import AbstractLaw, Uniform
 
 
@@ -68,8 +69,9 @@ def matching_loss(
     assert jf.matching_loss(field, jr.key(0), jnp.ones(2)).shape == ()
     ```
     """
+    check_kinds(matching_loss, locals())
     law = Uniform() if law is None else law
-    _check(field, key, x0, law, weight, t)
+    _check(field, x0, law, weight, t)
     path = field.path
     key_time, key_source, key_latent, key_net = streams(key, "matching_loss", 4)
     x1 = as_state(x1, "Data", letters=path.letters)
@@ -99,16 +101,7 @@ def _mean(errors, args):
     return ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(kept))) / jnp.asarray(count, float)
 
 
-def _check(field, key, x0, law, weight, t):
-    if not isinstance(field, AbstractField):
-        raise TypeError(
-            f"matching_loss must have a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}."
-        )
-    check_key(key, "matching_loss", batched=False)
-    if not isinstance(law, AbstractLaw):
-        raise TypeError(f"law must be a law of training times, as jf.laws.LogitNormal(). Got {law!r}.")
-    if not (weight is None or callable(weight)):
-        raise TypeError(f"weight must be a function of the log-SNR, as jf.edm_weight(0.5). Got {weight!r}.")
+def _check(field, x0, law, weight, t):
     if weight is not None and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(
             f"weight must have an affine path: it is a function of the log-SNR. Got {type(field.path).__name__}."

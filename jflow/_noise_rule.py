@@ -4,13 +4,12 @@ import abc
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._event import safe_sqrt
 from ._path import AbstractAffinePath
 from ._types import Noun
-from ._validate import concrete
+from ._validate import concrete, parameter
 
 
 class AbstractNoiseRule(Noun):
@@ -54,8 +53,8 @@ class Ancestral(AbstractNoiseRule):
     eta: PyTree
 
     def __check_init__(self):
-        number = concrete(self.eta) if not callable(self.eta) else np.asarray(np.nan)
-        if number is not None and not (number.ndim == 0 and 0 <= number <= 1):
+        number = concrete(parameter(self.eta, "eta", positive=False))
+        if number is not None and not 0 <= number <= 1:
             raise ValueError(f"The eta of DDIM must be a number from 0 to 1. Got {self.eta!r}.")
 
     def kept(self, path: AbstractAffinePath, times: Float[Array, " points"]) -> Float[Array, " steps"]:

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ._event import cast_like, combine
+from ._kinds import check_kinds
 from ._path import AbstractAffinePath, AbstractDifferentiablePath, AbstractPath
 from ._source import check_score, covariance, noise_map, precision
 from ._types import Event, Noun, Time
@@ -271,6 +272,7 @@ def convert(
     assert jnp.allclose(data, 2.5)
     ```
     """
+    check_kinds(convert, locals())
     t, source = scalar_time(t), as_prediction(source)
     named = None if isinstance(target, Row) else as_prediction(target)
     if named is not None and named.name == source.name:
@@ -308,6 +310,9 @@ def given(
     assert jnp.allclose(data, 1.5) and (velocity == x).all()
     ```
     """
+    check_kinds(given, locals())
+    if len(values) != len(predicts):
+        raise ValueError(f"A field must have a value for each head. Got {len(values)} for {len(predicts)}.")
     sources = tuple(map(as_prediction, predicts))
     names = [source.name for source in sources]
 

@@ -4,8 +4,9 @@ import functools as ft
 from typing import Any
 
 from ._clock import RatioClock
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._grid import EasedGrid
+from ._kinds import check_kinds
 from ._path import AbstractAffinePath
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler
 from ._solver import Adams
@@ -35,7 +36,7 @@ def recommended(field: AbstractField, nfe: int = 32, args: Any = None) -> Sample
     assert jf.sample(field, jr.key(0), (2,), jf.recommended(field, 10)).nfe == 10
     ```
     """
-    check_field(field)
+    check_kinds(recommended, locals())
     check_count(nfe=nfe)
     cost = field.evaluations(args, 0.5)
     cost = cost if isinstance(cost, int) else 2  # guidance on an interval of times

@@ -1,5 +1,6 @@
 """One sample of a field: from noise to data and back."""
 
+import dataclasses
 from typing import Any
 
 import diffrax as dfx
@@ -27,15 +28,16 @@ from ._engine import (
     with_divergence,
 )
 from ._event import as_state, cast_like, event_like, rounded, state_dtype, widened
-from ._field import AbstractField, check_field
+from ._field import AbstractField
 from ._front import as_arrays, numbers, run
+from ._kinds import check_kinds
 from ._noise_rule import AbstractNoiseRule
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
 from ._source import has_score, noise_map
 from ._types import Checked, DType, PRNGKey, Shape, Solution
-from ._validate import check_key, check_kind, stream, streams
+from ._validate import check_key, stream, streams
 
 
 def sample(
@@ -83,8 +85,8 @@ def sample(
     assert sol.x.shape == (2,) and sol.status == 0 and sol.nfe == 32
     ```
     """
+    check_kinds(sample, locals())
     check_key(key, "sample")
-    check_field(field)
     like = widened(event_like(shape, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian, start)
     operands = field, None, key, numbers(sampler), as_arrays(args), start, brownian, divergence, saveat, None
@@ -163,9 +165,7 @@ def decode(
     assert jnp.allclose(sol.x, 0.5, atol=0.01)  # the flow of this Gaussian
     ```
     """
-    check_field(field)
-    if key is not None:
-        check_key(key, "decode")
+    check_kinds(decode, locals())
     x = widened(as_state(x, letters=field.path.letters), dtype)
     sampler = _checked(field, sampler, args, log_prob, brownian)
     if event is not None and isinstance(sampler, FixedSteps):
@@ -189,8 +189,8 @@ def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, ev
         equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
         out = run_adaptive(equation, x, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
     else:
-        recorded = brownian if isinstance(brownian, Recorded) else None
-        steps = stepper(field, sampler, dtype=state_dtype(x), brownian=None if recorded is not None else brownian)
+        given, recorded = (None, brownian) if isinstance(brownian, Recorded) else (brownian, None)
+        steps = stepper(field, sampler, dtype=state_dtype(x), brownian=given)
         out = run_grid(steps, x, args, key=key, recorded=recorded, saveat=saveat)
     return typed(out, dtype)
 
@@ -249,7 +249,7 @@ def encode(
     assert jnp.allclose(jf.decode(field, z, jf.AdaptiveSteps()).x, 1.0, atol=1e-3)
     ```
     """
-    check_field(field)
+    check_kinds(encode, locals())
     x = widened(as_state(x), dtype)
     sampler = AdaptiveSteps() if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "encode", forward=False)
@@ -298,7 +298,6 @@ def noise_span(field: AbstractField, sampler: Sampler) -> tuple[Any, Any]:
 def _checked(field, sampler, args, log_prob, brownian, start=None):
     """The sampler, its checks with the field made before tracing."""
     sampler = recommended(field, args=args) if sampler is None else as_sampler(sampler)
-    check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
     if log_prob:
         check_density(field)
         check_ode(field, sampler, "log_prob=True", forward=True)
@@ -367,7 +366,4 @@ def typed(solution: Solution, dtype: Any) -> Solution:
     x, xs = rounded(wide, dtype)
     lost = jtu.tree_map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), wide, (x, xs))
     status = jnp.where((done == 0) & jnp.any(jnp.stack(jtu.tree_leaves(lost))), 1, done)  # beyond the type's range
-    return Solution(
-        x=x, log_prob=solution.log_prob, log_prob_se=solution.log_prob_se, nfe=solution.nfe, status=status,
-        t=solution.t, ts=solution.ts, xs=xs, interpolation=solution.interpolation,
-    )  # fmt: skip
+    return dataclasses.replace(solution, x=x, xs=xs, status=status)

@@ -18,7 +18,7 @@ from ._noise_rule import AbstractNoiseRule
 from ._rule import AbstractStepRule
 from ._solver import unwrapped
 from ._types import Checked, Noun, Number, Time
-from ._validate import check_count, concrete
+from ._validate import as_array, check_count, concrete, is_real, parameter, shown
 
 End = Literal["denoise", "stop"]
 """How a grid ends: by the data prediction in the place of its last step, or like its other steps."""
@@ -28,8 +28,6 @@ GridLike = AbstractGridRule | ArrayLike | Sequence[Time]
 
 Eta = ArrayLike | Sequence[Number] | AbstractNoiseRule | None
 """The amplitude of the noise: a number, a value a step, or a noise rule; `None` for the ODE."""
-
-TIMES = "times must be a grid rule, as jflow.UniformGrid(32),"
 
 
 class _Quiet:
@@ -103,15 +101,14 @@ class FixedSteps(Noun):
 
         Raises `ValueError` or `TypeError` for parts that do not go together.
         """
-        times = times if isinstance(times, (AbstractGridRule, jax.Array)) else _as_array(times, TIMES)
+        if not (isinstance(times, AbstractGridRule) or (isinstance(times, jax.Array) and is_real(times))):
+            times = as_array(times, "times must be a grid rule, as jflow.UniformGrid(32), or: they", float)
         self.times, self.solver, self.clock, self.eta, self.diffusion, self.end = (
             times, solver, clock, _swept(eta), diffusion, end,
         )  # fmt: skip
         self._facts = _facts(times)
 
     def __check_init__(self):
-        if self.solver is not None and not isinstance(self.solver, (dfx.AbstractSolver, AbstractStepRule)):
-            raise TypeError(f"solver must be an object, as diffrax.Heun() or jflow.DPMpp(2). Got {self.solver!r}.")
         if isinstance(self.solver, dfx.AbstractSolver) and isinstance(
             unwrapped(self.solver), dfx.AbstractImplicitSolver
         ):
@@ -197,6 +194,9 @@ class AdaptiveSteps(Noun):
 
         Raises `ValueError` or `TypeError` for parts that do not go together.
         """
+        for name, value in (("t0", t0), ("t1", t1), ("dt0", dt0), ("rtol", rtol), ("atol", atol)):
+            if value is not None:
+                parameter(value, name, positive="tol" in name)
         if rtol is not None or atol is not None:
             if controller is not None:
                 raise ValueError("rtol and atol must stand without controller=, for which they are short. Got both.")
@@ -204,9 +204,6 @@ class AdaptiveSteps(Noun):
         self.solver, self.controller, self.t0, self.t1 = solver, controller, t0, t1
         self.clock, self.eta, self.diffusion = clock, _swept(eta), diffusion
         self.dt0, self.max_steps, self.adjoint = dt0, max_steps, adjoint
-        for name, t in (("t0", t0), ("t1", t1)):
-            if (known := concrete(t)) is not None and not (known.ndim == 0 and np.isfinite(known)):
-                raise ValueError(f"{name} must be a finite number. Got {t!r}.")
         start = np.asarray(0.0) if t0 is None else concrete(t0)
         stop = np.asarray(1.0) if t1 is None else concrete(t1)
         first, last = None if start is None else bool(start == 0), None if stop is None else bool(stop == 1)
@@ -217,10 +214,6 @@ class AdaptiveSteps(Noun):
             self._facts = Facts(first, last, False, bool(start <= stop), bool(start >= stop), bool(within), True, note)
 
     def __check_init__(self):
-        if self.solver is not None and not isinstance(self.solver, dfx.AbstractSolver):
-            raise TypeError(f"solver must be a diffrax solver, as diffrax.Tsit5(). Got {self.solver!r}.")
-        if self.controller is not None and not isinstance(self.controller, dfx.AbstractStepSizeController):
-            raise TypeError(f"controller must be a diffrax controller, as PIDController. Got {self.controller!r}.")
         if (dt0 := concrete(self.dt0)) is not None and not (dt0 > 0 or (dt0 < 0 and not self._facts.increases)):
             raise ValueError(f"dt0 must be positive, the length of the first step. Got {self.dt0!r}.")
         if self.max_steps is not None:
@@ -248,51 +241,30 @@ def as_sampler(sampler: Any) -> Sampler:
         return sampler
     if isinstance(sampler, (AbstractGridRule, jax.Array, np.ndarray, list, tuple)):
         return FixedSteps(sampler)
-    raise TypeError(
-        "A sampler must be jflow.FixedSteps(...), jflow.AdaptiveSteps(...), a grid as jflow.UniformGrid(32), or an "
-        f"array of times. Got {sampler!r}."
-    )
-
-
-def _as_array(values: Any, what: str) -> Any:
-    """Numbers as an array, whose values are known inside `jax.jit` too."""
-    try:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(values)):
-            return jnp.asarray(values, float)
-        known = np.asarray(values, np.result_type(float, jnp.float32))
-    except (TypeError, ValueError):
-        raise TypeError(f"{what} or an array of numbers. Got {values!r}.") from None
-    with jax.ensure_compile_time_eval():
-        return jnp.asarray(known, float)
+    rule = "A sampler must be jflow.FixedSteps(...), jflow.AdaptiveSteps(...), a grid or an array of times."
+    raise TypeError(f"{rule} Got {shown(sampler)}.")
 
 
 def _swept(value: Any) -> Any:
     """An integer as a float, a list as an array. A new value of such a number needs no new program."""
-    if isinstance(value, (list, tuple)):
-        return _as_array(value, "eta must be a number, a noise rule,")
+    if isinstance(value, (list, tuple)) and is_real(value):
+        return as_array(value, "eta", float)
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _check_noise(sampler: Any) -> None:
     """Raises where clock, eta and diffusion do not go together."""
     clock, eta = sampler.clock, sampler.eta
-    if clock is not None and not isinstance(clock, AbstractClock):
-        raise TypeError(f"clock must be an object, as jflow.SigmaClock(). Got {clock!r}.")
-    if sampler.diffusion is not None:
-        if not callable(sampler.diffusion):
-            raise TypeError(f"diffusion must be a function g(t), as lambda t: 0.5. Got {sampler.diffusion!r}.")
-        if eta is not None or not (clock is None or clock.own_time):
-            raise ValueError(
-                "diffusion= is a coefficient in the path's own time: it must stand without eta= and without another "
-                "clock. For noise in any clock use eta=."
-            )
+    if sampler.diffusion is not None and (eta is not None or not (clock is None or clock.own_time)):
+        raise ValueError(
+            "diffusion= is a coefficient in the path's own time: it must stand without eta= and without another "
+            "clock. For noise in any clock use eta=."
+        )
     if eta is None or isinstance(eta, AbstractNoiseRule):
         return
-    if callable(eta):
-        raise TypeError("eta must be a number, an array with a value a step, or a noise rule. Got a function.")
+    if not is_real(eta):
+        raise TypeError(f"eta must be a number, an array with a value a step, or a noise rule. Got {shown(eta)}.")
     known = concrete(eta)
-    if known is not None and known.dtype.kind not in "biuf":
-        raise TypeError(f"eta must be a number, an array with a value a step, or a noise rule. Got {eta!r}.")
     if known is not None and (known.ndim > 1 or not np.isfinite(known).all() or (known < 0).any()):
         raise ValueError(f"eta must be at least 0 (0 the ODE, 1 the reverse SDE), a value a step or one. Got {eta}.")
 

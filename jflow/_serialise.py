@@ -12,8 +12,10 @@ from jaxtyping import PyTree
 from . import _clock, _grid, _noise_rule, _path, _sampler, _solver, _source
 from ._code import SHORT, arguments
 from ._flow_map import Jump
+from ._kinds import check_kinds
 from ._prediction import Logits, Velocity
 from ._types import Noun
+from ._validate import is_real
 
 _MODULES = (_clock, _grid, _noise_rule, _path, _sampler, _solver, _source)
 _DIFFRAX = [
@@ -25,18 +27,10 @@ _DIFFRAX = [
 ]  # fmt: skip
 
 
-def _is_final(name: str, kind: PyTree) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, Noun) and not name.startswith(("Abstract", "Noun", "_"))
-
-
+_FOUND = [item for part in _MODULES for item in vars(part).items() if not item[0].startswith(("Abstract", "Noun", "_"))]
+_FOUND += [(kind.__name__, kind) for kind in (Jump, Logits, Velocity)]
 TABLE: dict[str, type] = {
-    **{
-        f"{SHORT['jflow']}.{name}": kind
-        for module in _MODULES
-        for name, kind in vars(module).items()
-        if _is_final(name, kind)
-    },
-    **{f"{SHORT['jflow']}.{kind.__name__}": kind for kind in (Jump, Logits, Velocity)},
+    **{f"{SHORT['jflow']}.{name}": kind for name, kind in _FOUND if inspect.isclass(kind) and issubclass(kind, Noun)},
     **{f"{SHORT['diffrax']}.{name}": vars(dfx)[name] for name in _DIFFRAX if name in vars(dfx)},
 }
 """What may be written and read: nothing else is ever made from a file."""
@@ -66,6 +60,7 @@ def from_json(text: str) -> PyTree:
     assert jf.from_json('{"class": "jf.CondOT"}') == jf.CondOT()
     ```
     """
+    check_kinds(from_json, locals())
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -76,7 +71,7 @@ def from_json(text: str) -> PyTree:
 def _encoded(value: PyTree, where: str) -> PyTree:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)) and is_real(value):
         known = np.asarray(value)
         return {"array": known.tolist(), "dtype": known.dtype.name}
     if isinstance(value, (list, tuple)):

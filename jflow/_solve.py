@@ -11,21 +11,22 @@ from ._engine import DriftEquation, check_source, check_tree, drift_stepper, run
 from ._event import as_state, rounded, state_dtype
 from ._front import as_arrays, numbers, run
 from ._grid import AbstractGridRule, UniformGrid
+from ._kinds import check_kinds
 from ._rule import AbstractStepRule
 from ._sample import ends
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
 from ._solver import AbstractFieldSolver, unwrapped
 from ._types import Checked, DType, Noun, PRNGKey, Solution, Time
-from ._validate import check_key, check_kind, stream
+from ._validate import stream
 
 
 def solve(
-    drift: Callable[..., PyTree],
+    drift: Callable[[Any, Any, Any], Any],
     x0: PyTree,
     sampler: Checked[SamplerLike],
     *,
     args: Any = None,
-    diffusion: Callable[..., PyTree] | None = None,
+    diffusion: Callable[[Any, Any, Any], Any] | None = None,
     key: PRNGKey | None = None,
     brownian: Checked[dfx.AbstractPath | Recorded | None] = None,
     event: dfx.Event | None = None,
@@ -62,15 +63,10 @@ def solve(
     assert jnp.allclose(sol.x, jnp.exp(-1.0), atol=1e-3) and sol.nfe == 1000
     ```
     """
-    if not callable(drift):
-        raise TypeError(f"drift must be a function (t, x, args). Got {type(drift).__name__}.")
-    if key is not None:
-        check_key(key, "solve")
+    check_kinds(solve, locals())
     sampler = _checked(as_sampler(sampler))
     equation = DriftEquation(drift, diffusion)
-    x0 = as_state(x0)
-    x0 = x0 if dtype is None else as_state(rounded(x0, dtype))
-    check_kind(brownian, (Recorded, dfx.AbstractPath), "brownian must be a diffrax path or jflow.Recorded.")
+    x0 = as_state(x0 if dtype is None else rounded(as_state(x0), dtype))
     if brownian is not None and diffusion is None:
         raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give diffusion=.")
     if isinstance(brownian, dfx.VirtualBrownianTree):
@@ -94,8 +90,7 @@ def _solve(equation, x0, key, sampler, args, brownian, saveat, event):
     if isinstance(sampler, AdaptiveSteps):
         t0, t1 = ends(sampler)
         return run_adaptive(equation, x0, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
-    recorded = brownian if isinstance(brownian, Recorded) else None
-    path = None if recorded is not None else brownian
+    path, recorded = (None, brownian) if isinstance(brownian, Recorded) else (brownian, None)
     steps = drift_stepper(equation, sampler, state_dtype(x0), path)
     key = None if key is None else stream(key, "solve")
     return run_grid(steps, x0, args, key=key, recorded=recorded, saveat=saveat)

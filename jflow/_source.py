@@ -17,7 +17,7 @@ from ._args import masked, present
 from ._event import normal_like, size, state_dtype
 from ._trainable import frozen
 from ._types import Event, Noun, Number, PRNGKey
-from ._validate import concrete
+from ._validate import as_array, concrete
 
 
 class AbstractSource(Noun):
@@ -175,10 +175,6 @@ class Normal(AbstractGaussianSource):
         """`map` the linear map A, by default the identity; `coupled` whether x0 and x1 come as dependent pairs."""
         self.map, self.coupled = map, coupled
 
-    def __check_init__(self):
-        if self.map is not None and not isinstance(self.map, AbstractNoiseMap):
-            raise TypeError(f"map must be a linear map of the noise, as jflow.ZeroCentre(). Got {self.map!r}.")
-
     def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
         return noise_map(self).apply(normal_like(key, like), args)
 
@@ -263,7 +259,7 @@ class Coloured(AbstractNoiseMap):
 
         Raises `ValueError` for another one.
         """
-        self.covariance = jnp.asarray(covariance, float)
+        self.covariance = as_array(covariance, "A covariance", float)
         known = concrete(self.covariance)
         why = None
         if self.covariance.ndim != 2 or self.covariance.shape[0] != self.covariance.shape[1]:

@@ -4,6 +4,7 @@ import diffrax as dfx
 
 from ._event import event_like
 from ._field import AbstractField
+from ._kinds import check_kinds
 from ._sample import noise_span
 from ._sampler import SamplerLike, as_sampler
 from ._types import Checked, Number, PRNGKey, Shape
@@ -39,10 +40,11 @@ def brownian_tree(
     assert jf.sample(field, jr.key(0), (2,), sampler, brownian=tree).status == 0
     ```
     """
+    check_kinds(brownian_tree, locals())
     check_key(key, "brownian_tree")
     start, stop = noise_span(field, as_sampler(sampler))
     margin = 1e-4 * (stop - start)
     return dfx.VirtualBrownianTree(
         start - margin, stop + margin, (stop - start) * resolution, event_like(shape), stream(key, "brownian_tree"),
-        levy_area=levy_area,
+        levy_area=levy_area,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip

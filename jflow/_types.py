@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Shaped
 
 from ._code import Written
+from ._kinds import check_kinds
 
 Event = PyTree[Shaped[Array, "..."]]
 """One example: an array of any shape, or a pytree of arrays."""
@@ -39,7 +40,7 @@ else:
         """
 
         def __class_getitem__(cls, kind):
-            return object
+            return Annotated[object, kind]
 
 
 class Noun(Written, eqx.Module):
@@ -53,6 +54,9 @@ class Noun(Written, eqx.Module):
     assert isinstance(grid, jf.Noun) and grid == jf.UniformGrid(8) and jf.from_json(jf.to_json(grid)) == grid
     ```
     """
+
+    def __check_init__(self):
+        check_kinds(type(self), vars(self))
 
 
 class Solution(eqx.Module):

@@ -1,5 +1,6 @@
 """Checks of single values: times, numbers, counts, keys."""
 
+import contextlib
 import zlib
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Key
 
 def scalar_time(t: Any) -> Array:
     """`t` as a floating-point scalar array; raises `ValueError` where it is batched."""
-    t = jnp.asarray(t)
+    t = as_array(t, "A time")
     if t.ndim != 0:
         raise ValueError(
             f"A time must be a scalar: everything is written for one example. Got t of shape {t.shape}; "
@@ -22,19 +23,47 @@ def scalar_time(t: Any) -> Array:
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
 
 
+def as_array(value: Any, what: str, dtype: Any = None) -> Array:
+    """Real numbers as an array, whose values are known inside `jax.jit` too; raises `TypeError` for what is none."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(value))
+    try:
+        if is_real(value):  # inside jax.jit a constant would become a tracer too
+            with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+                return jnp.asarray(value, dtype)
+    except OverflowError:
+        pass  # the message is ours
+    raise TypeError(f"{what} must be a real number or an array of these. Got {shown(value)}.")
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number or boolean, or an array or nested lists of these; none is moved."""
+    try:
+        known = isinstance(value, (jax.Array, np.ndarray, np.generic))
+        dtype = value.dtype if known else np.asarray(value).dtype
+    except jax.errors.TracerArrayConversionError:
+        dtype = jnp.asarray(value).dtype
+    except (TypeError, ValueError):
+        return False
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
 def parameter(value: Any, name: str, *, positive: bool = True) -> Array:
     """A number that people sweep, as a scalar array of the default float type, checked where it is concrete."""
-    if isinstance(value, jax.core.Tracer):
-        array = value.astype(jnp.result_type(float))
-    else:  # inside jax.jit too, where a constant would become a tracer
-        with jax.ensure_compile_time_eval():
-            array = jnp.asarray(value, dtype=jnp.result_type(float))
-    if array.ndim != 0:
-        raise ValueError(f"{name} must be a single number. Got an array of shape {array.shape}.")
+    array = as_array(value, name, jnp.result_type(float))
     number = concrete(array)
+    if array.ndim != 0 or isinstance(value, bool):
+        raise ValueError(f"{name} must be a single number. Got {shown(value)}.")
     if number is not None and not (np.isfinite(number) and (number > 0 or not positive)):
         raise ValueError(f"{name} must be a {'positive' if positive else 'finite'} number. Got {number}.")
     return array
+
+
+def shown(value: Any) -> str:
+    """A value for a message, in one line."""
+    if isinstance(value, (jax.Array, np.ndarray)) and value.ndim:
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    text = f"the class {value.__name__}: make an object of it" if isinstance(value, type) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def concrete(x: Any) -> Any:
@@ -54,21 +83,15 @@ def check_count(least: int = 1, **counts: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}. Got {value!r}.")
 
 
-def check_kind(value: Any, kind: Any, rule: str) -> None:
-    """Raises `TypeError` with the rule unless the value is of that kind. `None`, the default, passes."""
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{rule} Got {value!r}.")
-
-
-def check_key(key: Any, why: str, *, batched: bool = True) -> None:
-    """Raises `ValueError` where `key` is not one typed key; with `batched`, of a kind that vmaps lane by lane."""
+def check_key(key: Any, why: str) -> None:
+    """Raises `ValueError` where `key` is not one typed key of a kind that vmaps lane by lane."""
     if key is None:
         raise ValueError(f"{why} must have a key, since it draws: pass key=jax.random.key(seed).")
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"A key must be a typed key, as jax.random.key(seed) makes it. Got {type(key).__name__}.")
     if key.ndim != 0:
         raise ValueError(f"One example must have one key. Got keys of shape {key.shape}: vmap over them.")
-    if batched and "rbg" in str(jax.random.key_impl(key)):
+    if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
             "Sample i must depend on its key alone, and keys of the 'rbg' implementations draw numbers that depend "
             f"on the batch. Got {jax.random.key_impl(key)}; use jax.random.key(seed, impl='threefry2x32')."

@@ -33,13 +33,11 @@ class MinSNRWeight(Noun):
 
     def __call__(self, log_snr: Array) -> Array:
         gamma = self.gamma.astype(log_snr.dtype)
-        match self.predicts:
-            case "data":
-                return jnp.minimum(jnp.exp(log_snr), gamma)
-            case "noise":
-                return jnp.minimum(1, gamma * jnp.exp(-log_snr))
-            case _:
-                return jnp.minimum(sigmoid(log_snr), gamma * sigmoid(-log_snr))
+        if self.predicts == "data":
+            return jnp.minimum(jnp.exp(log_snr), gamma)
+        if self.predicts == "noise":
+            return jnp.minimum(1, gamma * jnp.exp(-log_snr))
+        return jnp.minimum(sigmoid(log_snr), gamma * sigmoid(-log_snr))
 
 
 class SoftMinSNRWeight(Noun):
@@ -51,13 +49,9 @@ class SoftMinSNRWeight(Noun):
     def __call__(self, log_snr: Array) -> Array:
         gamma = self.gamma.astype(log_snr.dtype)
         over = log_snr - jnp.log(gamma)
-        match self.predicts:
-            case "data":
-                return gamma * sigmoid(over)
-            case "noise":
-                return sigmoid(-over)
-            case _:
-                return gamma * sigmoid(over) * sigmoid(-log_snr)
+        if self.predicts == "noise":
+            return sigmoid(-over)
+        return gamma * sigmoid(over) * (1 if self.predicts == "data" else sigmoid(-log_snr))
 
 
 class SigmoidWeight(Noun):
@@ -68,13 +62,9 @@ class SigmoidWeight(Noun):
 
     def __call__(self, log_snr: Array) -> Array:
         bias = self.bias.astype(log_snr.dtype)
-        match self.predicts:
-            case "data":
-                return jnp.exp(bias) * sigmoid(log_snr - bias)
-            case "noise":
-                return sigmoid(bias - log_snr)
-            case _:
-                return jnp.exp(bias) * sigmoid(log_snr - bias) * sigmoid(-log_snr)
+        if self.predicts == "noise":
+            return sigmoid(bias - log_snr)
+        return jnp.exp(bias) * sigmoid(log_snr - bias) * (1 if self.predicts == "data" else sigmoid(-log_snr))
 
 
 class LikelihoodWeight(Noun):
@@ -83,13 +73,7 @@ class LikelihoodWeight(Noun):
     predicts: str = eqx.field(static=True)
 
     def __call__(self, log_snr: Array) -> Array:
-        match self.predicts:
-            case "data":
-                return jnp.exp(log_snr)
-            case "noise":
-                return jnp.ones_like(log_snr)
-            case _:
-                return sigmoid(log_snr)
+        return {"data": jnp.exp, "noise": jnp.ones_like, "v": sigmoid}[self.predicts](log_snr)
 
 
 def edm_weight(sigma_data: Time) -> EDMWeight:

@@ -13,10 +13,11 @@ from jax.scipy.special import betainc, logit, ndtri
 from jaxtyping import Array, Float
 
 from ._grid import affine_path, log_snr_bound
+from ._kinds import check_kinds
 from ._path import AbstractPath
 from ._trainable import frozen
 from ._types import Noun, PRNGKey, Time
-from ._validate import check_count, check_key, concrete, parameter, scalar_time, stream
+from ._validate import check_count, concrete, parameter, scalar_time, stream
 
 __all__ = ["AbstractLaw", "Beta", "LogNormalSigma", "LogitNormal", "Uniform", "UniformLogSNR", "stratified_times"]
 
@@ -307,8 +308,8 @@ def stratified_times(
     assert (jnp.floor(4 * times) == jnp.arange(4)).all()
     ```
     """
+    check_kinds(stratified_times, locals())
     check_count(n=n)
-    check_key(key, "stratified_times", batched=False)
     law = Uniform() if law is None else law
     u = jr.uniform(stream(key, "stratified_times"), (n,))
     info = jnp.finfo(u.dtype)

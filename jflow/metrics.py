@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Integer, Num, PyTree
 
 from ._extra import from_extra
+from ._kinds import check_kinds
 from ._types import PRNGKey
 
 Sample = Num[ArrayLike, "_ ..."]
@@ -42,6 +44,7 @@ def energy_distance(x: Sample, y: Sample, *, mask: Mask | None = None) -> float:
     assert abs(jf.metrics.energy_distance(x, x)) < 1e-6 and jf.metrics.energy_distance(x, y + 3) > 1
     ```
     """
+    check_kinds(energy_distance, locals())
     x, y = _centred(x, y, mask)
     return 2 * _mean(np.sqrt, x, y) - _mean(np.sqrt, x, x) - _mean(np.sqrt, y, y)
 
@@ -65,6 +68,7 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None, *, mask: Mas
     assert abs(jf.metrics.mmd(x, x)) < 1e-6 and jf.metrics.mmd(x, y + 3) > 0.5
     ```
     """
+    check_kinds(mmd, locals())
     x, y = _centred(x, y, mask)
     if bandwidth is None:
         pooled = np.concatenate([x[:: math.ceil(len(x) / 1000)], y[:: math.ceil(len(y) / 1000)]])
@@ -72,7 +76,7 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None, *, mask: Mas
         bandwidth = float(np.sqrt(np.median(squares[np.triu_indices(len(pooled), 1)])))
     if not bandwidth > 0:
         raise ValueError(
-            f"The bandwidth is positive. Got {bandwidth}; where that is the median distance, most points "
+            f"The bandwidth must be positive. Got {bandwidth}; where that is the median distance, most points "
             "coincide: pass bandwidth=."
         )
 
@@ -99,10 +103,11 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
     assert jf.metrics.wasserstein_1d(x, x[::-1] + 2) == 2.0
     ```
     """
+    check_kinds(wasserstein_1d, locals())
     x, y = _pair(x, y)
     if x.shape[1] != 1:
         raise ValueError(
-            f"The exact distance is that of numbers, shape (n,) or (n, 1). Got vectors of {x.shape[1]} "
+            f"The exact distance must be that of numbers, shape (n,) or (n, 1). Got vectors of {x.shape[1]} "
             "components; use sliced_wasserstein."
         )
     return float(_transport_cost(x, y, p)[0] ** (1 / p))
@@ -131,9 +136,10 @@ def sliced_wasserstein(
     assert np.isclose(jf.metrics.sliced_wasserstein(jr.key(1), x, x + 1), 1.0, rtol=0.1)  # |a| / sqrt(d)
     ```
     """
+    check_kinds(sliced_wasserstein, locals())
     x, y = _pair(x, y, mask)
     if num_projections < 1:
-        raise ValueError(f"There is at least one direction. Got num_projections={num_projections}.")
+        raise ValueError(f"There must be at least one direction. Got num_projections={num_projections}.")
     normals = np.asarray(jax.random.normal(key, (num_projections, x.shape[1])), np.float64)
     directions = (normals / np.linalg.norm(normals, axis=1, keepdims=True)).T
     columns = max(1, _BLOCK // (len(x) + len(y)))
@@ -176,7 +182,7 @@ def c2st(
     x, y = _pair(x, y, mask)
     n = min(len(x), len(y))
     if not 2 <= folds <= n:
-        raise ValueError(f"There are at least two folds, each with a point of both samples. Got {folds} for {n}.")
+        raise ValueError(f"There must be at least two folds, each with a point of both samples. Got {folds} for {n}.")
     seed = int(jax.random.bits(key, dtype=jnp.uint32))
     rng = np.random.default_rng(seed)
     points = np.concatenate([rng.permutation(x)[:n], rng.permutation(y)[:n]])
@@ -213,12 +219,13 @@ def frechet_distance(
     assert np.isclose(jf.metrics.frechet_distance(x, x + 3), 18.0)  # |m - m'|^2
     ```
     """
+    check_kinds(frechet_distance, locals())
     x, y = _unpadded(x, y, mask)
     if features is not None:
         x, y = features(x), features(y)
     x, y = _pair(x, y)
     if min(len(x), len(y)) < 2:
-        raise ValueError(f"A covariance takes at least two points. Got samples of {len(x)} and {len(y)}.")
+        raise ValueError(f"A covariance must have at least two points. Got samples of {len(x)} and {len(y)}.")
     # With C = R'R and C' = S'S, tr (C C')^(1/2) is the sum of the singular values of R S'. This keeps the
     # full precision where the root of a product, nearly singular or not symmetric, loses half of the digits.
     root_x, root_y = (np.asarray(np.linalg.qr((z - z.mean(0)) / math.sqrt(len(z) - 1), mode="r")) for z in (x, y))
@@ -237,6 +244,7 @@ def nearest_distance(x: Sample, reference: Sample, *, mask: Mask | None = None) 
     assert jf.metrics.nearest_distance(np.array([[3.0, 4.0], [0.0, 0.0]]), reference).tolist() == [5.0, 0.0]
     ```
     """
+    check_kinds(nearest_distance, locals())
     x, reference = _centred(x, reference, mask)
     nearest = np.concatenate([block.argmin(axis=1) for block in _square_distances(x, reference)])
     return np.linalg.norm(x - reference[nearest], axis=1)
@@ -260,11 +268,12 @@ def class_accuracy(
     assert np.isclose(accuracy, 2 / 3)
     ```
     """
+    check_kinds(class_accuracy, locals())
     predicted, label = np.asarray(classifier(x)), np.asarray(label)
-    if not (predicted.shape == label.shape == (np.shape(x)[0],)):
+    if not (predicted.shape == label.shape == np.shape(x)[:1]) or not np.ndim(x):
         raise ValueError(
-            "There is one label and one prediction for each draw. Got labels of shape "
-            f"{label.shape} and predictions of shape {predicted.shape} for {np.shape(x)[0]} draws."
+            "There must be one label and one prediction for each draw. Got labels of shape "
+            f"{label.shape} and predictions of shape {predicted.shape} for draws of shape {np.shape(x)}."
         )
     return float((predicted == label).mean())
 
@@ -293,14 +302,16 @@ def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, n
     x, y = _unpadded(x, y, mask)
 
     def matrix(sample: Any, which: str) -> np.ndarray:
+        if isinstance(sample, jax.core.Tracer):
+            raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
         array = np.asarray(sample)
         if array.ndim == 0 or array.size == 0:
-            raise ValueError(f"A sample has at least one point. The {which} has shape {array.shape}.")
+            raise ValueError(f"A sample must have at least one point. Got the {which} of shape {array.shape}.")
         array = array.astype(np.float64).reshape(len(array), -1)
         finite = np.isfinite(array).all(axis=1)
         if not finite.all():
             raise ValueError(
-                f"Samples are finite. {(~finite).sum()} of the {len(array)} points of the {which} are not, "
+                f"Samples must be finite. Got {(~finite).sum()} of {len(array)} points of the {which} that are not, "
                 f"the first at index {finite.argmin()}; leave failed draws out and report their number."
             )
         return array
@@ -308,7 +319,7 @@ def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, n
     x, y = matrix(x, "first sample"), matrix(y, "second sample")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"Two samples have events of one size. Got {x.shape[1]} and {y.shape[1]} components; the first "
+            f"Two samples must have events of one size. Got {x.shape[1]} and {y.shape[1]} components; the first "
             "axis counts the points."
         )
     return x, y
@@ -340,7 +351,7 @@ def _mean(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.nda
 def _transport_cost(x: np.ndarray, y: np.ndarray, p: float | int) -> np.ndarray:
     """`W_p^p` between the columns of `x` and those of `y`: sorted points are matched by mass from below."""
     if not 1 <= p < math.inf:
-        raise ValueError(f"The order is at least 1 and finite. Got p={p}.")
+        raise ValueError(f"The order must be at least 1 and finite. Got p={p}.")
     n, m = len(x), len(y)
     # masses at which either distribution function jumps, in units of 1 / (n m)
     ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)

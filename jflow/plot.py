@@ -14,10 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from ._extra import from_extra
+from ._kinds import check_kinds
+from ._validate import shown
 
 # of Okabe and Ito's palette, told apart whatever the colour vision
 # of Okabe and Ito's palette, which can be distinguished with any colour vision
@@ -52,10 +55,11 @@ def image_grid(
     assert len(figure.axes) == 1
     ```
     """
+    check_kinds(image_grid, locals())
     images = _images(images, 4, "(n, H, W, C)")
     n, height, width, _ = images.shape
     if labels is not None and len(labels) != n:
-        raise ValueError(f"There is one label for each image. Got {len(labels)} for {n} images.")
+        raise ValueError(f"There must be one label for each image. Got {len(labels)} for {n} images.")
     ncols = _columns(n, ncols)
     gap, top = _gap(height), 0 if labels is None else math.ceil(0.3 * height)
     sheet = _sheet(images, ncols, gap, top)
@@ -90,16 +94,17 @@ def trajectories(
     assert len(figure.axes[0].lines) == 3
     ```
     """
-    xs = np.asarray(xs, np.float64)
+    check_kinds(trajectories, locals())
+    xs = _known(xs, np.float64)
     if xs.ndim == 3 and xs.shape[2] == 1:
         xs = xs[..., 0]
     if not (xs.ndim == 2 or (xs.ndim == 3 and xs.shape[2] == 2)) or 0 in xs.shape:
-        raise ValueError(f"Paths have shape (batch, n + 1, 2) or (batch, n + 1). Got {xs.shape}.")
+        raise ValueError(f"Paths must have shape (batch, n + 1, 2) or (batch, n + 1). Got {xs.shape}.")
     plane = xs.ndim == 3
     if not plane:
-        times = np.arange(xs.shape[1]) if ts is None else np.asarray(ts, np.float64)
+        times = np.arange(xs.shape[1]) if ts is None else _known(ts, np.float64)
         if times.shape != xs.shape[1:]:
-            raise ValueError(f"There is one time for each state. Got {times.shape} for {xs.shape[1]} states.")
+            raise ValueError(f"There must be one time for each state. Got {times.shape} for {xs.shape[1]} states.")
         xs = np.stack(np.broadcast_arrays(times[None], xs), axis=-1)
     ax = _axes(ax, (4.0, 4.0) if plane else (5.0, 3.2), title)
     alpha = float(np.clip(30 / len(xs), 0.1, 0.6))
@@ -143,21 +148,27 @@ def density(
     assert figure.axes[0].get_xlim() == (-2, 2)
     ```
     """
+    check_kinds(density, locals())
     if particles is not None:
-        particles = np.asarray(particles, np.float64)
+        particles = _known(particles, np.float64)
         if particles.ndim != 2 or particles.shape[1] != 2 or len(particles) == 0:
-            raise ValueError(f"Particles in the plane have shape (n, 2). Got {particles.shape}.")
+            raise ValueError(f"Particles in the plane must have shape (n, 2). Got {particles.shape}.")
     if extent is None:
         if particles is None:
-            raise ValueError("The part of the plane to draw is needed: pass extent=(left, right, bottom, top).")
+            raise ValueError(
+                "The part of the plane to draw must be known. Got neither particles "
+                "nor extent: pass extent=(left, right, bottom, top)."
+            )
         extent = _range(particles, 0.1)
+    if np.shape(extent) != (4,):
+        raise ValueError(f"extent must be (left, right, bottom, top). Got {shown(extent)}.")
     left, right, bottom, top = extent
     grid = np.meshgrid(np.linspace(left, right, resolution), np.linspace(bottom, top, resolution))
     points = np.stack(grid, axis=-1).reshape(-1, 2).astype(np.float32)
     values = np.asarray(jax.lax.map(log_density, points, batch_size=4096), np.float64)
     if values.shape != (len(points),) or not np.isfinite(values).any():
         raise ValueError(
-            f"log_density maps one point of shape (2,) to one number, finite somewhere on {extent}. "
+            f"log_density must map one point of shape (2,) to one number, finite somewhere on {extent}. "
             f"Got shape {values.shape[1:]}, {np.isfinite(values).sum()} of {values.size} values finite."
         )
     values = np.exp(values - values[np.isfinite(values)].max()).reshape(resolution, resolution)
@@ -196,11 +207,12 @@ def loss_curve(
     assert len(figure.axes[0].lines) == 2  # the losses and their running mean
     ```
     """
-    steps, losses = np.asarray(steps), np.asarray(losses, np.float64)
+    check_kinds(loss_curve, locals())
+    steps, losses = _known(steps), _known(losses, np.float64)
     if steps.ndim != 1 or steps.shape != losses.shape or len(steps) == 0:
-        raise ValueError(f"There is one loss for each step. Got {losses.shape} for {steps.shape}.")
+        raise ValueError(f"There must be one loss for each step. Got {losses.shape} for {steps.shape}.")
     if not 0 <= smooth < 1:
-        raise ValueError(f"smooth is at least 0 and below 1. Got {smooth}.")
+        raise ValueError(f"smooth must be at least 0 and below 1. Got {smooth}.")
     ax = _axes(ax, (5.0, 3.2), title)
     ax.plot(steps, losses, color=NOISE, linewidth=0.8, alpha=0.3 if smooth else 1.0)
     if smooth:
@@ -236,12 +248,13 @@ def animation(
         assert jf.plot.animation(np.zeros((3, 4, 2)), f"{folder}/still.gif").exists()
     ```
     """
+    check_kinds(animation, locals())
     path = pathlib.Path(path)
     if path.suffix.lower() != ".gif":
-        raise ValueError(f"An animation is written as a GIF: its path ends in .gif. Got {path.name}.")
+        raise ValueError(f"An animation must be written as a GIF, to a path that ends in .gif. Got {path.name}.")
     if not 1 <= fps <= 50:
-        raise ValueError(f"A GIF has 1 to 50 frames a second. Got fps={fps}.")
-    frames = np.asarray(frames)
+        raise ValueError(f"A GIF must have 1 to 50 frames a second. Got fps={fps}.")
+    frames = _known(frames)
     if frames.ndim == 3 and frames.shape[2] == 2 and frames.size > 0:
         pictures = _point_frames(frames)
     else:
@@ -293,6 +306,10 @@ def _axes(ax: Any, size: tuple[float, float], title: str | None) -> Any:
             from matplotlib.figure import Figure
 
         ax = Figure(figsize=size, dpi=150, layout="constrained").subplots()
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax must be the axes of a figure of matplotlib. Got {shown(ax)}.")
     ax.tick_params(labelsize=8, color=INK, labelcolor=INK)
     for side in ax.spines.values():
         side.set(color=INK, linewidth=0.6)
@@ -311,29 +328,38 @@ def _range(points: np.ndarray, margin: float) -> tuple[float, float, float, floa
     """The square around the finite ones of `points`, wider by `margin`, as `(left, right, bottom, top)`."""
     points = points[np.isfinite(points).all(axis=1)]
     if len(points) == 0:
-        raise ValueError("None of the points is finite.")
+        raise ValueError("Some of the points must be finite. Got none.")
     low, high = points.min(axis=0), points.max(axis=0)
     centre, half = (low + high) / 2, max((high - low).max() / 2 * (1 + margin), 1e-6)
     return (*(centre[0] + half * np.array([-1, 1])), *(centre[1] + half * np.array([-1, 1])))
 
 
+def _known(values: Any, dtype: Any = None) -> np.ndarray:
+    """Values as a numpy array; raises `ValueError` for traced ones."""
+    if isinstance(values, jax.core.Tracer):
+        raise ValueError(f"A picture must be of known values. Got {values}: draw it outside of jax.jit.")
+    return np.asarray(values, dtype)
+
+
 def _images(images: Numbers, ndim: int, shape: str) -> np.ndarray:
     """Images as bytes."""
-    images = np.asarray(images)
+    images = _known(images)
     if images.ndim != ndim or images.shape[-1] not in (1, 3) or images.size == 0:
         raise ValueError(
-            f"Images have shape {shape}, with 1 or 3 channels. Got {images.shape}; "
+            f"Images must have shape {shape}, with 1 or 3 channels. Got {images.shape}; "
             "a missing channel axis is added by images[..., None]."
         )
     if not np.isfinite(images).all():
-        raise ValueError(f"Images are finite. {(~np.isfinite(images)).sum()} of {images.size} values are not.")
+        raise ValueError(
+            f"Images must be finite. Got {(~np.isfinite(images)).sum()} of {images.size} values that are not."
+        )
     return np.round((np.clip(images.astype(np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def _columns(n: int, ncols: int | None) -> int:
     ncols = math.ceil(math.sqrt(n)) if ncols is None else ncols
     if ncols < 1:
-        raise ValueError(f"There is at least one column. Got ncols={ncols}.")
+        raise ValueError(f"There must be at least one column. Got ncols={ncols}.")
     return min(n, ncols)
 
 

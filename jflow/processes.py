@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from ._event import as_state
+from ._kinds import check_kinds
 from ._types import Noun, Time
 from ._validate import parameter
 from .distributions import Gaussian
@@ -142,6 +143,7 @@ class Langevin(Noun):
             log_density: A differentiable function of one event, up to a constant, as `GaussianMixture(...).log_prob`.
             sigma: The diffusion coefficient, a positive number: with `sigma^2` the process runs faster.
         """
+        check_kinds(Langevin.__init__, locals())
         self.log_density, self.sigma = log_density, parameter(sigma, "sigma")
 
     def drift(self, t: Time, x: Shaped[Array, "..."], args: Any = None) -> Float[Array, "..."]:

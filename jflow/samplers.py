@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from ._clock import SigmaClock, ThetaClock
 from ._grid import AbstractGridRule, KarrasGrid, ShiftedGrid, UniformGrid
+from ._kinds import check_kinds
 from ._noise_rule import Ancestral
 from ._path import TablePath
 from ._sampler import AdaptiveSteps, FixedSteps
@@ -46,6 +47,7 @@ def flow_euler(n: int, *, shift: Time | None = None, grid: _Grid = None) -> Fixe
     assert jf.samplers.flow_euler(8, shift=3.0) == jf.FixedSteps(jf.ShiftedGrid(jf.UniformGrid(8), 3.0), end="stop")
     ```
     """
+    check_kinds(flow_euler, locals())
     return FixedSteps(_grid(n, shift, grid), end="stop")
 
 
@@ -62,6 +64,7 @@ def heun_flow(n: int, *, shift: Time | None = None, grid: _Grid = None) -> Fixed
     assert jf.samplers.heun_flow(10) == jf.FixedSteps(jf.UniformGrid(10), dfx.Heun(), end="stop")
     ```
     """
+    check_kinds(heun_flow, locals())
     return FixedSteps(_grid(n, shift, grid), dfx.Heun(), end="stop")
 
 
@@ -77,6 +80,7 @@ def ddim(n: int, *, eta: Any = 0.0, shift: Time | None = None, grid: _Grid = Non
     assert jf.samplers.ddim(50).eta is None and jf.samplers.ddim(50, eta=0.5).eta == jf.Ancestral(0.5)
     ```
     """
+    check_kinds(ddim, locals())
     noise = None if _none(eta) else Ancestral(eta)
     return FixedSteps(_grid(n, shift, grid), clock=ThetaClock(), eta=noise, end="denoise")
 
@@ -90,6 +94,7 @@ def ddpm(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedSteps
     assert jf.samplers.ddpm(50) == jf.samplers.ddim(50, eta=1.0)
     ```
     """
+    check_kinds(ddpm, locals())
     return ddim(n, eta=1.0, shift=shift, grid=grid)
 
 
@@ -101,6 +106,7 @@ def euler_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: 
     assert jf.samplers.euler_ancestral(20) == jf.samplers.ddim(20, eta=1.0)
     ```
     """
+    check_kinds(euler_ancestral, locals())
     return ddim(n, eta=eta, shift=shift, grid=grid)
 
 
@@ -130,6 +136,7 @@ def heun_edm(
     assert jf.samplers.heun_edm(18, s_churn=40.0, s_max=50.0).solver == jf.EDMChurn(40.0, s_max=50.0)
     ```
     """
+    check_kinds(heun_edm, locals())
     churn = (s_churn, s_min, s_max, s_noise)
     solver = EDMChurn(*churn)  # raises for numbers that do not go together
     if _none(s_churn):
@@ -218,6 +225,7 @@ def dpmpp_2m(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedS
     assert jf.samplers.dpmpp_2m(20).solver == jf.DPMpp(2, "midpoint")
     ```
     """
+    check_kinds(dpmpp_2m, locals())
     return FixedSteps(_grid(n, shift, grid), DPMpp(2, "midpoint"), end="denoise")
 
 
@@ -237,6 +245,7 @@ def dpmpp_2m_sde(
     assert jf.samplers.dpmpp_2m_sde(20, solver_type="heun").solver == jf.DPMpp(2)
     ```
     """
+    check_kinds(dpmpp_2m_sde, locals())
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be 'midpoint' or 'heun'. Got {solver_type!r}.")
     solver = DPMpp(2, "midpoint" if solver_type == "midpoint" else "exact")
@@ -366,6 +375,7 @@ def unipc(n: int, *, order: int = 2, variant: str = "bh2", shift: Time | None = 
     assert jf.samplers.unipc(10).solver == jf.UniPC(2, "bh2")
     ```
     """
+    check_kinds(unipc, locals())
     return FixedSteps(_grid(n, shift, grid), UniPC(order, variant), end="denoise")  # pyright: ignore[reportArgumentType]
 
 
@@ -390,6 +400,7 @@ def table_times(path: TablePath, n: int, spacing: str = "leading", offset: int =
     assert jnp.allclose(jf.samplers.table_times(path, 4, "trailing"), jf.UniformGrid(4).times())
     ```
     """
+    check_kinds(table_times, locals())
     check_count(n=n)
     total = len(path.betas)
     spacings = {
@@ -434,6 +445,7 @@ def by_name(name: str, n: int | None = None, **options: Any) -> FixedSteps | Ada
     assert jf.samplers.by_name("dpm_adaptive", rtol=0.01) == jf.samplers.dpm_adaptive(rtol=0.01)
     ```
     """
+    check_kinds(by_name, locals())
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3, 0.3) or names()
         raise ValueError(

@@ -134,7 +134,7 @@ def test_in_double_precision(x64):
 def test_bad_input_raises_with_a_reason():
     mesh = jax.make_mesh((8,), ("data",))
     cases = [
-        (lambda: jf.batched(3, ROWS), TypeError, "fn must be a function of one example. Got int"),
+        (lambda: jf.batched(3, ROWS), TypeError, "fn must be a function. Got 3"),
         (lambda: jf.batched(jnp.sum), ValueError, "must share a leading axis"),
         (lambda: jf.batched(lambda x: x, 3.0), ValueError, r"must share a leading axis, of at least 1\. Got lengths"),
         (lambda: jf.batched(lambda x: x, np.ones((0, 2))), ValueError, r"Got lengths \['0'\]"),
@@ -147,7 +147,7 @@ def test_bad_input_raises_with_a_reason():
         ),
         (lambda: jf.batched(lambda x: x, ROWS, batch_size=2.5), ValueError, "batch_size must be an integer"),
         (lambda: jf.batched(lambda x: x, np.ones((100, 2)), batch_size=12, mesh=mesh), ValueError, "batch_size=16"),
-        (lambda: jf.batched(lambda x: x, ROWS, mesh=3), TypeError, "mesh must be a jax mesh"),
+        (lambda: jf.batched(lambda x: x, ROWS, mesh=3), TypeError, "mesh must be .*Mesh"),
         (lambda: jf.batched(lambda x: x, ROWS, workers=3), TypeError, "workers"),
         (lambda: jf.batched(lambda x, y: x, ROWS), TypeError, "y"),
         (

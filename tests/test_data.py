@@ -61,14 +61,14 @@ GOOD = np.zeros((3, 2))
         (
             np.array([[1.0], [np.nan], [np.inf]]),
             None,
-            "2 of the 3 examples of array are not, the first at index 1",
+            "2 of 3 examples of array that are not, the first at index 1",
         ),
         (np.array([[1e300]]), None, "finite in float32"),
         (np.zeros((3, 2), np.int64), None, r"uint8 \(images, 0..255\) or floating point. Got int64"),
         (np.zeros((3, 2), bool), None, "Got bool"),
         (np.array([["a"]]), None, "Got <U1"),
         (np.array([[object()]]), None, "Got object"),
-        (GOOD, np.zeros(3), "Labels are integers. Got float64"),
+        (GOOD, np.zeros(3), "Labels must be integers. Got float64"),
         (GOOD, np.zeros(2, int), r"shape \(3,\). Got \(2,\)"),
         (GOOD, np.zeros((3, 4), int), "argmax"),
         (GOOD, np.array([0, -1, 0]), "Got -1 .. 0"),
@@ -127,13 +127,13 @@ def test_bad_npz(tmp_path, kind):
     else:
         path.unlink()
         path.mkdir()
-    with pytest.raises(ValueError, match=r"An .npz file of plain arrays is needed; .*draws.npz is damaged or"):
+    with pytest.raises(ValueError, match=r"must be an .npz of plain arrays. Got .*draws.npz, which is damaged or"):
         data.from_npz(path)
 
 
 def test_npz_without_examples_or_without_file(tmp_path):
     path = tmp_path / "draws.npz"
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*draws.npz"):
+    with pytest.raises(FileNotFoundError, match=r"Got .*draws.npz: no such file"):
         data.from_npz(path)
     np.savez(path, images=GOOD)
     with pytest.raises(ValueError, match=r"holds \['images'\]; write it with"):

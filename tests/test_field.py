@@ -430,12 +430,12 @@ def test_bad_input_raises_with_a_reason():
         return x
 
     cases = [
-        (lambda: jf.Field(net, "CondOT", "data"), TypeError, "path must be a jflow path"),
-        (lambda: jf.Preconditioned(net, None, 0.5), TypeError, "path must be a jflow path"),
+        (lambda: jf.Field(net, "CondOT", "data"), TypeError, "path must be AbstractPath"),
+        (lambda: jf.Preconditioned(net, None, 0.5), ValueError, "must have an affine path, .* Got None"),
         (lambda: jf.Field(net, jf.CondOT(), "eps"), ValueError, "one of 'velocity'"),
         (lambda: jf.Preconditioned(net, jf.VE(), 0.0), ValueError, "sigma_data must be a positive number"),
         (lambda: jf.Preconditioned(net, jf.VE(), jnp.ones(2)), ValueError, "single number"),
-        (lambda: jf.change_path(FIELDS["equinox"], "VP"), TypeError, "path must be a jflow path"),
+        (lambda: jf.change_path(FIELDS["equinox"], "VP"), TypeError, "path must be AbstractAffinePath"),
         (
             lambda: jf.Field(lambda t, x, a: x[None], jf.CondOT(), "data").data(0.5, jnp.ones(2)),
             ValueError,

@@ -14,9 +14,10 @@ PACKAGE = ROOT / "jflow"
 # A unit is a module or a package directly under jflow/. Bottom up: values, sources, paths, predictions, fields, solvers
 # and guides, samplers and losses, the engine, the verbs.
 FLOORS: list[set[str]] = [
-    {"_code", "_extra"},
+    {"_code", "_extra", "_validate"},
+    {"_kinds"},
     {"_types", "_mesh"},
-    {"_event", "_validate", "_args", "_trainable", "_front"},
+    {"_event", "_args", "_trainable", "_front"},
     {"_source"},
     {"_path"},
     {"_prediction", "_grid", "_noise_rule", "_brownian", "_divergence", "_rule"},

@@ -251,19 +251,19 @@ def test_bad_input_raises_with_a_reason():
     field, mesh = gaussian(jf.CondOT()), jax.make_mesh((8,), ("data",))
     cases = [
         ({"n": 0}, ValueError, "n must be an integer of at least 1"),
-        ({"n": 2.5}, ValueError, "n must be an integer of at least 1"),
+        ({"n": 2.5}, ValueError, "n must be an integer"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
         ({"key": jr.PRNGKey(0)}, ValueError, "typed key"),
         ({"key": jr.key(0, impl="rbg")}, ValueError, "rbg"),
         ({"key": jr.split(KEY)}, ValueError, "vmap over them"),
         ({"mesh": mesh, "batch_size": 12, "n": 100}, ValueError, "multiple of the devices"),
-        ({"mesh": 3}, TypeError, "mesh must be a jax mesh"),
+        ({"mesh": 3}, TypeError, "mesh must be .*Mesh"),
         ({"args": np.arange(3.0), "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
         ({"args": 2.0, "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
         ({"args": np.arange(4.0), "args_in_axes": 1}, ValueError, "must hold 0"),
         ({"args": (np.arange(4.0), 1.0), "args_in_axes": (0,)}, ValueError, "args_in_axes"),
         ({"shape": 2}, ValueError, "shape of one event"),
-        ({"field": lambda t, x, args: x}, TypeError, "A field must be given"),
+        ({"field": lambda t, x, args: x}, TypeError, "field must be AbstractField"),
         ({"step": 3}, TypeError, "step"),
         ({"log_prob": True}, TypeError, "log_prob"),
     ]

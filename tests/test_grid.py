@@ -316,7 +316,7 @@ def test_bad_rules_say_what_a_rule_takes():
         (lambda: jf.ShiftedGrid(jf.UniformGrid(4), 0.0), "factor must be a positive number"),
     ]:
         refuses(build, fragment)
-    refuses(lambda: jf.ShiftedGrid(jnp.linspace(0, 1, 5), 2.0), "rule must be a grid rule", TypeError)
+    refuses(lambda: jf.ShiftedGrid(jnp.linspace(0, 1, 5), 2.0), "rule must be AbstractGridRule", TypeError)
 
 
 def test_grids_can_be_traced_and_differentiated():

@@ -250,7 +250,7 @@ def test_bad_input_raises_with_a_reason():
         refuses(lambda guided=guided, args=args: guided.velocity(0.5, x, args), fragment)
     with unchecked(), pytest.raises(ValueError, match="Got scale, which no guide"):
         jf.sample(field, jr.key(0), (2,), jf.UniformGrid(2), args=jf.Args(3, scale=2.0))
-    refuses(lambda: jf.Guided(field.path, 10), "A field must be given", TypeError)
+    refuses(lambda: jf.Guided(field.path, 10), "field must be AbstractField", TypeError)
 
 
 def test_two_guides_of_one_field_have_names_of_their_own():

@@ -255,7 +255,7 @@ def test_bad_laws_say_what_a_law_takes():
         (lambda: laws.stratified_times(jr.key(0), 0), "n must be an integer of at least 1"),
         (lambda: laws.stratified_times(jr.key(0), 4, laws.LogNormalSigma()), "path"),
         (lambda: laws.stratified_times(jr.PRNGKey(0), 4), "typed key"),
-        (lambda: laws.stratified_times(jr.split(jr.key(0)), 4), "one key"),
+        (lambda: laws.stratified_times(jr.split(jr.key(0)), 4), "one typed key"),
     ]:
         refuses(build, fragment)
     with unchecked(), pytest.raises(ValueError, match="n must be an integer"):

@@ -443,10 +443,14 @@ def test_bad_input_raises_with_a_reason():
     letters = jf.Field(lambda t, x, args: jnp.zeros((2, 3)), Masked(), "logits")
     tokens = jnp.zeros(2, int)
     cases = [
-        (lambda: jf.matching_loss(lambda t, x, args: x, KEY, x1), TypeError, "must have a field"),
+        (lambda: jf.matching_loss(lambda t, x, args: x, KEY, x1), TypeError, "field must be AbstractField"),
         (lambda: jf.matching_loss(field, None, x1), ValueError, "pass key="),
-        (lambda: jf.matching_loss(field, KEY, x1, law=jf.laws.LogitNormal), TypeError, r"as jf.laws.LogitNormal\(\)"),
-        (lambda: jf.matching_loss(field, KEY, x1, weight=2.0), TypeError, "function of the log-SNR"),
+        (
+            lambda: jf.matching_loss(field, KEY, x1, law=jf.laws.LogitNormal),
+            TypeError,
+            r"law must be AbstractLaw, as jflow.laws",
+        ),
+        (lambda: jf.matching_loss(field, KEY, x1, weight=2.0), TypeError, "weight must be a function of 1 argument"),
         (lambda: jf.matching_loss(letters, KEY, tokens, x0=tokens, weight=jnp.exp), ValueError, "must have an affine"),
         (lambda: jf.matching_loss(field, jr.PRNGKey(0), x1), ValueError, "typed key"),
         (lambda: jf.matching_loss(field, jr.split(KEY), x1), ValueError, "vmap"),

@@ -159,7 +159,7 @@ NAN = np.where(np.arange(7)[:, None, None, None] == 2, np.nan, IMAGES)
         (lambda path: plot.image_grid(IMAGES[..., 0]), r"\(n, H, W, C\), with 1 or 3 channels. Got \(7, 8, 8\)"),
         (lambda path: plot.image_grid(np.zeros((2, 8, 8, 4))), "1 or 3 channels"),
         (lambda path: plot.image_grid(IMAGES[:0]), r"Got \(0, 8, 8, 1\)"),
-        (lambda path: plot.image_grid(NAN), "64 of 448 values are not"),
+        (lambda path: plot.image_grid(NAN), "64 of 448 values that are not"),
         (lambda path: plot.image_grid(IMAGES, [1, 2]), "Got 2 for 7 images"),
         (lambda path: plot.image_grid(IMAGES, ncols=0), "Got ncols=0"),
         (lambda path: plot.trajectories(np.zeros((5, 11, 3))), r"Got \(5, 11, 3\)"),
@@ -167,7 +167,7 @@ NAN = np.where(np.arange(7)[:, None, None, None] == 2, np.nan, IMAGES)
         (lambda path: plot.trajectories(PATHS[..., 0], TIMES[1:]), "one time for each state"),
         (lambda path: plot.density(log_density), "pass extent="),
         (lambda path: plot.density(log_density, np.zeros(3)), r"shape \(n, 2\). Got \(3,\)"),
-        (lambda path: plot.density(log_density, np.full((3, 2), np.nan)), "None of the points is finite"),
+        (lambda path: plot.density(log_density, np.full((3, 2), np.nan)), "Some of the points must be finite"),
         (lambda path: plot.density(lambda x: x, extent=(0, 1, 0, 1), resolution=5), r"Got shape \(2,\)"),
         (lambda path: plot.density(lambda x: -jnp.inf, extent=(0, 1, 0, 1), resolution=5), "0 of 25 values finite"),
         (lambda path: plot.loss_curve(np.arange(3), np.zeros(4)), "one loss for each step"),
@@ -175,7 +175,7 @@ NAN = np.where(np.arange(7)[:, None, None, None] == 2, np.nan, IMAGES)
         (lambda path: plot.animation(IMAGES[None], path / "noise.mp4"), "ends in .gif. Got noise.mp4"),
         (lambda path: plot.animation(IMAGES[None], path / "noise.gif", fps=0), "Got fps=0"),
         (lambda path: plot.animation(IMAGES, path / "noise.gif"), r"points \(n, batch, 2\)"),
-        (lambda path: plot.animation(NAN[None], path / "noise.gif"), "Images are finite"),
+        (lambda path: plot.animation(NAN[None], path / "noise.gif"), "Images must be finite"),
     ],
 )
 def test_bad_input(call, message, tmp_path):

@@ -758,7 +758,7 @@ def test_bad_input_raises_with_a_reason():
     eta, twice = grid(times, eta=1.0), jf.KarrasGrid(4)
     jumps = jf.FlowMap(lambda s, t, x, args: -x, jf.CondOT())
     cases = [
-        (lambda: jf.sample(lambda t, x, a: x, KEY, (2,), times), TypeError, "A field must be given"),
+        (lambda: jf.sample(lambda t, x, a: x, KEY, (2,), times), TypeError, "field must be AbstractField"),
         (lambda: jf.sample(field, None, (2,), times), ValueError, "pass key="),
         (lambda: jf.sample(field, jr.PRNGKey(0), (2,), times), ValueError, "typed key"),
         (lambda: jf.sample(field, jr.split(KEY), (2,), times), ValueError, "vmap over them"),

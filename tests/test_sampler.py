@@ -150,8 +150,8 @@ FIXED = [
     (([0.0, 0.6, 0.5, 1.0],), {}, ValueError, r"increase strictly, .* Got steps between -0\.1 and 0\.6"),
     (([0.0, 0.5, 0.5, 1.0],), {}, ValueError, "increase strictly"),
     (([0.5, 0.5],), {}, None, ""),  # one step, whose last point stands twice
-    ((GRID, dfx.Heun), {}, TypeError, "solver must be an object"),
-    ((GRID, "heun"), {}, TypeError, "solver must be an object, .* Got 'heun'"),
+    ((GRID, dfx.Heun), {}, TypeError, "solver must be AbstractSolver"),
+    ((GRID, "heun"), {}, TypeError, "solver must be .* Got 'heun'"),
     ((GRID, dfx.ImplicitEuler()), {}, ValueError, r"explicit solver\. Got ImplicitEuler, .*diffrax\.StepTo\(times\)"),
     ((GRID,), {"end": "denoised"}, ValueError, "end must be 'denoise' or 'stop'. Got 'denoised'"),
     ((GRID,), {"end": dfx.Euler()}, ValueError, "end must be 'denoise' or 'stop'"),
@@ -164,15 +164,15 @@ FIXED = [
     ((GRID,), {"eta": np.ones(4)}, None, ""),
 ]
 ADAPTIVE = [
-    ((dfx.Tsit5,), {}, TypeError, "solver must be a diffrax solver"),
-    ((jf.Jump(),), {}, TypeError, "solver must be a diffrax solver"),
-    ((None, dfx.PIDController), {}, TypeError, "controller must be a diffrax controller"),
-    ((None, 1e-3), {}, TypeError, r"controller must be a diffrax controller, as PIDController\. Got 0\.001"),
+    ((dfx.Tsit5,), {}, TypeError, "solver must be AbstractSolver"),
+    ((jf.Jump(),), {}, TypeError, "solver must be AbstractSolver"),
+    ((None, dfx.PIDController), {}, TypeError, "controller must be AbstractStepSizeController"),
+    ((None, 1e-3), {}, TypeError, r"controller must be .* Got 0\.001"),
     ((None, PID), {"rtol": 1e-3}, ValueError, "rtol and atol must stand without controller="),
     ((None, PID), {"atol": 1e-3}, ValueError, "rtol and atol must stand without controller="),
     ((), {"t0": np.nan}, ValueError, "t0 must be a finite number"),
     ((), {"t1": np.inf}, ValueError, "t1 must be a finite number"),
-    ((), {"t0": np.zeros(2)}, ValueError, "t0 must be a finite number"),
+    ((), {"t0": np.zeros(2)}, ValueError, "t0 must be a single number"),
     ((), {"dt0": -0.1}, ValueError, "dt0 must be positive"),
     ((), {"max_steps": 0}, ValueError, "max_steps must be an integer of at least 1"),
     ((), {"max_steps": 2.5}, ValueError, "max_steps must be an integer of at least 1"),
@@ -183,8 +183,8 @@ ADAPTIVE = [
     ((), {"t0": 0.5, "t1": 0.5}, None, ""),  # the identity
 ]
 BOTH = [
-    ({"clock": jf.SigmaClock}, TypeError, r"clock must be an object, as jflow\.SigmaClock\(\)"),
-    ({"diffusion": 0.5}, TypeError, r"diffusion must be a function g\(t\), as lambda t: 0\.5\. Got 0\.5"),
+    ({"clock": jf.SigmaClock}, TypeError, "clock must be AbstractClock, .* make an object of it"),
+    ({"diffusion": 0.5}, TypeError, r"diffusion must be a function .* Got 0\.5"),
     ({"diffusion": lambda t: t, "eta": 1.0}, ValueError, "must stand without eta="),
     (
         {"diffusion": lambda t: t, "clock": jf.RatioClock()},
@@ -196,7 +196,7 @@ BOTH = [
     ({"eta": np.nan}, ValueError, "eta must be at least 0"),
     ({"eta": np.inf}, ValueError, "eta must be at least 0"),
     ({"eta": np.ones((4, 1))}, ValueError, "eta must be at least 0 .* a value a step or one"),
-    ({"eta": lambda t: t}, TypeError, "eta must be a number, .* Got a function"),
+    ({"eta": lambda t: t}, TypeError, "eta must be a number, .* Got <function"),
     ({"eta": "ancestral"}, TypeError, "eta must be a number, .* Got 'ancestral'"),
     ({"eta": 0}, None, ""),
 ]

@@ -463,8 +463,8 @@ def test_the_arrays_of_a_source_are_frozen():
 def test_bad_sources_say_what_they_must_be():
     mask = jf.Args(None, mask=jnp.ones(3))
     for call, kind, fragment in [
-        (lambda: jf.Normal(COV), TypeError, "map must be a linear map of the noise"),
-        (lambda: jf.Normal(jf.ZeroCentre), TypeError, "map must be a linear map of the noise"),
+        (lambda: jf.Normal(COV), TypeError, "map must be AbstractNoiseMap"),
+        (lambda: jf.Normal(jf.ZeroCentre), TypeError, "map must be AbstractNoiseMap"),
         (lambda: jf.Coloured(np.ones(3)), ValueError, r"symmetric positive definite .* Got shape \(3,\)"),
         (lambda: jf.Coloured(np.ones((3, 2))), ValueError, r"Got shape \(3, 2\)"),
         (lambda: jf.Coloured(-np.eye(2)), ValueError, "eigenvalue that is not positive"),

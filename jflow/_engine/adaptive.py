@@ -21,7 +21,7 @@ from .._event import all_finite, combine, state_dtype
 from .._sampler import AdaptiveSteps
 from .._solver import AbstractFieldSolver
 from .._types import Solution
-from .._validate import check_kind, concrete, scalar_time
+from .._validate import concrete, scalar_time
 from .count import evaluation_nodes, explicit_tableau, takes_two_terms, unwrapped
 from .equation import AbstractEquation, Interval, located
 from .noise import NoiseTerm
@@ -47,7 +47,6 @@ def run_adaptive(
     solver: Any = dfx.Tsit5() if sampler.solver is None else sampler.solver
     interval, controller = clocked(equation, x0, t0, t1, solver, sampler.controller)
     check_controller(solver, controller)
-    check_kind(saveat, dfx.SaveAt, "saveat must be an object, as diffrax.SaveAt(ts=times).")
     if not equation.noisy and takes_two_terms(solver):
         raise ValueError(f"{type(solver).__name__} must have an SDE. Got an ODE: take another solver.")
     u0 = x0 if interval.enter is None else equation.scaled(interval.enter, x0)

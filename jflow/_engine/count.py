@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._field import AbstractField, AbstractWrappedField
+from .._kinds import check_kinds
 from .._solver import AbstractFieldSolver, unwrapped
 from .._validate import concrete
 from .noise import step_path
@@ -80,17 +81,13 @@ def trial(solver: dfx.AbstractSolver, noisy: bool) -> Trial:
     yet, so its trial is made each time.
     """
     leaves = [concrete(leaf) for leaf in jtu.tree_leaves(solver) if eqx.is_array_like(leaf)]
-    key = (
-        None
-        if any(leaf is None for leaf in leaves)
-        else (jtu.tree_structure(solver), noisy, tuple(leaf.tobytes() for leaf in leaves))
-    )
-    if key in _TRIALS:
-        return _TRIALS[key]
-    with jax.ensure_compile_time_eval():
-        found = _trial(solver, noisy)
-    if key is not None:
-        _TRIALS[key] = found
+    traced = any(leaf is None for leaf in leaves)
+    key = None if traced else (jtu.tree_structure(solver), noisy, tuple(leaf.tobytes() for leaf in leaves))
+    if (found := _TRIALS.get(key)) is None:
+        with jax.ensure_compile_time_eval():
+            found = _trial(solver, noisy)
+        if not traced:
+            _TRIALS[key] = found
     return found
 
 
@@ -150,6 +147,7 @@ def evaluation_nodes(solver: dfx.AbstractSolver, noisy: bool = False) -> tuple[f
     assert jf.evaluation_nodes(dfx.Heun()) == (0.0, 1.0) and jf.evaluation_nodes(dfx.ImplicitEuler()) is None
     ```
     """
+    check_kinds(evaluation_nodes, locals())
     if isinstance(solver, dfx.AbstractImplicitSolver):
         return None
     if is_itself(solver, AbstractFieldSolver) and (declared := solver.nodes()) is not None:

@@ -9,6 +9,7 @@ In a clock the integrated state is `u = scale x`. The density of `u` differs fro
 Source: Chen et al. 2018, arXiv:1806.07366, theorem 1.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -19,7 +20,6 @@ from .._divergence import AbstractDivergence, ExactDivergence
 from .._event import scale, state_dtype
 from .._source import noise_map
 from .._types import PRNGKey, Solution
-from .._validate import check_kind
 from .equation import AbstractEquation, FieldEquation
 
 
@@ -83,7 +83,6 @@ def with_divergence(
     equation: FieldEquation, x: PyTree, divergence: AbstractDivergence | None, key: PRNGKey | None
 ) -> tuple[DensityEquation, tuple[PyTree, Array]]:
     """The ODE with its divergence, and the first state: `x` and zeros."""
-    check_kind(divergence, AbstractDivergence, "divergence must be an object, as jflow.Hutchinson(4).")
     divergence = ExactDivergence() if divergence is None else divergence
     probes = divergence.probes(key, x)
     return DensityEquation(equation, divergence, probes), (x, jnp.zeros(divergence.estimates, state_dtype(x)))
@@ -110,7 +109,4 @@ def with_density(
     value = jnp.mean(values)
     done: Any = solution.status
     status = jnp.where((done == 0) & ~jnp.isfinite(value if se is None else value + se), 1, done)
-    return Solution(
-        x=x, log_prob=value, log_prob_se=se, nfe=solution.nfe, status=status, t=solution.t,
-        ts=solution.ts, xs=solution.xs, interpolation=solution.interpolation,
-    )  # fmt: skip
+    return dataclasses.replace(solution, x=x, log_prob=value, log_prob_se=se, status=status)

@@ -129,7 +129,7 @@ class FieldEquation(AbstractEquation):
     field: AbstractField
     clock: AbstractClock
     eta: Any  # `None`, a number, a value a step, or a noise rule
-    coefficient: Callable[[Any], Any] | None  # g(t), in the path's own time
+    coefficient: Callable[..., Any] | None  # g(t), in the path's own time
 
     @property
     def noisy(self):

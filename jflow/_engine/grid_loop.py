@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from .._brownian import Recorded
 from .._event import all_finite, row
 from .._types import PRNGKey, Solution
-from .._validate import check_key, check_kind
+from .._validate import check_key
 from .count import levy_kinds
 from .solver_rule import SolverRule
 from .stepper import Stepper
@@ -76,7 +76,6 @@ def run_grid(
 
 def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, Any]:
     """What a fixed grid saves: after every how many steps (0 for never), whether the start too, and a function."""
-    check_kind(saveat, dfx.SaveAt, "saveat must be an object, as diffrax.SaveAt(steps=True).")
     if saveat is None:
         return 0, False, lambda t, x, args: x
     subs = saveat.subs

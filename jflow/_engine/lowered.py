@@ -18,10 +18,8 @@ class _Lowered(AbstractWrappedField):
     def predict(self, targets, t, x, args=None):
         own = heads(self.predicts)
         values = self.field.predict(own, t, rounded(x, self.dtype), args)
-        wide = tuple(
-            cast_like(value, x, "A prediction") if jtu.tree_structure(value) == jtu.tree_structure(x) else value
-            for value in values
-        )
+        like = jtu.tree_structure(x)
+        wide = tuple(cast_like(v, x, "A prediction") if jtu.tree_structure(v) == like else v for v in values)
         return given(self.path, t, x, wide, own, targets, args)
 
 

@@ -50,16 +50,11 @@ def takes_lanes(sampler: Any) -> bool:
 
     They run ODEs forward in time, by an explicit Runge-Kutta method under a `PIDController`, without an adjoint.
     """
-    return (
-        isinstance(sampler, AdaptiveSteps)
-        and sampler.eta is None
-        and sampler.diffusion is None
-        and sampler.adjoint is None
-        and sampler.max_steps is not None
-        and sampler.facts.increases is True
-        and (sampler.solver is None or explicit_tableau(sampler.solver) is not None)
-        and (sampler.controller is None or isinstance(sampler.controller, dfx.PIDController))
-    )
+    if not isinstance(sampler, AdaptiveSteps) or sampler.max_steps is None or not sampler.facts.increases:
+        return False
+    plain = sampler.eta is None and sampler.diffusion is None and sampler.adjoint is None
+    explicit = sampler.solver is None or explicit_tableau(sampler.solver) is not None
+    return plain and explicit and isinstance(sampler.controller, (dfx.PIDController, type(None)))
 
 
 def continuous(
@@ -170,15 +165,9 @@ class _Lane:
         u = x0 if self.interval.enter is None else self.equation.scaled(self.interval.enter, x0)
         order = self.solver.error_order(self.term)
         target, memory = self.controller.init(self.term, tau0, tau1, u, self.dt0, args, self.solver.func, order)
-        return _Sample(
-            u=u,
-            slope=self.term.vf(tau0, u, args) if self.tableau.fsal else None,
-            tau=tau0,
-            target=jnp.minimum(target, tau1).astype(tau0.dtype),
-            memory=jtu.tree_map(jnp.asarray, memory),
-            steps=jnp.zeros((), jnp.int32),
-            failed=~all_finite(u),
-        )
+        slope = self.term.vf(tau0, u, args) if self.tableau.fsal else None
+        target, memory = jnp.minimum(target, tau1).astype(tau0.dtype), jtu.tree_map(jnp.asarray, memory)
+        return _Sample(u, slope, tau0, target, memory, jnp.zeros((), jnp.int32), ~all_finite(u))
 
     def step(self, sample, args):
         """One attempted step, in the order of `diffeqsolve`. A finished sample stays as it is."""
@@ -192,15 +181,8 @@ class _Lane:
         tau = jnp.minimum(tau, tau1)
         clipped = jnp.where(keep, tau1, tau + 0.5 * (tau1 - tau))
         u, slope = jtu.tree_map(lambda new, old: jnp.where(keep, new, old), (u, slope), (sample.u, sample.slope))
-        moved = _Sample(
-            u=u,
-            slope=slope,
-            tau=tau,
-            target=jnp.where(target > self.floor, clipped, target),
-            memory=memory,
-            steps=sample.steps + 1,
-            failed=~all_finite(u) | (result != dfx.RESULTS.successful),
-        )
+        target, failed = jnp.where(target > self.floor, clipped, target), result != dfx.RESULTS.successful
+        moved = _Sample(u, slope, tau, target, memory, sample.steps + 1, failed | ~all_finite(u))
         running = self.running(sample)
         return jtu.tree_map(lambda new, old: jnp.where(running, new, old).astype(old.dtype), moved, sample)
 

@@ -46,7 +46,7 @@ class SolverRule(AbstractStepRule):
     solver: dfx.AbstractSolver
     clock: AbstractClock
     eta: Any
-    coefficient: Callable[[Any], Any] | None
+    coefficient: Callable[..., Any] | None
     brownian: Any = None  # a diffrax path in the clock's noise time, instead of the loop's noise
 
     @property
@@ -56,11 +56,8 @@ class SolverRule(AbstractStepRule):
 
     def equation(self, field: Any) -> AbstractEquation:
         """The equation of the field in the clock. An equation is returned as it is."""
-        return (
-            field
-            if isinstance(field, AbstractEquation)
-            else FieldEquation(field, self.clock, self.eta, self.coefficient)
-        )
+        own = isinstance(field, AbstractEquation)
+        return field if own else FieldEquation(field, self.clock, self.eta, self.coefficient)
 
     def rows(self, field, times):
         return self.equation(field).intervals(times)

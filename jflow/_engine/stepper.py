@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._clock import PathClock, ThetaClock
 from .._event import float_type, joined, row
-from .._field import AbstractField, check_field
+from .._field import AbstractField
 from .._grid import AbstractGridRule
+from .._kinds import check_kinds
 from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
 from .._rule import AbstractStepRule
@@ -167,6 +168,7 @@ def stepper(
     assert st.finish(x).shape == (2,)
     ```
     """
+    check_kinds(stepper, locals())
     sampler = as_sampler(sampler)
     rule, end = meet(field, sampler, brownian)
     return bind(field, rule, sampler, end, dtype)  # pyright: ignore[reportArgumentType]  # `meet` raises for others
@@ -178,7 +180,6 @@ def meet(field: AbstractField, sampler: Any, brownian: Any = None) -> tuple[Abst
     It computes nothing, so a verb calls it with values before it traces. `stepper` calls it again inside the jitted
     core, where numbers of field and sampler are tracers.
     """
-    check_field(field)
     if not isinstance(sampler, FixedSteps):
         raise TypeError(f"A stepper must have fixed steps, jflow.FixedSteps(...). Got {type(sampler).__name__}.")
     if isinstance(sampler.solver, AbstractStepRule):
@@ -304,7 +305,6 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
 
     Raises `ValueError` for a sampler with noise or with the end `"denoise"`, and where an end of the grid is singular.
     """
-    check_field(field)
     _check_ode(sampler, what)
     if isinstance(sampler.solver, AbstractStepRule):
         raise ValueError(f"{what} must have a diffrax solver. Got the step rule {type(sampler.solver).__name__}.")
@@ -352,7 +352,6 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
 
     Raises `ValueError` or `TypeError` where field and sampler do not go together.
     """
-    check_field(field)
     clock, solver = choose_clock(field, sampler), sampler.solver
     inner = None if solver is None else unwrapped(solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:

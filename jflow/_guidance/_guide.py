@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
-from .._field import AbstractField, _Rematched, check_field
+from .._field import AbstractField, _Rematched
+from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._prediction import Prediction
 from .._rule import AbstractStepRule
@@ -53,8 +54,7 @@ class AbstractGuide(AbstractField):
         return (self.field,)
 
     def __check_init__(self):
-        for part in self.parts:
-            check_field(part)
+        check_kinds(type(self), vars(self))
         twice = sorted(set(self.takes) & frozenset().union(*map(entries, self.parts)))
         if twice:
             raise ValueError(

@@ -10,7 +10,8 @@ from jaxtyping import PyTree
 
 from .._args import Args
 from .._event import combine
-from .._field import AbstractField, check_affine, check_field
+from .._field import AbstractField, check_affine
+from .._kinds import check_kinds
 from .._prediction import Prediction, Row, Target, as_prediction, prediction_row
 from .._source import check_score, covariance, noise_map, precision
 from .._trainable import frozen
@@ -58,10 +59,10 @@ class ClassifierGuided(AbstractGuide):
 
         Raises `ValueError` for a path without a score, and for a name that a guide inside takes too.
         """
+        check_kinds(ClassifierGuided.__init__, locals())
         self.field, self.log_prob, self.scale = field, log_prob, scale
 
     def __check_init__(self):
-        check_field(self.field)
         check_affine(self.field.path, "ClassifierGuided")
         check_score(self.field.path.source, "ClassifierGuided")
 

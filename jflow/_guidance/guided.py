@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
-from .._field import AbstractField, check_field
+from .._field import AbstractField
 from .._front import as_arrays, canonical
+from .._kinds import check_kinds
 from .._prediction import Prediction, Target, given
 from .._trainable import frozen
 from .._types import Event, PRNGKey, Time
-from .._validate import check_key, concrete, parameter, scalar_time, stream
+from .._validate import as_array, concrete, parameter, scalar_time, shown, stream
 from ._guide import AbstractGuide, check_scale, entries, guides, without
 from ._rule import AbstractGuidanceRule, extrapolate
 
@@ -89,23 +90,24 @@ class Guided(AbstractGuide):
         Raises `ValueError` for both a null condition and a weak field, a weak field along another path, an empty
         interval, names that a guide inside takes too, or a guide inside that reads the condition.
         """
+        check_kinds(Guided.__init__, locals())
         self.field, self.weak, self.rule = field, weak, rule
         self.scale, self.negative = scale, negative
-        self.null = jtu.tree_map(jnp.asarray, as_arrays(null))
+        self.null = jtu.tree_map(lambda leaf: as_array(leaf, "A null condition"), as_arrays(null))
         self.interval = None
         if interval is not None:
+            if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+                raise ValueError(f"An interval of guidance must be (start, stop). Got {shown(interval)}.")
             start, stop = interval
             self.interval = parameter(start, "interval", positive=False), parameter(stop, "interval", positive=False)
 
     def __check_init__(self):
-        check_field(self.field)
         if self.weak is not None and self.null is not None:
             raise ValueError(
                 "Guided must have a null condition or a weak field, which gets the same condition as the field. Got "
                 "both: leave out one."
             )
         if self.weak is not None:
-            check_field(self.weak)
             same = concrete(eqx.tree_equal(self.weak.path, self.field.path))
             if same is not None and not same:
                 raise ValueError(
@@ -231,8 +233,8 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
     assert set(labels.tolist()) == {3, 10}
     ```
     """
-    check_key(key, "drop_condition", batched=False)
-    number = concrete(rate)
+    check_kinds(drop_condition, locals())
+    number = concrete(parameter(rate, "rate", positive=False))
     if number is not None and not 0 <= number <= 1:
         raise ValueError(f"The rate of dropped conditions must be a probability, in [0, 1]. Got {rate}.")
     drop = jr.bernoulli(stream(key, "drop_condition"), jnp.asarray(rate, float))
@@ -248,7 +250,7 @@ def _stack(condition, other):
         )
 
     def leaf(c, n):
-        c, n = jnp.asarray(canonical(c)), jnp.asarray(canonical(n))
+        c, n = as_array(canonical(c), "A condition"), as_array(canonical(n), "A null or negative condition")
         if c.shape != n.shape:
             raise ValueError(
                 f"A null or negative condition must have the shape of the condition. Got {n.shape} for {c.shape}."

@@ -7,6 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, ArrayLike
 
 from .._event import safe_sqrt, size
+from .._kinds import check_kinds
 from .._prediction import Prediction, as_prediction
 from .._validate import parameter
 from ._rule import AbstractGuidanceRule, extrapolate, inner, ratio
@@ -43,6 +44,7 @@ class Rescaled(AbstractGuidanceRule):
 
         Raises `ValueError` for a rule on another prediction than the data.
         """
+        check_kinds(Rescaled.__init__, locals())
         self.phi, self.rule = parameter(phi, "phi", positive=False), rule
 
     def __check_init__(self):

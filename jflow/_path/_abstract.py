@@ -49,13 +49,6 @@ class AbstractPath(Noun):
     starts_at_noise: ClassVar[bool] = True
     """Whether `x_0` is the draw of the source, independent of what the data are."""
 
-    def __check_init__(self):
-        if not isinstance(self.source, AbstractSource):
-            raise TypeError(
-                "A path's source must be an AbstractSource, as jflow.GIVEN or jflow.Normal(jflow.ZeroCentre()). "
-                f"Got {self.source!r}."
-            )
-
     @abc.abstractmethod
     def interpolate(self, t: Time, x0: PyTree, x1: PyTree, z: PyTree = None) -> Event:
         """`x_t`, for one example of the event's shape and the latent `z`."""

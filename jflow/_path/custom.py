@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._kinds import check_kinds
 from .._source import AbstractSource, Normal
 from .._trainable import frozen
 from .._validate import scalar_time
@@ -58,6 +59,7 @@ class CustomPath(AbstractAffinePath):
             sigma: The weight of the noise, a differentiable function of a scalar time in [0, 1].
             source: The law of x0; `Normal()` by default.
         """
+        check_kinds(CustomPath.__init__, locals())
         self.alpha_fn, self.sigma_fn = alpha, sigma
         self.source = Normal() if source is None else source
         with jax.ensure_compile_time_eval():

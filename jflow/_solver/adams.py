@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 
+from .._kinds import check_kinds
 from .._types import Checked
 from ._multistep import AbstractMultistep
 
@@ -55,11 +56,12 @@ class Adams(AbstractMultistep):
 
         Raises `ValueError` for another order.
         """
-        self.nominal, self.corrector = order, bool(corrector)
+        check_kinds(Adams.__init__, locals())
+        self.nominal, self.corrector = order, corrector
 
     def __check_init__(self):
         low, high = (2, 6) if self.corrector else (1, 4)
-        if isinstance(self.nominal, bool) or self.nominal not in range(low, high + 1):
+        if self.nominal not in range(low, high + 1):
             fix = "pass order=2, or corrector=False" if self.corrector else "pass corrector=True for orders up to 6"
             raise ValueError(
                 f"Adams must have an order from {low} to {high} {'with' if self.corrector else 'without'} its "

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from .._clock import AbstractClock, SigmaClock
 from .._event import combine, safe_sqrt
 from .._types import Time
-from .._validate import check_count, concrete
+from .._validate import as_array, check_count, concrete
 from ._traits import AbstractFieldSolver
 
 
@@ -69,7 +69,8 @@ class EDMChurn(AbstractFieldSolver, dfx.AbstractItoSolver[None]):
         Raises `ValueError` for a number below 0, or `s_max` below `s_min`.
         """
         self.s_churn, self.s_min, self.s_max, self.s_noise = (
-            jnp.asarray(value, jnp.result_type(float)) for value in (s_churn, s_min, s_max, s_noise)
+            as_array(value, "A number of EDMChurn", jnp.result_type(float))
+            for value in (s_churn, s_min, s_max, s_noise)
         )
         self.steps = steps
 

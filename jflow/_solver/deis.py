@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, SigmaClock
+from .._kinds import check_kinds
 from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
@@ -42,10 +43,11 @@ class DEIS(AbstractMultistep):
 
         Raises `ValueError` for another order.
         """
+        check_kinds(DEIS.__init__, locals())
         self.points = order
 
     def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+        if self.points not in (1, 2, 3):
             raise ValueError(f"DEIS must have order 1, 2 or 3. Got order={self.points!r}.")
 
     @property

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._kinds import check_kinds
 from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
@@ -59,10 +60,11 @@ class DPMpp(AbstractMultistep):
 
         Raises `ValueError` for another order, or a variant that the order does not have.
         """
-        self.points, self.variant = order, variant
+        check_kinds(DPMpp.__init__, locals())
+        self.points, self.variant = order, variant  # pyright: ignore[reportAttributeAccessIssue]
 
     def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+        if self.points not in (1, 2, 3):
             raise ValueError(f"DPMpp must have order 1, 2 or 3. Got order={self.points!r}.")
         if self.variant not in get_args(Variant):
             names = ", ".join(map(repr, get_args(Variant)))

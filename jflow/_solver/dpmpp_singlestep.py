@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
 from .._event import combine
+from .._kinds import check_kinds
 from .._types import Checked
 from ._phi import exponential_moments
 from ._traits import AbstractFieldSolver
@@ -59,10 +60,11 @@ class DPMppSinglestep(AbstractFieldSolver, dfx.AbstractItoSolver[None], dfx.Abst
 
         Raises `ValueError` for another order.
         """
+        check_kinds(DPMppSinglestep.__init__, locals())
         self.stages = order
 
     def __check_init__(self):
-        if isinstance(self.stages, bool) or self.stages not in FRACTIONS:
+        if self.stages not in FRACTIONS:
             raise ValueError(
                 f"DPMppSinglestep must have order 2 or 3. Got order={self.stages!r}: order 1 is jflow.DPMpp(order=1)."
             )

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .._event import combine
 from .._types import Checked, Number
-from .._validate import concrete
+from .._validate import as_array, concrete
 from ._traits import AbstractFieldSolver
 
 
@@ -44,7 +44,7 @@ class NonStationary(AbstractFieldSolver, dfx.AbstractSolver[tuple[Int[Array, ""]
 
         Raises `ValueError` unless they are square, finite, and zero above the diagonal.
         """
-        weights = jnp.asarray(weights, float)
+        weights = as_array(weights, "Weights", float)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not len(weights):
             raise ValueError(f"Weights must be a matrix, one row a step, n x n for n steps. Got shape {weights.shape}.")
         if (known := concrete(weights)) is not None and not (

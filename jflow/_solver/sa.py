@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._kinds import check_kinds
 from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means
@@ -51,11 +52,12 @@ class SASolver(AbstractMultistep):
 
         Raises `ValueError` for another number.
         """
+        check_kinds(SASolver.__init__, locals())
         self.predictor, self.corrector = predictor, corrector
 
     def __check_init__(self):
         for name, steps in (("predictor", self.predictor), ("corrector", self.corrector)):
-            if isinstance(steps, bool) or steps not in (1, 2, 3):
+            if steps not in (1, 2, 3):
                 raise ValueError(
                     f"SASolver must have 1, 2 or 3 steps in predictor and corrector. Got {name}={steps!r}: without a "
                     "corrector it is jflow.DPMpp(order)."

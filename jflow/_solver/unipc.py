@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._clock import AbstractClock, ThetaClock
+from .._kinds import check_kinds
 from .._types import Checked
 from ._multistep import AbstractMultistep
 from ._phi import exponential_means, exponential_moments
@@ -57,10 +58,11 @@ class UniPC(AbstractMultistep):
 
         Raises `ValueError` for another order or variant.
         """
-        self.points, self.variant = order, variant
+        check_kinds(UniPC.__init__, locals())
+        self.points, self.variant = order, variant  # pyright: ignore[reportAttributeAccessIssue]
 
     def __check_init__(self):
-        if isinstance(self.points, bool) or self.points not in (1, 2, 3):
+        if self.points not in (1, 2, 3):
             raise ValueError(f"UniPC must have order 1, 2 or 3. Got order={self.points!r}.")
         if self.variant not in get_args(Variant):
             raise ValueError(f"A variant of UniPC must be 'bh1' or 'bh2'. Got variant={self.variant!r}.")

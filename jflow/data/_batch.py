@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import ArrayLike, Int
 
 from .._extra import from_extra
+from .._kinds import check_kinds
 from .._types import Checked
+from .._validate import shown
 from ._dataset import Dataset
 
 
@@ -33,6 +35,7 @@ def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, 
     assert sorted(epoch) == [0, 1, 2, 3, 4, 5]
     ```
     """
+    check_kinds(batch, locals())
     # Not grain's MapDataset, which gives the same promise one example at a time: a batch of 128 digits takes it
     # milliseconds, this gather ten microseconds.
     _check_size(batch_size)
@@ -73,12 +76,15 @@ def loader(
     assert next(iter(jf.data.loader(data, batch_size=4)))["x"].shape == (4, 1)
     ```
     """
+    check_kinds(loader, locals())
     with from_extra("jflow.data.loader"):
         import grain
 
     _check_size(batch_size)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(f"source must have len(source) and source[i]. Got {shown(source)}.")
     if len(source) == 0:
-        raise ValueError("A data set has at least one example. Got an empty source.")
+        raise ValueError("A data set must have at least one example. Got an empty source.")
     # batched last, so that what is read ahead is counted in records
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     return records.to_iter_dataset().batch(batch_size)
@@ -86,4 +92,4 @@ def loader(
 
 def _check_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"A batch has at least one example. Got batch_size={batch_size}.")
+        raise ValueError(f"A batch must have at least one example. Got batch_size={batch_size}.")

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
 from .._extra import from_extra
-from .._validate import check_count
+from .._kinds import check_kinds
+from .._validate import check_count, shown
 from ._npz import read_npz
 
 
@@ -39,15 +40,17 @@ class Dataset:
     num_classes: int | None
 
     def __post_init__(self):
-        x = self.x.astype(np.float32, copy=False)
+        check_kinds(Dataset, vars(self))
+        x = np.asarray(self.x).astype(np.float32, copy=False)
         _check_examples(x, self.name)
         object.__setattr__(self, "x", _frozen(x))
         if (self.label is None) != (self.num_classes is None):
             raise ValueError(
-                "label and num_classes come together or not at all. "
+                "label and num_classes must come together or not at all. "
                 f"Got label {'missing' if self.label is None else 'given'}, num_classes {self.num_classes}."
             )
         if self.label is not None:
+            object.__setattr__(self, "label", np.asarray(self.label))
             _check_labels(self.label, len(self.x), self.num_classes, self.name)
             object.__setattr__(self, "label", _frozen(self.label.astype(np.int32)))
 
@@ -89,7 +92,10 @@ def from_array(
     assert (data.x == 1).all() and data.num_classes == 3
     ```
     """
-    x = np.asarray(x)
+    try:
+        x, label = np.asarray(x), None if label is None else np.asarray(label)
+    except (TypeError, ValueError):  # lists of several lengths, keys, traced arrays
+        raise ValueError(f"x and label must be known arrays of numbers. Got {shown(x)} and {shown(label)}.") from None
     if x.dtype == np.uint8:
         x = x.astype(np.float32) / np.float32(127.5) - np.float32(1)
     elif jnp.issubdtype(x.dtype, jnp.floating):
@@ -97,14 +103,13 @@ def from_array(
             x = x.astype(np.float32)
     else:
         raise ValueError(
-            f"x is uint8 (images, 0..255) or floating point. Got {x.dtype}; convert it with "
+            f"x must be uint8 (images, 0..255) or floating point. Got {x.dtype}; convert it with "
             "x.astype(np.uint8) or x.astype(np.float32), whichever it means."
         )
     if label is None:
         return Dataset(x, None, name, None)
-    label = np.asarray(label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise ValueError(f"Labels are integers. Got {label.dtype}; use label.astype(np.int32).")
+        raise ValueError(f"Labels must be integers. Got {label.dtype}; use label.astype(np.int32).")
     if label.max(initial=0) >= 2**31:
         raise ValueError(
             f"Labels must be below 2^31. Got {label.max()}; np.unique(label, return_inverse=True)[1] numbers classes "
@@ -131,6 +136,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
     assert len(data) == 3 and data.name == "mine" and data.num_classes == 2
     ```
     """
+    check_kinds(from_npz, locals())
     arrays = read_npz(path, ("x", "label"))
     x, label = arrays.get("x"), arrays.get("label")
     if x is None:
@@ -150,6 +156,8 @@ def take_split(dataset: Dataset, split: str, num_test: int, seed: int) -> Datase
         from sklearn.model_selection import train_test_split
 
     check_split(split)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1. Got {seed}.")
     index = np.arange(len(dataset))
     train, test = train_test_split(index, test_size=num_test, stratify=dataset.label, random_state=seed)
     kept = {"train": train, "test": test, "all": np.concatenate([train, test])}[split]
@@ -166,7 +174,7 @@ def check_seed(seed: Any) -> None:
 def check_split(split: str) -> None:
     """Raises `ValueError` where there is no such split."""
     if split not in ("train", "test", "all"):
-        raise ValueError(f"A split is 'train', 'test' or 'all'. Got {split!r}.")
+        raise ValueError(f"A split must be 'train', 'test' or 'all'. Got {split!r}.")
 
 
 def _frozen(x: np.ndarray) -> np.ndarray:
@@ -178,15 +186,15 @@ def _frozen(x: np.ndarray) -> np.ndarray:
 def _check_examples(x: np.ndarray, name: str) -> None:
     if x.ndim < 2:
         raise ValueError(
-            f"x has shape (n, *event) with at least one axis after the first. Got {x.shape} for {name}; "
+            f"x must have shape (n, *event) with at least one axis after the first. Got {x.shape} for {name}; "
             "n numbers are x[:, None], one example is x[None]."
         )
     if x.size == 0:
-        raise ValueError(f"A data set has at least one example, each of at least one number. Got {x.shape}.")
+        raise ValueError(f"A data set must have at least one example, each of at least one number. Got {x.shape}.")
     if not np.isfinite(x).all():
         bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
         raise ValueError(
-            f"Data are finite in float32. {bad.sum()} of the {len(x)} examples of {name} are not, the first "
+            f"Data must be finite in float32. Got {bad.sum()} of {len(x)} examples of {name} that are not, the first "
             f"at index {bad.argmax()}; keep x[np.isfinite(x).reshape(len(x), -1).all(1)], or rescale."
         )
 
@@ -194,11 +202,11 @@ def _check_examples(x: np.ndarray, name: str) -> None:
 def _check_labels(label: np.ndarray, n: int, num_classes: int | None, name: str) -> None:
     if label.shape != (n,):
         raise ValueError(
-            f"There is one label for each example: shape ({n},). Got {label.shape} for {name}; "
+            f"There must be one label for each example: shape ({n},). Got {label.shape} for {name}; "
             "one-hot rows become labels by label.argmax(1)."
         )
     if num_classes is None or label.min() < 0 or label.max() >= num_classes:
         raise ValueError(
-            f"Labels are 0 .. num_classes - 1, here 0 .. {(num_classes or 0) - 1}. Got {label.min()} .. "
+            f"Labels must be 0 .. num_classes - 1, here 0 .. {(num_classes or 0) - 1}. Got {label.min()} .. "
             f"{label.max()} for {name}; np.unique(label, return_inverse=True)[1] numbers classes from 0."
         )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .._extra import from_extra
+from .._kinds import check_kinds
 from ._dataset import Dataset, check_seed, check_split, take_split
 
 
@@ -19,6 +20,7 @@ def digits(split: str = "train", seed: int = 0) -> Dataset:
     assert data.x.shape == (360, 8, 8, 1) and data.num_classes == 10
     ```
     """
+    check_kinds(digits, locals())
     with from_extra("jflow.data.digits"):
         from sklearn.datasets import load_digits
 

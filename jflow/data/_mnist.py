@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 
+from .._kinds import check_kinds
 from ._dataset import Dataset, check_split, from_array, take_split
 
 _ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -62,6 +63,7 @@ def mnist(split: str = "train", dir: str | os.PathLike[str] | None = None, seed:
     assert data.x.shape[1:] == (28, 28, 1) and data.num_classes == 10
     ```
     """
+    check_kinds(mnist, locals())
     check_split(split)
     folder = _folder(dir)
     present = {name for name in _FILES if _find(folder, name)}

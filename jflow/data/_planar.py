@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from .._types import PRNGKey
-from .._validate import check_count, check_key, stream
+from .._validate import check_count, stream
 
 
 def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int = 5.0) -> Float[Array, "n 2"]:
@@ -24,6 +25,7 @@ def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int
     assert jf.data.moons(jr.key(0), 100).shape == (100, 2)
     ```
     """
+    check_kinds(moons, locals())
     key_angle, key_moon, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=jnp.pi)
     upper = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
@@ -52,6 +54,7 @@ def circles(
     assert jnp.allclose(jnp.minimum(abs(radius - 5), abs(radius - 2.5)), 0, atol=1e-5)
     ```
     """
+    check_kinds(circles, locals())
     key_angle, key_circle, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=2 * jnp.pi)
     radius = jnp.where(jr.bernoulli(key_circle, shape=(n,)), 1.0, factor)
@@ -78,6 +81,7 @@ def spirals(
     assert jnp.linalg.norm(jf.data.spirals(jr.key(0), 100, noise=0.0), axis=1).max() <= 5.0
     ```
     """
+    check_kinds(spirals, locals())
     key_radius, key_arm, key_noise = jr.split(_checked(key, n), 3)
     radius = jnp.sqrt(jr.uniform(key_radius, (n,)))
     angle = 2 * jnp.pi * turns * radius
@@ -103,8 +107,9 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
     assert (cells.sum(1) % 2 == 0).all()
     ```
     """
+    check_kinds(checkerboard, locals())
     if cells < 1:
-        raise ValueError(f"A board has at least one cell to a side. Got cells={cells}.")
+        raise ValueError(f"A board must have at least one cell to a side. Got cells={cells}.")
     key_square, key_point = jr.split(_checked(key, n))
     squares = jnp.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], dtype=jnp.float32)
     square = squares[jr.randint(key_square, (n,), 0, len(squares))]
@@ -125,6 +130,7 @@ def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: flo
     assert jnp.allclose(jnp.linalg.norm(x, axis=1), 5.0, atol=1e-5)
     ```
     """
+    check_kinds(eight_gaussians, locals())
     key_centre, key_noise = jr.split(_checked(key, n))
     angle = jnp.pi / 4 * jr.randint(key_centre, (n,), 0, 8)
     centre = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
@@ -132,6 +138,5 @@ def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: flo
 
 
 def _checked(key: PRNGKey, n: int) -> PRNGKey:
-    check_key(key, "A data set that is drawn", batched=False)
     check_count(n=n)
     return stream(key, "data")

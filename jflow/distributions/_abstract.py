@@ -15,6 +15,7 @@ from .._clock import AngleClock, RatioClock
 from .._event import as_state, float_type
 from .._field import AbstractField, check_affine
 from .._grid import EasedGrid
+from .._kinds import check_kinds
 from .._path import AbstractAffinePath, AbstractPath
 from .._prediction import Prediction, Row, Target, as_prediction, prediction_row
 from .._sampler import FixedSteps
@@ -22,7 +23,7 @@ from .._solver import Adams
 from .._source import has_score
 from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
-from .._validate import concrete, scalar_time
+from .._validate import as_array, concrete, scalar_time
 
 Numbers = ArrayLike | Sequence[PyTree]
 """Parameters as people write them: arrays, numbers, lists of numbers."""
@@ -168,6 +169,7 @@ class ExactField(AbstractField):
 
         Raises `ValueError` for an unknown prediction or another path, `TypeError` where `path` is not a path.
         """
+        check_kinds(ExactField.__init__, locals())
         as_prediction(predicts)
         self.distribution, self.path, self.predicts = distribution, white(path), predicts
 
@@ -252,7 +254,7 @@ def cast(tree: PyTree, dtype: Any) -> Any:
 
 def values(x: Any, name: str) -> Array:
     """A parameter given as numbers, in the default float type; raises `ValueError` where one is not finite."""
-    x = jnp.asarray(x, jnp.result_type(float))
+    x = as_array(x, name, jnp.result_type(float))
     if (known := concrete(x)) is not None and not np.isfinite(known).all():
         raise ValueError(f"{name} must be finite numbers. Got a non-finite one.")
     return x
@@ -261,8 +263,14 @@ def values(x: Any, name: str) -> Array:
 def positive(x: Any, name: str) -> Array:
     """`values`, all above zero."""
     x = values(x, name)
-    if (known := concrete(x)) is not None and not (known > 0).all():
-        raise ValueError(f"{name} must be positive. Got {known.min():g}; points without width are a PointSet.")
+    known = concrete(x)
+    with np.errstate(over="ignore"):
+        fits = known is None or ((known > 0) & np.isfinite(known**2)).all()
+    if known is not None and not fits:
+        raise ValueError(
+            f"{name} must be positive, with finite squares. Got numbers from {known.min():g} to {known.max():g}; "
+            "points without width are a PointSet."
+        )
     return x
 
 
@@ -275,6 +283,6 @@ def log_weights(weights: Any, k: int) -> Float[Array, "{k}"]:
     if weights.shape != (k,) or (known is not None and ((known < 0).any() or known.sum() == 0)):
         raise ValueError(
             f"Weights must be one number of at least 0 for each of the {k} components, with a positive sum. "
-            f"Got shape {weights.shape}{'' if known is None else f', least {known.min():g}'}."
+            f"Got shape {weights.shape}{'' if known is None or not known.size else f', least {known.min():g}'}."
         )
     return jnp.log(weights) - jnp.log(jnp.sum(weights))

@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._types import Number, PRNGKey, Time
 from .._validate import check_count, concrete, stream
@@ -115,6 +116,7 @@ def checkerboard(cells: int = 4, half_width: Number = 5.0) -> Boxes:
     assert jnp.allclose(jf.distributions.checkerboard().log_prob(jnp.array([-4.0, -4.0])), -jnp.log(50))
     ```
     """
+    check_kinds(checkerboard, locals())
     check_count(cells=cells)
     squares = np.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], np.float64)
     side = 2 * half_width / cells

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
+from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
 from .._validate import concrete, stream
@@ -45,13 +46,14 @@ class LabelledMixture(AbstractDensity):
 
         Raises `ValueError` unless the labels are `k` integers in which each of `0, ..., n - 1` occurs.
         """
+        check_kinds(LabelledMixture.__init__, locals())
         k = mixture.means.shape[0]
         known = np.arange(k) if labels is None else np.asarray(labels)
         classes = int(known.max()) + 1 if known.size and np.issubdtype(known.dtype, np.integer) else 0
-        if known.shape != (k,) or set(known.tolist()) != set(range(classes)):
+        if known.shape != (k,) or set(known.ravel().tolist()) != set(range(classes)):
             raise ValueError(
                 f"Labels must be {k} integers, one for each component, in which every class 0, ..., n - 1 occurs. "
-                f"Got shape {known.shape} with the values {sorted(set(known.tolist()))[:10]}."
+                f"Got shape {known.shape} with the values {sorted(set(known.ravel().tolist()))[:10]}."
             )
         self.mixture, self.labels, self.classes = mixture, jnp.asarray(known, jnp.int32), classes
 
@@ -111,7 +113,10 @@ class HierarchicalGaussian(AbstractDensity):
         """`std`, the standard deviation given the condition; `shape` the event's. Raises `ValueError` for a `std`
         that is not positive.
         """
+        check_kinds(HierarchicalGaussian.__init__, locals())
         self.variance = positive(std, "A standard deviation (std)") ** 2
+        if self.variance.shape not in ((), tuple(shape)):
+            raise ValueError(f"std must be a number or of the event's shape, {shape}. Got shape {self.variance.shape}.")
         self.gain, self.event = jnp.ones_like(self.variance), tuple(shape)
 
     @property

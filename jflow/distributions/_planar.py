@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .._kinds import check_kinds
 from .._types import Number
 from .._validate import check_count
 from ._mixture import GaussianMixture
@@ -25,6 +26,7 @@ def moons(*, noise: Number = 0.05, scale: Number = 5.0, components: int = 256) -
     assert world.log_prob(world.sample(jr.key(0))) > world.log_prob(jnp.array([5.0, 5.0]))
     ```
     """
+    check_kinds(moons, locals())
     angle = np.pi * _shares(components)
     upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return _along([upper, [1, 0.5] - upper], noise, scale)
@@ -48,6 +50,7 @@ def circles(
     assert world.log_prob(jnp.array([2.0, 0.0])) > world.log_prob(jnp.zeros(2))
     ```
     """
+    check_kinds(circles, locals())
     angle = 2 * np.pi * _shares(components)
     unit = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return _along([unit, factor * unit], noise, scale)
@@ -72,6 +75,7 @@ def spirals(
     assert world.log_prob(jnp.array([2.0, 2.0])) > world.log_prob(jnp.array([2.0, -2.0]))
     ```
     """
+    check_kinds(spirals, locals())
     radius = np.sqrt(_shares(components))
     angle = 2 * np.pi * turns * radius
     arm = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)

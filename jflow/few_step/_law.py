@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float
 
+from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._trainable import frozen
 from .._types import Noun, PRNGKey, Time
-from .._validate import check_count, check_kind, concrete, parameter
+from .._validate import check_count, concrete, parameter
 from ..laws import AbstractLaw, LogitNormal, Uniform
 
 
@@ -75,7 +76,7 @@ class TimePairs(AbstractPairLaw):
 
         Raises `ValueError` for a probability outside of [0, 1].
         """
-        check_kind(law, AbstractLaw, "law must be a law of training times, as jf.laws.LogitNormal().")
+        check_kinds(TimePairs.__init__, locals())
         self.law = Uniform() if law is None else law
         self.diagonal, self.dropped = _probability(diagonal, "diagonal"), _share(dropped, "dropped")
 
@@ -149,7 +150,7 @@ class ToData(AbstractPairLaw):
 
         Raises `ValueError` for a probability outside of [0, 1].
         """
-        check_kind(law, AbstractLaw, "law must be a law of training times, as jf.laws.LogitNormal().")
+        check_kinds(ToData.__init__, locals())
         self.law = LogitNormal() if law is None else law
         self.dropped = _share(dropped, "dropped")
 

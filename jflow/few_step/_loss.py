@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, PyTree
 from .._args import bare
 from .._event import as_state, cast_like, combine, size, state_dtype
 from .._flow_map import FlowMap
+from .._kinds import check_kinds
 from .._source import AbstractGaussianSource
 from .._types import PRNGKey
-from .._validate import check_key, concrete, streams
+from .._validate import concrete, streams
 from ._law import AbstractPairLaw
 from ._objective import AbstractObjective, Example, ImprovedMeanFlow
 
@@ -66,7 +67,8 @@ def flow_map_loss(
     ```
     """
     objective = ImprovedMeanFlow() if objective is None else objective
-    law = _checked(flow_map, key, objective, law, null, x0, weight)
+    law = _checked(flow_map, objective, law, null, x0, weight)
+    check_kinds(flow_map_loss, locals())
     path = flow_map.path
     key_times, key_source, key_own = streams(key, "flow_map_loss", 3)
     x1 = as_state(x1, "Data")
@@ -86,14 +88,13 @@ def flow_map_loss(
     return jnp.asarray(square if weight is None else weight(square))  # pyright: ignore[reportArgumentType]
 
 
-def _checked(flow_map, key, objective, law, null, x0, weight):
+def _checked(flow_map, objective, law, null, x0, weight):
     """The law; raises where the parts do not go together."""
     if not isinstance(flow_map, FlowMap):
         raise TypeError(
             f"flow_map_loss must have a flow map, jflow.FlowMap(net, path) with net(s, t, x, args). Got "
             f"{type(flow_map).__name__}: a network of one time is trained by jflow.matching_loss."
         )
-    check_key(key, "flow_map_loss", batched=False)
     if not isinstance(objective, AbstractObjective):
         raise TypeError(f"objective must be an object, as jf.few_step.MeanFlow(). Got {objective!r}.")
     if not (law is None or isinstance(law, AbstractPairLaw)):

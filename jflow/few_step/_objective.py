@@ -25,9 +25,10 @@ from jaxtyping import Array, PyTree
 from .._event import combine, size
 from .._field import AbstractField
 from .._flow_map import FlowMap
+from .._kinds import check_kinds
 from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
-from .._validate import check_count, check_kind, concrete, parameter
+from .._validate import check_count, concrete, parameter
 from ..laws import LogitNormal
 from ._law import AbstractPairLaw, DyadicPairs, TimePairs, ToData
 
@@ -145,9 +146,6 @@ class Lagrangian(AbstractObjective):
     law: ClassVar[AbstractPairLaw] = TimePairs(diagonal=0.5)
     needs_average: ClassVar[bool] = False
 
-    def __check_init__(self):
-        check_kind(self.teacher, AbstractField, "teacher must be a field, as jflow.Field(net, path, predicts).")
-
     @property
     def needs_diagonal(self):  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.teacher is None
@@ -256,7 +254,7 @@ class Consistency(AbstractObjective):
 
         Raises `ValueError` for numbers out of range.
         """
-        check_kind(teacher, AbstractField, "teacher must be a field, as jflow.Field(net, path, predicts).")
+        check_kinds(Consistency.__init__, locals())
         if isinstance(steps, int):
             check_count(steps=steps)
         self.steps = None if steps is None else parameter(steps, "steps")

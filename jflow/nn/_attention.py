@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from ._draw import drawn_at_once, linear
 from ._events import positive
 
@@ -43,8 +44,9 @@ class SelfAttention(nnx.Module):
 
         Raises `ValueError` where the heads do not divide the numbers.
         """
+        check_kinds(SelfAttention.__init__, locals())
         if positive("dim", dim) % positive("heads", heads):
-            raise ValueError(f"The heads of an attention divide its channels. Got {heads} heads, {dim} channels.")
+            raise ValueError(f"The heads of an attention must divide its channels. Got {heads} heads, {dim} channels.")
         self.heads = heads
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.out = linear(dim, dim, variance=0.0 if zero else 1.0, dtype=dtype, rngs=rngs)

@@ -9,6 +9,8 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from .._kinds import check_kinds
+from .._validate import as_array
 from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, normal
@@ -32,6 +34,8 @@ def patchify(x: Shaped[Array, "h w c"], patch: int) -> Shaped[Array, "n p"]:
     assert jf.nn.patchify(image, 2)[0].tolist() == [0, 1, 4, 5]
     ```
     """
+    check_kinds(patchify, locals())
+    x = as_array(x, "An image")
     height, width, channels = _image_shape("patchify", x.shape, patch)
     grid = x.reshape(height // patch, patch, width // patch, patch, channels)
     return grid.transpose(0, 2, 1, 3, 4).reshape(-1, patch * patch * channels)
@@ -100,6 +104,7 @@ class DiTBlock(nnx.Module):
 
         Raises `ValueError` where the heads do not divide the numbers.
         """
+        check_kinds(DiTBlock.__init__, locals())
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
         self.feed_forward = _FeedForward(dim, dim, dtype=dtype, rngs=rngs)
         self.modulation = linear(dim, 6 * dim, variance=0.0, dtype=dtype, rngs=rngs)
@@ -160,6 +165,7 @@ class DiT(nnx.Module):
         and an impossible condition.
         """
         self.arguments = kept(locals())
+        check_kinds(DiT.__init__, locals())
         self.shape = _image_shape("DiT", shape, patch)
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape

@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .._event import joined
-from .._validate import concrete, scalar_time
+from .._kinds import check_kinds
+from .._validate import as_array, concrete, scalar_time
 from ._draw import drawn_at_once, normal
 from ._events import positive
 
@@ -29,7 +30,9 @@ def fourier_features(t: ArrayLike, frequencies: Float[Array, " k"]) -> Float[Arr
     assert jnp.allclose(features, jnp.array([jnp.sqrt(2), 0.0]), atol=1e-6)
     ```
     """
-    t = scalar_time(t)
+    t, frequencies = scalar_time(t), as_array(frequencies, "frequencies")
+    if frequencies.ndim != 1:
+        raise ValueError(f"frequencies must be a vector. Got shape {frequencies.shape}.")
     dtype = joined(t.dtype, frequencies.dtype, jnp.float32)
     phase = 2 * jnp.pi * frequencies.astype(dtype) * t.astype(dtype)
     return math.sqrt(2) * jnp.concatenate([jnp.sin(phase), jnp.cos(phase)])
@@ -46,8 +49,9 @@ class FourierFeatures(nnx.Module):
     @drawn_at_once
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         """`size` the number of features, even; raises `ValueError` where it is not."""
+        check_kinds(FourierFeatures.__init__, locals())
         if positive("The number of Fourier features", size) % 2:
-            raise ValueError(f"Fourier features come in pairs, a sine and a cosine: their number is even. Got {size}.")
+            raise ValueError(f"Fourier features come in pairs, so their number must be even. Got {size}.")
         self.frequencies = nnx.Param(normal(rngs.params(), (size // 2,)))
 
     def __call__(self, t: ArrayLike) -> Float[Array, " size"]:
@@ -92,9 +96,10 @@ class Condition(nnx.Module):
 
         Raises `ValueError` where both kinds of condition are given, and for a null label out of range.
         """
+        check_kinds(Condition.__init__, locals())
         if num_classes is not None and condition_size is not None:
             raise ValueError(
-                "A network takes labels (num_classes) or vectors (condition_size), not both. "
+                "A network must have labels (num_classes) or vectors (condition_size), not both. "
                 f"Got num_classes={num_classes} and condition_size={condition_size}."
             )
         if null is not None and num_classes is None:

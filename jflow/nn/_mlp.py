@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from .._validate import scalar_time
 from ._arguments import kept
 from ._draw import drawn_at_once, linear
@@ -58,6 +59,7 @@ class MLP(nnx.Module):
         Raises `ValueError` for sizes that are no positive integers and for an impossible condition.
         """
         self.arguments = kept(locals())
+        check_kinds(MLP.__init__, locals())
         if isinstance(in_size, Sequence):
             self.shape = tuple(positive("Each side of in_size", side) for side in in_size)
             self.in_size = math.prod(self.shape)
@@ -86,7 +88,7 @@ class MLP(nnx.Module):
         shape = jnp.shape(x)
         if self.shape is None and math.prod(shape) != self.in_size:
             raise ValueError(
-                f"This MLP takes one event of {self.in_size} components. Got shape {shape}; "
+                f"This MLP must have one event of {self.in_size} components. Got shape {shape}; "
                 "a batch goes through jax.vmap, over t, x and args together."
             )
         x = as_event("MLP", x, shape if self.shape is None else self.shape, self.dtype)

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from .._kinds import check_kinds
 from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, ones, zeros
@@ -84,10 +85,10 @@ def _check_levels(channels, attention):
     """`channels` as a tuple of integers; raises `ValueError` if it is empty, or attention is at a missing level."""
     channels = tuple(positive("Each of channels", c) for c in channels)
     if not channels:
-        raise ValueError("A UNet has one level at least: channels is not empty. Got ().")
+        raise ValueError("A UNet must have one level at least: channels must not be empty. Got ().")
     if not set(attention) <= set(range(len(channels))):
         raise ValueError(
-            f"Attention is at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
+            f"Attention must be at levels of the UNet, 0 to {len(channels) - 1}. Got attention={tuple(attention)}."
         )
     return channels
 
@@ -146,6 +147,7 @@ class UNet(nnx.Module):
         divide the channels, and an impossible condition.
         """
         self.arguments = kept(locals())
+        check_kinds(UNet.__init__, locals())
         channels = _check_levels(channels, attention)
         halvings = len(channels) - 1
         why = f"{halvings + 1} levels halve them {halvings} times"

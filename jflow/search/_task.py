@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 from .._clock import AbstractClock, RatioClock
 from .._engine import lowered, run_grid, stepper
 from .._event import event_like, size, state_dtype
-from .._field import check_affine, check_field
+from .._field import check_affine
 from .._path import AbstractAffinePath
-from .._sample import draw_start
+from .._sample import check_start, draw_start
 from .._sampler import FixedSteps
 from .._solver import Adams
 from .._types import Solution
-from .._validate import check_count, check_key, streams
+from .._validate import check_count, check_key, concrete, parameter, shown, streams
 
 FINE_STEPS, FINE_LEVEL = 400, 1e-3
 
@@ -60,9 +60,9 @@ class Task(eqx.Module):
 
 def make_task(field: Any, key: Any, shape: Any, args: Any, axes: Any, num: int, start: Any, dtype: Any) -> Task:
     """What is drawn, its arguments checked; sample `i` is that of `generate(field, key, num, ...)`."""
-    check_field(field)
     check_affine(field.path, "A search among samplers")
     check_key(key, "A search among samplers")
+    check_start(start, "sample")
     check_count(num=num)
     args = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (int, float, np.ndarray)) else leaf, args)
     _check_axes(args, axes, num)
@@ -167,6 +167,9 @@ def errors(x: Any, target: Any) -> Float[Array, " num"]:
 
 def make_ends(t0: Any, t1: Any) -> Float[Array, "2"]:
     """Both ends of a grid; raises `ValueError` where they are out of order."""
+    t0, t1 = parameter(t0, "t0", positive=False), parameter(t1, "t1", positive=False)
+    if concrete(t0) is None or concrete(t1) is None:
+        raise ValueError(f"The ends of a search must be known outside of jax.jit. Got t0 = {t0}, t1 = {t1}.")
     if not 0 <= float(t0) < float(t1) <= 1:
         raise ValueError(f"A grid must run from t0 to t1 with 0 <= t0 < t1 <= 1. Got {float(t0):g} and {float(t1):g}.")
     return jnp.asarray([t0, t1], float)
@@ -176,7 +179,7 @@ def _check_axes(args, axes, num):
     """Raises `ValueError` where the axes do not fit the condition, or its length is not `num`."""
 
     def check(axis, part):
-        if axis not in (0, None):
+        if axis is not None and not (isinstance(axis, int) and axis == 0):
             raise ValueError(f"args_in_axes must hold 0 (one value a noise) and None (shared). Got {axis!r}.")
         for leaf in jtu.tree_leaves(part) if axis == 0 else ():
             if np.ndim(leaf) < 1 or np.shape(leaf)[0] != num:
@@ -185,4 +188,8 @@ def _check_axes(args, axes, num):
                     f"num = {num}. Got shape {np.shape(leaf)}."
                 )
 
+    try:
+        jtu.tree_map(lambda axis, part: None, axes, args, is_leaf=lambda leaf: leaf is None)
+    except ValueError:
+        raise ValueError(f"args_in_axes must be a pytree prefix of args, as 0 or None. Got {shown(axes)}.") from None
     jtu.tree_map(check, axes, args, is_leaf=lambda leaf: leaf is None)

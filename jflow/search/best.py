@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from .._clock import AngleClock, RatioClock
 from .._code import as_code
 from .._field import AbstractField
 from .._grid import EasedGrid, RatioGrid, eased_shares
+from .._kinds import check_kinds
 from .._recommended import recommended
 from .._sampler import FixedSteps, as_sampler
 from .._solver import Adams, DPMpp
@@ -76,7 +78,7 @@ def best_sampler(
     t0: Time = 0.0,
     t1: Time = 1.0,
     start: Any = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     num: int = 128,
     iterations: int = 60,
     progress: bool = True,
@@ -131,6 +133,7 @@ def best_sampler(
     assert eval(repr(best.sampler)) == best.sampler
     ```
     """
+    check_kinds(best_sampler, locals())
     until = _until(budget)
     check_key(key, "best_sampler")
     check_count(nfe=nfe, iterations=iterations)

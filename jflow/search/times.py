@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from .._clock import AbstractClock, RatioClock
 from .._field import AbstractField
 from .._grid import eased_shares
+from .._kinds import check_kinds
 from .._rule import AbstractStepRule
 from .._sampler import End, FixedSteps
 from .._solver import NonStationary
@@ -41,7 +43,7 @@ def optimize_times(
     t0: Time = 0.0,
     t1: Time = 1.0,
     start: Any = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     num: int = 128,
     iterations: int = 60,
     progress: bool = True,
@@ -90,6 +92,7 @@ def optimize_times(
     assert jf.sample(field, jr.key(1), (2,), jf.FixedSteps(times)).nfe == 4
     ```
     """
+    check_kinds(optimize_times, locals())
     check_count(n=n, iterations=iterations)
     task, ends = make_task(field, key, shape, args, args_in_axes, num, start, dtype), make_ends(t0, t1)
     sampler = settled(task, FixedSteps(_starts(task, ends, n)[0], solver, clock=clock, end=end))

@@ -10,6 +10,7 @@ import jax.random as jr
 import numpy as np
 
 from .._field import AbstractField, AbstractWrappedField
+from .._kinds import check_kinds
 from .._path import AbstractAffinePath, CondOT
 from .._sampler import AdaptiveSteps
 from .._solve import solve
@@ -86,6 +87,7 @@ def certify(
     report.check()
     ```
     """
+    check_kinds(certify, locals())
     path = CondOT() if path is None else path
     key = jr.key(0) if key is None else key
 

@@ -10,9 +10,10 @@ import jax.random as jr
 import numpy as np
 
 from .._field import AbstractField, check_affine
+from .._kinds import check_kinds
 from .._path import AbstractAffinePath
 from .._path.custom import BOUND
-from .._types import Number
+from .._types import Number, PRNGKey
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
 
@@ -40,6 +41,7 @@ def check_path(path: AbstractAffinePath) -> Report:
     jf.testing.check_path(Squares()).check()
     ```
     """
+    check_kinds(check_path, locals())
     check_affine(path, "check_path")
 
     def rows():
@@ -109,7 +111,7 @@ def check_field(
     times: Sequence[Number] = (0.1, 0.3, 0.5, 0.7, 0.9),
     n: int = 256,
     tolerance: Number = 1e-3,
-    key: Any = None,
+    key: PRNGKey | None = None,
 ) -> Report:
     """Checks a field against the exact field of a distribution, and by the continuity equation.
 
@@ -134,6 +136,7 @@ def check_field(
     jf.testing.check_field(world.field(jf.VP()), world, n=16).check()
     ```
     """
+    check_kinds(check_field, locals())
     exact = distribution.field(field.path)
     path = exact.path
     key = jr.key(0) if key is None else key

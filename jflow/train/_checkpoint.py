@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from .._extra import from_extra
+from .._kinds import check_kinds
 from ._record import TRAINED, differences, record
 from ._state import State
 
@@ -55,6 +56,7 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
         assert jf.train.restore(folder, state).field["w"] == 3
     ```
     """
+    check_kinds(save, locals())
     with open_checkpoints(folder, keep) as checkpoints:
         checkpoints.save(state, key)
 
@@ -84,6 +86,7 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
         assert jf.train.restore(folder, fresh, key=jr.key(0)).field["w"] == 3
     ```
     """
+    check_kinds(restore, locals())
     with _manager(_existing(folder), create=False) as manager:
         return Checkpoints(Path(folder), manager).restore(state, key, step)
 

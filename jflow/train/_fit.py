@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 from tqdm import tqdm
 
-from .._validate import check_count, check_key
+from .._kinds import check_kinds
+from .._validate import check_count
 from ._checkpoint import Checkpoints, open_checkpoints, writable
 from ._metrics import Metrics, open_metrics
 from ._state import State
@@ -88,13 +89,13 @@ def fit(
     ```
     """
     check_count(steps=steps, save_every=save_every, log_every=log_every, keep=keep)
-    check_key(key, "fit", batched=False)
     if not callable(batches):
         raise TypeError(
             "batches must be a function of the step, batches(i), so that a run goes on where it stopped. Got "
             f"{type(batches).__name__}: take rows of your data by i, as lambda i: jflow.data.batch(data, 0, i, 128). "
             "From an iterator, lambda i: next(iterator) starts anew where a run goes on."
         )
+    check_kinds(fit, locals())
     with contextlib.ExitStack() as stack:
         checkpoints, metrics = None, None
         if run_dir is not None:

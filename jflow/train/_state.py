@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .._event import joined
+from .._kinds import check_kinds
 from .._trainable import trainable
 
 
@@ -161,10 +162,11 @@ def init(
     assert (state.ema.velocity(0.5, jnp.ones(2)) == field.velocity(0.5, jnp.ones(2))).all()
     ```
     """
-    if ema is not None and not 0 <= ema < 1:
-        raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"An optimiser must be an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
+    if isinstance(ema, (int, float)) and not 0 <= ema < 1:
+        raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
+    check_kinds(init, locals())
     _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
     skeleton = _Skeleton.of(field)

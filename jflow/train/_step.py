@@ -16,7 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from .._event import joined
+from .._kinds import check_kinds
 from .._mesh import automatic
+from .._validate import is_real, shown
 from ._state import State, average_dtype
 
 Loss = Callable[[PyTree, Key[Array, ""], PyTree], Any]
@@ -77,6 +79,7 @@ def step(
     assert info.loss == 4 and state.field["w"] == 1 and state.step == 1
     ```
     """
+    check_kinds(step, locals())
     _check_key(key)
     size = _batch_size(batch)
     arrays, static = _split(loss)
@@ -211,7 +214,11 @@ def _join(arrays: list[Any], static: Any) -> Loss:
 
 def _batch_size(batch: PyTree) -> int:
     """The common leading axis of the leaves."""
-    shapes = [np.shape(leaf) for leaf in jtu.tree_leaves(batch)]
+    leaves = jtu.tree_leaves(batch)
+    keys = [isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    if not all(key or is_real(leaf) for key, leaf in zip(keys, leaves, strict=True)):
+        raise TypeError(f"A batch must be of arrays of real numbers or keys. Got {shown(batch)}.")
+    shapes = [np.shape(leaf) for leaf in leaves]
     sizes = {shape[0] if shape else 0 for shape in shapes}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(

@@ -1,0 +1,112 @@
+"""Kinds of arguments: what an annotation asks of a value."""
+
+import collections.abc
+import functools as ft
+import inspect
+import sys
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray, Key
+
+from ._validate import concrete, is_real, shown
+
+
+def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
+    """Raises `TypeError`, or `ValueError` for counts, keys and names, where a value is not of the kind its annotation
+    asks for: of the arguments of a function, as `locals()` holds them at its start, or the fields of a class. `Any` and
+    a pytree ask nothing.
+    """
+    for name, options in _asked(owner):
+        value = values[name]
+        if not any(_fits(value, option) for option in options):
+            what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(dict.fromkeys(map(_words, options)))
+            numeric = options[0] in (int, float, Key) or get_origin(options[0]) is Literal
+            raise (ValueError if numeric else TypeError)(f"{name} must be {rule}. Got {shown(value)}, in {what}.")
+
+
+@ft.lru_cache(1024)
+def _asked(owner: Any) -> list[tuple[str, tuple[Any, ...]]]:
+    """Each name with the alternatives of its annotation; without those of which one asks nothing."""
+    if isinstance(owner, type):
+        found = {name: field.type for name, field in owner.__dataclass_fields__.items()}  # pyright: ignore
+    else:
+        found = {name: kind for name, kind in inspect.get_annotations(owner).items() if name != "return"}
+    options = ((name, _options(kind)) for name, kind in found.items())
+    return [(name, kinds) for name, kinds in options if None not in kinds]
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotation, `None` for one that asks nothing."""
+    if get_origin(annotation) is Annotated:
+        annotation = annotation.__metadata__[0]
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for one in (np.number, float, np.dtype):  # arrays, numbers and types are unions too
+        if one in options:
+            options = (one, *(option for option in options if option is types.NoneType))
+    return tuple(map(_plain, options))
+
+
+def _plain(kind: Any) -> Any:
+    origin = get_origin(kind) or kind
+    if isinstance(origin, type) and issubclass(origin, AbstractArray):
+        return Key if origin.dtypes == ("prng_key",) else np.number
+    if origin in _WORDS:
+        return kind if get_args(kind) else origin
+    nothing = not isinstance(origin, type) or origin in (Any, object) or origin.__module__.startswith("jaxtyping")
+    return None if nothing else origin
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in (np.number, float):
+        number = is_real(value) and not isinstance(value, bool)
+        known = concrete(value) if number and origin is float and not np.ndim(value) else None
+        return number and (origin is np.number or (known is not None and bool(np.isfinite(known))))
+    if origin in (tuple, collections.abc.Sequence):
+        return isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is int:
+        return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, inner[0])
+    if origin is Key:
+        return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and not value.ndim
+    if origin is not np.dtype and origin is not collections.abc.Callable:
+        return isinstance(value, origin)
+    try:
+        if origin is np.dtype:
+            return isinstance(value, (str, type, np.dtype)) and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+        taken = inner[0] if callable(value) and not isinstance(value, type) else None
+        return taken is ... or (taken is not None and inspect.signature(value).bind(*taken) is not None)
+    except (TypeError, ValueError):  # the latter for a built-in function, which does not tell what it takes
+        return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
+
+
+_WORDS = {
+    np.number: "a real number or an array of these", float: "a finite number, known outside of jax.jit",
+    Key: "one typed key: pass key=jax.random.key(seed), and for many vmap over them", types.NoneType: "None",
+    int: "an integer", np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function",
+    bool: "True or False", tuple: "a sequence", collections.abc.Sequence: "a sequence", type: "a class", Literal: "",
+}  # fmt: skip
+
+
+def _words(kind: Any) -> str:
+    """A kind in words; a class with the nearest public one below it as an example."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin in _WORDS:
+        named = f" of {len(inner[0])} argument(s)" if inner and isinstance(inner[0], list) else ""
+        return _WORDS[origin] + (" or ".join(map(repr, inner)) if origin is Literal else named)
+    root, below = kind.__module__.split(".")[0], [kind]
+    for sub in below:  # it grows
+        module = sub.__module__ if "._" not in sub.__module__ else root
+        if vars(sys.modules[module]).get(sub.__name__) is sub and not inspect.isabstract(sub):
+            return f"{kind.__name__}, as {module}.{sub.__name__}(...)"
+        below.extend(sub.__subclasses__())
+    return kind.__name__
