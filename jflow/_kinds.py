@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractArray, Key
+from jax.typing import DTypeLike
+from jaxtyping import AbstractArray, ArrayLike, Key
 
 from ._validate import concrete, is_real, shown
 
@@ -47,7 +48,8 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     for one in (np.number, float, np.dtype):  # arrays, numbers and types are unions too
         if one in options:
-            options = (one, *(option for option in options if option is types.NoneType))
+            rest = set(map(_plain, {*options}.difference(get_args(ArrayLike), get_args(DTypeLike)))) - {np.number}
+            options = (one, *rest) if rest <= {types.NoneType} else (Any,)  # the function asks itself
     return tuple(map(_plain, options))
 
 
