@@ -278,9 +278,7 @@ def _length(mapped):
         raise TypeError(f"The mapped arrays must be of real numbers or keys. Got {shown(bad[0])}.")
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in jtu.tree_leaves(mapped)}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
-        raise ValueError(
-            f"The mapped arrays must share a leading axis, of at least 1. Got lengths {sorted(map(str, lengths))}."
-        )
+        raise ValueError(f"Arrays must share a leading axis, of at least 1. Got lengths {sorted(map(str, lengths))}.")
     return lengths.pop()
 
 

@@ -41,11 +41,8 @@ def scale(a: PyTree, x: PyTree) -> PyTree:
 
 def cast_like(x: PyTree, like: PyTree, what: str) -> PyTree:
     """`x` in the `float_type`s of `like`; raises `ValueError` where structure or shapes differ."""
-    if jtu.tree_structure(x) != jtu.tree_structure(like):
-        raise ValueError(
-            f"{what} must have the structure of the state. Got {jtu.tree_structure(x)} "
-            f"for a state {jtu.tree_structure(like)}."
-        )
+    if (own := jtu.tree_structure(x)) != (other := jtu.tree_structure(like)):
+        raise ValueError(f"{what} must have the structure of the state. Got {own} for a state {other}.")
 
     def leaf(a, b):
         a = as_array(a, what)
@@ -117,9 +114,7 @@ def event_like(shape: Checked[Shape], *, letters: bool = False) -> PyTree[jax.Sh
 
     def wide(leaf):
         if not (letters or jnp.issubdtype(leaf.dtype, jnp.inexact)):
-            raise ValueError(
-                f"An event must be of a floating-point type, but along a path of letters. Got {leaf.dtype}."
-            )
+            raise ValueError(f"An event must be of a floating-point type, or letters. Got {leaf.dtype}.")
         narrow = jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != jnp.float64
         return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if narrow else leaf.dtype)
 

@@ -389,9 +389,7 @@ def change_path(field: AbstractField, path: AbstractAffinePath) -> AbstractField
 def check_affine(path: Any, what: str) -> None:
     """Raises `ValueError` for what has no alpha and sigma."""
     if not isinstance(path, AbstractAffinePath):
-        raise ValueError(
-            f"{what} must have an affine path, with alpha and sigma, as jflow.CondOT(). Got {shown(path)}."
-        )
+        raise ValueError(f"{what} must have an affine path, with alpha and sigma. Got {shown(path)}.")
 
 
 class AbstractWrappedField(AbstractField):

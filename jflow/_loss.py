@@ -103,9 +103,7 @@ def _mean(errors, args):
 
 def _check(field, x0, law, weight, t):
     if weight is not None and not isinstance(field.path, AbstractAffinePath):
-        raise ValueError(
-            f"weight must have an affine path: it is a function of the log-SNR. Got {type(field.path).__name__}."
-        )
+        raise ValueError(f"weight must have an affine path: it takes the log-SNR. Got {type(field.path).__name__}.")
     source = field.path.source
     if x0 is not None and isinstance(source, AbstractGaussianSource) and not source.coupled:
         raise ValueError(

@@ -286,9 +286,7 @@ def noise_span(field: AbstractField, sampler: Sampler) -> tuple[Any, Any]:
     if not equation.noisy:
         raise ValueError("A Brownian path must go with an SDE. Got a sampler without noise: give eta= or diffusion=.")
     if isinstance(sampler.eta, AbstractNoiseRule) or jnp.ndim(0.0 if sampler.eta is None else sampler.eta):
-        raise ValueError(
-            f"A Brownian path must have one eta, since the time of the noise depends on it. Got {sampler.eta!r}."
-        )
+        raise ValueError(f"A Brownian path must have one eta: its time depends on it. Got {sampler.eta!r}.")
     path: Any = equation.field.path
     clock, eta = equation.clock, jnp.asarray(0.0 if sampler.eta is None else sampler.eta)
     start, stop = (clock.noise_time(path, jnp.asarray(t, float), eta) for t in (t0, t1))
@@ -317,9 +315,7 @@ def _checked(field, sampler, args, log_prob, brownian, start=None):
             "true marginal is carried by jflow.decode(field, x, sampler, key=key)."
         )
     if brownian is not None and not noisy:
-        raise ValueError(
-            "brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion= for the level of noise."
-        )
+        raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give eta= or diffusion=.")
     if isinstance(brownian, dfx.VirtualBrownianTree) and jnp.ndim(0.0 if sampler.eta is None else sampler.eta) == 0:
         with jax.ensure_compile_time_eval():
             check_tree(brownian, *noise_span(field, sampler))

@@ -103,26 +103,18 @@ class FixedSteps(Noun):
         """
         if not (isinstance(times, AbstractGridRule) or (isinstance(times, jax.Array) and is_real(times))):
             times = as_array(times, "times must be a grid rule, as jflow.UniformGrid(32), or: they", float)
-        self.times, self.solver, self.clock, self.eta, self.diffusion, self.end = (
-            times, solver, clock, _swept(eta), diffusion, end,
-        )  # fmt: skip
-        self._facts = _facts(times)
+        self.times, self.solver, self.clock, self._facts = times, solver, clock, _facts(times)
+        self.eta, self.diffusion, self.end = _swept(eta), diffusion, end
 
     def __check_init__(self):
-        if isinstance(self.solver, dfx.AbstractSolver) and isinstance(
-            unwrapped(self.solver), dfx.AbstractImplicitSolver
-        ):
+        if isinstance(unwrapped(self.solver), dfx.AbstractImplicitSolver):
             raise ValueError(
                 f"Fixed steps must have an explicit solver. Got {type(self.solver).__name__}, which is implicit: take "
                 "jflow.AdaptiveSteps(solver), with controller=diffrax.StepTo(times) for given steps."
             )
-        if self.end not in (None, "denoise", "stop"):
-            raise ValueError(f"end must be 'denoise' or 'stop'. Got {self.end!r}.")
         _check_noise(self)
         if isinstance(self.eta, (jax.Array, np.ndarray)) and self.eta.ndim == 1 and len(self.eta) != self.n:
-            raise ValueError(
-                f"An array eta must have one value for each of the {self.n} steps. Got {len(self.eta)} values."
-            )
+            raise ValueError(f"eta must have one value for each of the {self.n} steps. Got {len(self.eta)} values.")
 
     @property
     def n(self) -> int:

@@ -113,8 +113,7 @@ def _checked(sampler: Sampler) -> Sampler:
             f"The sampler of jflow.solve must be without {', '.join(given)}=: these are for fields. The noise of an "
             "SDE is diffusion=, an argument of solve."
         )
-    given_solver: Any = sampler.solver
-    solver = None if given_solver is None else unwrapped(given_solver)
+    solver = unwrapped(sampler.solver)
     if isinstance(solver, AbstractFieldSolver) and (solver.clock is not None or solver.adds_noise):
         raise ValueError(
             f"A drift must be integrated in its own time. Got {type(solver).__name__}(), a method of a field's clock: "

@@ -307,7 +307,7 @@ def choose_clock(field: Any, sampler: Any) -> AbstractClock:
 
     Raises `ValueError` where sampler, solver and path do not go together.
     """
-    solver = None if sampler.solver is None else unwrapped(sampler.solver)
+    solver = unwrapped(sampler.solver)
     own = solver.clock if isinstance(solver, AbstractFieldSolver) else None
     given = sampler.clock
     if own is not None and given is not None and type(own) is not type(given):

@@ -331,7 +331,7 @@ def _check_ode(sampler, what):
     """Raises `ValueError` for a sampler with noise."""
     if sampler.eta is not None or sampler.diffusion is not None:
         raise ValueError(f"{what} must follow the ODE. Got eta= or diffusion=: leave these out.")
-    inner = None if sampler.solver is None else unwrapped(sampler.solver)
+    inner = unwrapped(sampler.solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
             f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise itself: take another "
@@ -353,7 +353,7 @@ def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: b
     Raises `ValueError` or `TypeError` where field and sampler do not go together.
     """
     clock, solver = choose_clock(field, sampler), sampler.solver
-    inner = None if solver is None else unwrapped(solver)
+    inner = unwrapped(solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
             f"{type(inner).__name__} must have a fixed grid: it adds noise to each step. Got adaptive "

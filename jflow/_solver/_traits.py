@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
+from jaxtyping import PyTree
 
 from .._clock import AbstractClock
 from .._rule import AbstractStepRule
@@ -53,7 +54,7 @@ class AbstractFieldSolver(Noun, dfx.AbstractSolver):
         return self
 
 
-def unwrapped(solver: dfx.AbstractSolver) -> dfx.AbstractSolver:
+def unwrapped(solver: PyTree) -> PyTree:
     """The solver itself, where one like `diffrax.HalfSolver` wraps it."""
     while isinstance(solver, dfx.AbstractWrappedSolver):
         solver = solver.solver

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar, NamedTuple
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -77,7 +76,7 @@ class LangevinCorrector(AbstractWrappedRule):
         known = concrete(self.snr)
         if known is not None and not (known.ndim == 0 and known.dtype.kind in "iuf" and 0 < known < 1):
             raise ValueError(f"snr must be a number above 0 and below 1. Got {self.snr!r}.")
-        inner = unwrapped(self.solver) if isinstance(self.solver, dfx.AbstractSolver) else None
+        inner = unwrapped(self.solver)
         if isinstance(inner, AbstractFieldSolver) and inner.memory:
             raise ValueError(self._stale(f"{type(inner).__name__}()"))
 
