@@ -362,7 +362,7 @@ def typed(solution: Solution, dtype: Any) -> Solution:
     """The solution with its state in the type asked for."""
     if dtype is None:
         return solution
-    wide, done = (solution.x, solution.xs), solution.status
+    wide, done = (solution.x, solution.xs), jnp.asarray(solution.status)
     x, xs = rounded(wide, dtype)
     lost = jtu.tree_map(lambda a, b: jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)), wide, (x, xs))
     status = jnp.where((done == 0) & jnp.any(jnp.stack(jtu.tree_leaves(lost))), 1, done)  # beyond the type's range
