@@ -1,4 +1,4 @@
-# make demo | make test: all that a fresh clone needs. The rest is for development.
+# make demo | make test: all that a fresh clone needs. make test-all: every test. The rest is for development.
 
 # the first Python >= 3.11 that can make a virtual environment; `make setup PYTHON=...` overrides
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
@@ -13,7 +13,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: setup demo test test-default lint format typecheck notebooks clean
+.PHONY: setup demo test test-all lint format typecheck notebooks clean
 
 setup: $(STAMP)
 
@@ -31,12 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/jflow demo
 
-# both tiers; the summary says how long each took
+# what to run before a commit: the default tier, lint and types
 test: $(STAMP)
-	$(PYTEST) -m "slow or not slow"
-
-test-default: $(STAMP)
 	$(PYTEST)
+	@$(MAKE) --no-print-directory lint typecheck
+
+# every test, the examples of docstrings and pages too; the summary says how long each tier took
+test-all: $(STAMP)
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

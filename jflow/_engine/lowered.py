@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from .._event import cast_like, rounded
-from .._field import AbstractField, AbstractWrappedField
+from .._field import AbstractField, AbstractWrappedField, Preconditioned
 from .._prediction import given, heads
 
 
@@ -23,10 +23,23 @@ class _Lowered(AbstractWrappedField):
         return given(self.path, t, x, wide, own, targets, args)
 
 
+class _LoweredNet(eqx.Module):
+    """A network behind scalings, which stay wide, at the rounded input."""
+
+    net: Any
+    dtype: Any = eqx.field(static=True)
+
+    def __call__(self, t, x, args):
+        return self.net(t, rounded(x, self.dtype), args)
+
+
 def lowered(field: AbstractField, dtype: Any) -> AbstractField:
     """The field with each innermost field called at the rounded state; the field itself if `dtype` is `None`."""
     if dtype is None:
         return field
+
+    if isinstance(field, Preconditioned):
+        return eqx.tree_at(lambda field: field.net, field, _LoweredNet(field.net, dtype))
 
     def is_inner(node):
         return isinstance(node, AbstractField) and node is not field

@@ -137,3 +137,18 @@ def test_last_point_twice(times, parts):
     if out is not None:
         mean, _, status = out
         assert (status == 0).all() and np.isfinite(mean).all()
+
+
+def test_scalings_stay_wide_around_a_network_in_half_precision():
+    """Rounding behind the scalings of a preconditioned field does not add up over 1,000 noisy steps."""
+
+    def net(t, x, args):
+        return (jnp.tanh(1.3 * x.astype(jnp.bfloat16).astype(jnp.float32)) * (1 - 0.3 * t)).astype(jnp.bfloat16)
+
+    field, sampler = jf.Preconditioned(net, jf.CondOT(), 0.5), jf.FixedSteps(jf.UniformGrid(1000), eta=1.0)
+    half, full = (
+        jax.jit(jax.vmap(lambda key, d=dtype: jf.sample(field, key, (2,), sampler, dtype=d).x))(jr.split(jr.key(0), 64))
+        for dtype in (jnp.bfloat16, None)
+    )
+    place = 2.0 ** (np.floor(np.log2(np.abs(full))) - 7)  # a unit in the last place
+    assert (np.abs(half.astype(jnp.float32) - full) <= 1.0 * place).all()
