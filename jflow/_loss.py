@@ -97,8 +97,8 @@ def matching_loss(
 
 def _mean(errors, args):
     """The mean of the errors over the components of the event that are there."""
-    kept, count = UNPADDED.apply(errors, args), UNPADDED.rank(errors, args)
-    return ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(kept))) / jnp.asarray(count, float)
+    total = ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(UNPADDED.apply(errors, args))))
+    return total / jnp.asarray(UNPADDED.rank(errors, args), total.dtype)
 
 
 def _check(field, x0, law, weight, t):

@@ -11,7 +11,7 @@ import jax.scipy as jsp
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Num, PyTree
 
 from ._args import masked, present
 from ._event import normal_like, size, state_dtype
@@ -52,7 +52,7 @@ class AbstractSource(Noun):
             "a log_prob, or pass start=, a distribution with log_prob."
         )
 
-    def dimension(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+    def dimension(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         """The dimension of the space that the draws fill; by default the number of components that are there."""
         return UNPADDED.rank(x, args)
 
@@ -94,7 +94,7 @@ class AbstractNoiseMap(Noun):
         """The logarithm of the product of the singular values of `A` that are not zero."""
 
     @abc.abstractmethod
-    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+    def rank(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         """The rank of `A`, the dimension of its image."""
 
     def project(self, x: PyTree, args: Any = None) -> Event:
@@ -124,7 +124,7 @@ class _Unpadded(_Projection):
         here = present(x, args)
         return x if here is None else jtu.tree_map(lambda a, m: jnp.where(m, a, 0), x, here)
 
-    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+    def rank(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         here = present(x, args)
         return size(x) if here is None else sum(map(jnp.sum, jtu.tree_leaves(here)))
 
@@ -186,7 +186,7 @@ class Normal(AbstractGaussianSource):
             -squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x)
         )
 
-    def dimension(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+    def dimension(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         return noise_map(self).rank(x, args)
 
 
@@ -236,7 +236,7 @@ class ZeroCentre(_Projection):
         here = present(x, args)
         return jtu.tree_map(centred, x) if here is None else jtu.tree_map(centred, x, here)
 
-    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+    def rank(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         return UNPADDED.rank(x, args) - sum(a.size // a.shape[0] for a in jtu.tree_leaves(x))
 
 
@@ -300,7 +300,7 @@ class Coloured(AbstractNoiseMap):
     def log_det(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
         return jnp.sum(jnp.log(jnp.diag(self._factor(x, args)[0])))
 
-    def rank(self, x: PyTree, args: Any = None) -> Float[Array, ""] | Number:
+    def rank(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         return UNPADDED.rank(x, args)
 
 

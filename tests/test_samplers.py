@@ -632,7 +632,7 @@ def test_every_sampler_has_n_steps_an_explicit_end_and_an_example():
         out = jax.eval_shape(lambda k, s=sampler: jf.sample(gaussian(jf.CondOT()), k, (2,), s), jr.key(0))
         assert out.x.shape == (2,), name
         for n in (0, 2.5):
-            refuses(lambda n=n, f=function: f(n), "n must be an integer of at least 1")
+            refuses(lambda n=n, f=function: f(n), r"n must be an integer( of at least 1)?\. Got")
 
 
 def test_one_step_is_the_data_prediction():
@@ -737,7 +737,10 @@ def test_by_name():
             r"dpm_adaptive must have options among atol, rtol, t0, t1\. Got n",
         ),
         (lambda: jf.samplers.dpmpp_2m(4, grid=jnp.linspace(0, 1, 4)), "Got one of 3 steps"),
-        (lambda: jf.samplers.dpmpp_2m(3, shift=2.0, grid=jnp.linspace(0, 1, 4)), "rule must be a grid rule"),
+        (
+            lambda: jf.samplers.dpmpp_2m(3, shift=2.0, grid=jnp.linspace(0, 1, 4)),
+            "rule must be AbstractGridRule, as jflow.UniformGrid",
+        ),
         (lambda: jf.samplers.dpmpp_2m_sde(20, solver_type="euler"), "'midpoint' or 'heun'. Got 'euler'"),
         (lambda: jf.samplers.dpmpp_3m_sde(20, eta=-0.5), "eta must be at least 0"),
         (lambda: jf.samplers.dpm_2_ancestral(20, eta=1.5), "The eta of DDIM must be a number from 0 to 1"),
