@@ -6,7 +6,7 @@ import inspect
 import sys
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def _asked(owner: Any) -> list[tuple[str, tuple[Any, ...]]]:
 
 def _options(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of an annotation, `None` for one that asks nothing."""
-    annotation = getattr(annotation, "__metadata__", (annotation,))[0]  # of `Checked[T]`
+    annotation = get_args(annotation)[1] if get_origin(annotation) is Annotated else annotation  # of `Checked[T]`
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     for one in (np.number, float, np.dtype):  # arrays, numbers and types are unions too
         if one in options:
