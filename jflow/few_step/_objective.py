@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._event import combine, size
 from .._field import AbstractField
@@ -36,15 +36,23 @@ _hold = jax.lax.stop_gradient
 
 
 class Example(eqx.Module):
-    """One example at one pair of times: the state `x` on the path at `s`, the velocity `v` there, and its two ends."""
+    """One example at one pair of times: the state `x` on the path at `s`, the velocity `v` there, and its two ends.
 
-    s: Any
-    t: Any
+    ```python
+    s, t, x0, x1 = jnp.array(0.25), jnp.array(0.75), jnp.zeros(2), jnp.ones(2)
+    example = jf.few_step.Example(s, t, s * x1, x1 - x0, x0, x1, None, jr.key(0))
+    exact = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())  # of data at x1 and noise at x0
+    assert jnp.allclose(jf.few_step.ImprovedMeanFlow().errors(exact, example), 0)
+    ```
+    """
+
+    s: Float[Array, ""]
+    t: Float[Array, ""]
     x: PyTree
     v: PyTree
     x0: PyTree
     x1: PyTree
-    args: Any
+    args: PyTree
     key: PRNGKey
 
 
@@ -287,7 +295,7 @@ class Consistency(AbstractObjective):
 
 
 class _Damped(eqx.Module):
-    """A network whose derivative is a share of its own."""
+    """A network whose derivative is multiplied by `share`."""
 
     net: Callable[..., Any]
     share: Array
