@@ -180,6 +180,7 @@ def c2st(
     assert jf.metrics.c2st(jr.key(1), x, x + 10, folds=2) == 1.0
     ```
     """
+    check_kinds(c2st, locals())
     with from_extra("jflow.metrics.c2st"):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.model_selection import StratifiedKFold, cross_val_score

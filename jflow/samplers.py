@@ -205,6 +205,7 @@ def dpm_2(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedStep
     assert sampler == jf.FixedSteps(jf.KarrasGrid(10, 0.002, 80.0), jf.DPM2(), end="denoise")
     ```
     """
+    check_kinds(dpm_2, locals())
     return FixedSteps(_grid(n, shift, grid), DPM2(), end="denoise")
 
 
@@ -227,6 +228,7 @@ def dpm_2_ancestral(n: int, *, eta: Checked[Time] = 1.0, shift: Time | None = No
     assert jf.samplers.dpm_2_ancestral(10).solver == jf.DPM2("noise", eta=1.0)
     ```
     """
+    check_kinds(dpm_2_ancestral, locals())
     return FixedSteps(_grid(n, shift, grid), DPM2("noise", None if _none(eta) else eta), end="denoise")
 
 
@@ -250,6 +252,7 @@ def lms(n: int, *, order: int = 4, shift: Time | None = None, grid: _Grid = None
     assert jf.samplers.lms(20).solver == jf.Adams(4) and jf.samplers.lms(20).clock == jf.SigmaClock()
     ```
     """
+    check_kinds(lms, locals())
     return FixedSteps(_grid(n, shift, grid), Adams(order), clock=SigmaClock(), end="denoise")
 
 
@@ -271,6 +274,7 @@ def deis(n: int, *, order: int = 3, shift: Time | None = None, grid: _Grid = Non
     assert jf.samplers.deis(10).solver == jf.DEIS(3)
     ```
     """
+    check_kinds(deis, locals())
     return FixedSteps(_grid(n, shift, grid), DEIS(order), end="denoise")
 
 
@@ -342,6 +346,7 @@ def dpmpp_3m_sde(n: int, *, eta: Checked[Time] = 1.0, shift: Time | None = None,
     assert jf.samplers.dpmpp_3m_sde(20).solver == jf.DPMpp(3, "half_curvature")
     ```
     """
+    check_kinds(dpmpp_3m_sde, locals())
     return FixedSteps(_grid(n, shift, grid), DPMpp(3, "half_curvature"), eta=_root(eta), end="denoise")
 
 
@@ -364,6 +369,7 @@ def dpmpp_2s(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedS
     assert jf.samplers.dpmpp_2s(10).solver == jf.DPMppSinglestep(2)
     ```
     """
+    check_kinds(dpmpp_2s, locals())
     return FixedSteps(_grid(n, shift, grid), DPMppSinglestep(2), end="denoise")
 
 
@@ -389,6 +395,7 @@ def dpmpp_2s_ancestral(
     assert jf.samplers.dpmpp_2s_ancestral(10, eta=0.0) == jf.samplers.dpmpp_2s(10)
     ```
     """
+    check_kinds(dpmpp_2s_ancestral, locals())
     solver = DPMppSinglestep(2) if _none(eta) else DPM2("data", eta)
     return FixedSteps(_grid(n, shift, grid), solver, end="denoise")
 
@@ -414,6 +421,7 @@ def dpmpp_sde(n: int, *, eta: Checked[ArrayLike] = 1.0, shift: Time | None = Non
     assert jf.samplers.dpmpp_sde(10) == jf.FixedSteps(jf.UniformGrid(10), jf.DPMppSinglestep(2), eta=1.0, end="denoise")
     ```
     """
+    check_kinds(dpmpp_sde, locals())
     return FixedSteps(_grid(n, shift, grid), DPMppSinglestep(2), eta=_root(eta), end="denoise")
 
 
@@ -440,6 +448,7 @@ def dpm_adaptive(
     assert sol.status == 0 and sol.nfe % 3 == 0
     ```
     """
+    check_kinds(dpm_adaptive, locals())
     return AdaptiveSteps(DPMppSinglestep(3), t0=t0, t1=t1, rtol=rtol, atol=atol)  # pyright: ignore[reportArgumentType]
 
 
@@ -474,6 +483,7 @@ def sa_solver(
     assert jf.samplers.sa_solver(10, predictor=2, corrector=1).solver == jf.SASolver(2, 1)
     ```
     """
+    check_kinds(sa_solver, locals())
     return FixedSteps(_grid(n, shift, grid), SASolver(predictor, corrector), eta=eta, end="denoise")
 
 

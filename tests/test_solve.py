@@ -260,7 +260,7 @@ def test_what_a_fixed_grid_saves():
         dfx.SaveAt(dense=True),
         dfx.SaveAt(subs={"a": dfx.SubSaveAt(t1=True)}),
     ):
-        with pytest.raises(ValueError, match="On a fixed grid saveat must ask for the steps"):
+        with pytest.raises(ValueError, match="On a fixed grid saveat must save the steps"):
             saved(saveat)
 
 

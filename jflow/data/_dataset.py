@@ -112,8 +112,8 @@ def from_array(
         raise ValueError(f"Labels must be integers. Got {label.dtype}; use label.astype(np.int32).")
     if label.max(initial=0) >= 2**31:
         raise ValueError(
-            f"Labels must be below 2^31. Got {label.max()}; np.unique(label, return_inverse=True)[1] numbers classes "
-            "from 0."
+            f"Labels must be below 2^31. Got {label.min()} .. {label.max()}; np.unique(label, return_inverse=True)[1] "
+            "numbers classes from 0."
         )
     if num_classes is None:
         num_classes = int(label.max(initial=0)) + 1

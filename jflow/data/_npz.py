@@ -27,11 +27,11 @@ def read_npz(path: str | os.PathLike[str], wanted: tuple[str, ...]) -> dict[str,
             _check_directory(file, members)
             return {_name(member): _read(archive, member, _name(member) in wanted) for member in members}
     except FileNotFoundError:
-        raise FileNotFoundError(f"A data set is read from an .npz file. There is no file {path}.") from None
+        raise FileNotFoundError(f"A data set must be read from an .npz file. Got {path}: no such file.") from None
     except Exception as error:  # zipfile, its decompressors and numpy have a dozen kinds for what a file may hold
         why = str(error) or type(error).__name__
         raise ValueError(
-            f"An .npz file of plain arrays is needed; {path} is damaged or something else ({why}); "
+            f"A file must be an .npz of plain arrays. Got {path}, which is damaged or something else ({why}); "
             "write it with np.savez(path, x=x, label=label)."
         ) from error
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, PyTree
 from .._event import combine, event_like, size, state_dtype
 from .._field import AbstractField
 from .._flow_map import FlowMap
+from .._kinds import check_kinds
 from .._sample import decode, draw_start
 from .._sampler import AdaptiveSteps, FixedSteps
 from .._types import Checked, Number, PRNGKey, Shape
@@ -79,6 +80,7 @@ def diagnose(
     assert residuals.semigroup.max() < 1e-12
     ```
     """
+    check_kinds(diagnose, locals())
     grid = _grid(times)
     check_key(key, "diagnose")
     check_count(2, n=n)
@@ -144,6 +146,7 @@ def check_map(
     jf.testing.check_map(jf.FlowMap(net, jf.CondOT()), world, (0.0, 1.0), n=4).check()
     ```
     """
+    check_kinds(check_map, locals())
     grid, key = _grid(times), jr.key(0) if key is None else key
     field = distribution.field(flow_map.path)
 

@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from .._code import arguments
 from .._field import AbstractField, Field, Preconditioned
 from .._flow_map import FlowMap
+from .._kinds import check_kinds
 from .._serialise import from_json, to_json
 from .._trainable import trainable
 from ._record import TRAINED, differences, record
@@ -75,6 +76,7 @@ def save(path: str | Path, field: AbstractField, *, overwrite: bool = False) -> 
     assert (again.velocity(0.5, jnp.ones(2)) == field.velocity(0.5, jnp.ones(2))).all()
     ```
     """
+    check_kinds(save, locals())
     write_model(path, field, {}, overwrite=overwrite)
 
 
@@ -109,6 +111,7 @@ def load(path: str | Path, net: Any = None) -> Any:
     assert (again.net.args[0]["w"] == jnp.array([2.0, 3.0])).all()
     ```
     """
+    check_kinds(load, locals())
     about, arrays = read_model(path)
     known = json.loads(about["field"])
     if isinstance(net, AbstractField):
