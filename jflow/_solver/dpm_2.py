@@ -14,7 +14,7 @@ from .._prediction import as_prediction
 from .._rule import AbstractStepRule
 from .._source import check_score, noise_map
 from .._trainable import frozen
-from .._types import Time
+from .._types import Checked, Time
 
 Frozen = Literal["noise", "data"]
 
@@ -61,7 +61,7 @@ class DPM2(AbstractStepRule):
     predicts: Frozen = eqx.field(static=True)
     eta: PyTree = frozen()
 
-    def __init__(self, predicts: Frozen = "noise", eta: Time | None = None):
+    def __init__(self, predicts: Checked[Frozen] = "noise", eta: Checked[Time | None] = None):
         """Makes the rule.
 
         Args:

@@ -16,7 +16,7 @@ from .._field import check_affine
 from .._rule import AbstractStepRule
 from .._source import check_score, noise_map
 from .._trainable import frozen
-from .._types import Time
+from .._types import Checked, Time
 from .._validate import check_count, concrete
 from ._traits import AbstractFieldSolver, AbstractWrappedRule, unwrapped
 
@@ -63,7 +63,12 @@ class LangevinCorrector(AbstractWrappedRule):
 
     noisy: ClassVar[bool] = True
 
-    def __init__(self, solver: dfx.AbstractSolver | AbstractStepRule | None = None, snr: Time = 0.16, steps: int = 1):
+    def __init__(
+        self,
+        solver: Checked[dfx.AbstractSolver | AbstractStepRule | None] = None,
+        snr: Checked[Time] = 0.16,
+        steps: int = 1,
+    ):
         """Makes the rule.
 
         Args:
