@@ -9,11 +9,11 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Key, PyTree, Shaped
 
-from ._types import Checked, Shape
+from ._types import Checked, DType, DTypeLike, Shape
 from ._validate import as_array
 
 
-def float_type(x: PyTree) -> PyTree:
+def float_type(x: PyTree) -> DTypeLike:
     """The type in which a leaf of an event is computed: its own, float32 where it holds integers."""
     dtype = jnp.result_type(x)
     return dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.float32
@@ -66,13 +66,13 @@ def shape_of(x: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
     return jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
 
 
-def state_dtype(x: PyTree) -> PyTree:
+def state_dtype(x: PyTree) -> DTypeLike:
     """The floating type in which coefficients and times of the state `x` are computed: float32 or wider."""
     return joined(jnp.float32, *map(float_type, jtu.tree_leaves(x)))
 
 
-def joined(*kinds: PyTree) -> PyTree:
-    """The type that holds all of these, whatever JAX is told of implicit promotion."""
+def joined(*kinds: DTypeLike) -> np.dtype:
+    """The type that holds all of these, whatever rule of implicit promotion JAX follows."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*kinds)
 
@@ -121,17 +121,17 @@ def event_like(shape: Checked[Shape], *, letters: bool = False) -> PyTree[jax.Sh
     return jtu.tree_map(wide, shape)
 
 
-def widened(x: PyTree, dtype: PyTree) -> PyTree:
+def widened(x: PyTree, dtype: DType) -> PyTree:
     """The leaves of a state, or of its `jax.ShapeDtypeStruct`s, in a type that is not narrower than `dtype`."""
 
-    def leaf(a):
+    def leaf(a, dtype):
         wide = joined(a.dtype, dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a.dtype
         return jax.ShapeDtypeStruct(a.shape, wide) if isinstance(a, jax.ShapeDtypeStruct) else a.astype(wide)
 
-    return x if dtype is None else jtu.tree_map(leaf, x)
+    return x if dtype is None else jtu.tree_map(lambda a: leaf(a, dtype), x)
 
 
-def rounded(x: PyTree, dtype: PyTree) -> PyTree:
+def rounded(x: PyTree, dtype: DType) -> PyTree:
     """The floating-point leaves of `x` in another type."""
     return jtu.tree_map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a, x)
 

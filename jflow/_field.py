@@ -251,7 +251,7 @@ def check_net(net: Any, draws: bool) -> None:
             "draws, as dropout does, has an argument key=None, and draws=True in its field."
         ) from None
     except ValueError:
-        pass  # it tells no signature
+        pass  # it has no signature
 
 
 @contextlib.contextmanager

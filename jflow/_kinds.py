@@ -19,7 +19,7 @@ from ._validate import concrete, is_real, shown
 
 def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
     """Raises `TypeError`, or `ValueError` for counts, keys and names, where a value is not of the kind its annotation
-    asks for: of the arguments of a function, as `locals()` holds them at its start, or the fields of a class. `Any` and
+    names: of the arguments of a function, as `locals()` holds them at its start, or the fields of a class. `Any` and
     a pytree ask nothing.
     """
     for name, options in _asked(owner):
@@ -86,7 +86,7 @@ def _fits(value: Any, kind: Any) -> bool:
             return isinstance(value, (str, type, np.dtype)) and jnp.issubdtype(jnp.dtype(value), jnp.floating)
         taken = inner[0] if callable(value) and not isinstance(value, type) else None
         return taken is ... or (taken is not None and inspect.signature(value).bind(*taken) is not None)
-    except (TypeError, ValueError):  # the latter for a built-in function, which does not tell what it takes
+    except (TypeError, ValueError):  # the latter for a built-in function, which does not say what it takes
         return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
 
 

@@ -353,7 +353,7 @@ def check_density(field: AbstractField) -> None:
         )
 
 
-def typed(solution: Solution, dtype: Any) -> Solution:
+def typed(solution: Solution, dtype: DType) -> Solution:
     """The solution with its state in the type `dtype`."""
     if dtype is None:
         return solution

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from ._brownian import Recorded
 from ._engine import DriftEquation, check_source, check_tree, drift_stepper, run_adaptive, run_grid
@@ -21,12 +21,12 @@ from ._validate import stream
 
 
 def solve(
-    drift: Callable[[Any, Any, Any], Any],
+    drift: Callable[[Array, PyTree, PyTree], PyTree],
     x0: PyTree,
     sampler: Checked[SamplerLike],
     *,
     args: Any = None,
-    diffusion: Callable[[Any, Any, Any], Any] | None = None,
+    diffusion: Callable[[Array, PyTree, PyTree], PyTree] | None = None,
     key: PRNGKey | None = None,
     brownian: Checked[dfx.AbstractPath | Recorded | None] = None,
     event: dfx.Event | None = None,

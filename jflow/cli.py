@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _keep_programs() -> None:
-    """Compiled programs stay on disk, in a folder of the user's, unless JAX has been told where."""
+    """Compiled programs stay on disk, in a folder of the user's, unless JAX has a folder already."""
     option = "jax_compilation_cache_dir"
     if getattr(jax.config, option) is None:  # else it is that of JAX_COMPILATION_CACHE_DIR, or of a script
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -187,7 +187,7 @@ def _stop(error: Exception, code: int = 2) -> NoReturn:
 
 
 def _list_commands(argv: Sequence[str], commands: dict[str, Any]) -> bool:
-    """Lists the commands where help is asked for, without the package that shows their options."""
+    """Lists the commands for `--help`, without the package that shows their options."""
     if not {"-h", "--help"} & {*argv}:
         return False
     print("usage: jflow COMMAND [OPTIONS]\n")

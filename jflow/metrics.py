@@ -37,6 +37,11 @@ def energy_distance(x: Sample, y: Sample, *, mask: Mask | None = None) -> float:
 
     Zero only where the laws agree. It is not the square root of this, which some authors call by the name.
 
+    Args:
+        x: A sample, shape `(n, *event)`.
+        y: Another sample of events of the same shape.
+        mask: A pair `(mask_x, mask_y)` of what is there in padded events, as the module says.
+
     Source: Székely and Rizzo 2013, Energy statistics, J. Statistical Planning and Inference 143.
 
     ```python
@@ -60,6 +65,7 @@ def mmd(x: Sample, y: Sample, bandwidth: float | int | None = None, *, mask: Mas
         x: A sample, shape `(n, *event)`.
         y: Another sample of events of the same shape.
         bandwidth: The width of the kernel, by default the median distance.
+        mask: As in `energy_distance`.
 
     Source: Gretton et al. 2012, A kernel two-sample test, JMLR 13, equation 5 (squared) and section 8.
 
@@ -127,6 +133,7 @@ def sliced_wasserstein(
         y: Another sample of events of the same shape.
         num_projections: The number of directions.
         p: The order, at least 1.
+        mask: As in `energy_distance`.
 
     Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures, J. Mathematical Imaging
     and Vision 51.
@@ -151,7 +158,7 @@ def sliced_wasserstein(
 def c2st(
     key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTree = None, mask: Mask | None = None
 ) -> float:
-    """Classifier two-sample test: how often a classifier tells the samples apart, from 1/2 (never) to 1.
+    """Classifier two-sample test: how often a classifier separates the samples, from 1/2 (never) to 1.
 
     The accuracy on held-out points, averaged over `folds` stratified folds drawn by `key`; the larger sample
     is cut by `key` to the size `n` of the smaller. Under equal laws it is about `N(1/2, 1/(8n))`; well below
@@ -164,6 +171,7 @@ def c2st(
         y: Another sample of events of the same shape.
         folds: The number of folds.
         classifier: A classifier of scikit-learn in place of the network.
+        mask: As in `energy_distance`.
 
     Source: Lopez-Paz and Oquab 2017, Revisiting classifier two-sample tests, arXiv:1610.06545, section 3.
 
@@ -211,6 +219,7 @@ def frechet_distance(
         x: A sample, shape `(n, *event)`.
         y: Another sample of events of the same shape.
         features: A function from a sample `(n, *event)` to vectors `(n, k)`.
+        mask: As in `energy_distance`.
 
     Source: Dowson and Landau 1982, The Fréchet distance between multivariate normal distributions,
     J. Multivariate Analysis 12; Heusel et al. 2017, arXiv:1706.08500, equation 6.
@@ -239,6 +248,11 @@ def nearest_distance(x: Sample, reference: Sample, *, mask: Mask | None = None) 
     """Euclidean distance of each point of `x` to the nearest of `reference`, shape `(n,)`; 0 for a copy.
 
     Draws that lie closer to the training set than held-out data do are memorised: compare the medians.
+
+    Args:
+        x: A sample, shape `(n, *event)`.
+        reference: Another sample of events of the same shape, as the training set.
+        mask: As in `energy_distance`.
 
     ```python
     reference = np.zeros((4, 2))

@@ -19,16 +19,16 @@ from typing import Any
 import diffrax as dfx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ._clock import SigmaClock, ThetaClock
 from ._grid import AbstractGridRule, KarrasGrid, ShiftedGrid, UniformGrid
 from ._kinds import check_kinds
 from ._noise_rule import Ancestral
 from ._path import TablePath
-from ._sampler import AdaptiveSteps, FixedSteps
+from ._sampler import AdaptiveSteps, Eta, FixedSteps
 from ._solver import DEIS, DPM2, Adams, DPMpp, DPMppSinglestep, EDMChurn, SASolver, UniPC
-from ._types import Number, Time
+from ._types import Checked, Number, Time
 from ._validate import check_count
 
 _STILL = 0.0, 0.0, math.inf, 1.0  # the defaults of churn
@@ -40,6 +40,11 @@ def flow_euler(n: int, *, shift: Time | None = None, grid: _Grid = None) -> Fixe
 
     diffusers' `FlowMatchEulerDiscreteScheduler`, with its `shift`. For fields with a velocity at every time of the
     grid.
+
+    Args:
+        n: The number of steps.
+        shift: The time shift of the grid, `ShiftedGrid(rule, shift)`; by default the grid is not shifted.
+        grid: A grid rule of `n` steps, or `n + 1` times in place of a rule; `UniformGrid(n)` by default.
 
     Source: Lipman et al. 2023, arXiv:2210.02747; of the shift, Esser et al. 2024, arXiv:2403.03206, equation 23.
 
@@ -58,6 +63,11 @@ def heun_flow(n: int, *, shift: Time | None = None, grid: _Grid = None) -> Fixed
     flow_matching's `method="heun2"`. diffusers' `FlowMatchHeunDiscreteScheduler` ends with an Euler step in place of
     its last Heun step. For fields with a velocity at every time of the grid, the last one included.
 
+    Args:
+        n: The number of steps.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Hairer, Norsett & Wanner 1993, section II.1; of the shift, Esser et al. 2024, arXiv:2403.03206, equation 23.
 
     ```python
@@ -68,11 +78,17 @@ def heun_flow(n: int, *, shift: Time | None = None, grid: _Grid = None) -> Fixed
     return FixedSteps(_grid(n, shift, grid), dfx.Heun(), end="stop")
 
 
-def ddim(n: int, *, eta: Any = 0.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
+def ddim(n: int, *, eta: Checked[Time] = 0.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DDIM, with its own `eta`: 0 the ODE, 1 DDPM's noise; `n` evaluations.
 
     `x' = alpha' data + sqrt(sigma'^2 - s^2) noise + s z`, `s = eta sigma' sqrt(1 - e^(-2h))` with `h` the step in half
     log-SNR. The last step is the data prediction.
+
+    Args:
+        n: The number of steps.
+        eta: DDIM's `eta`, from 0 to 1, as in `Ancestral`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: Song et al. 2021, arXiv:2010.02502, equations 12 and 16.
 
@@ -88,6 +104,11 @@ def ddim(n: int, *, eta: Any = 0.0, shift: Time | None = None, grid: _Grid = Non
 def ddpm(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DDPM's ancestral sampling: `ddim` at `eta = 1`; `n` evaluations.
 
+    Args:
+        n: The number of steps.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Ho et al. 2020, arXiv:2006.11239, algorithm 2, with the posterior's variance.
 
     ```python
@@ -98,9 +119,15 @@ def ddpm(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedSteps
     return ddim(n, eta=1.0, shift=shift, grid=grid)
 
 
-def euler_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
+def euler_ancestral(n: int, *, eta: Checked[Time] = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """k-diffusion's `euler_ancestral`: an Euler step in sigma down to `sigma_down`, then noise up to `sigma'`; `n`
     evaluations. It is `ddim` with the same `eta`, 1 by default.
+
+    Args:
+        n: The number of steps.
+        eta: As in `ddim`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     ```python
     assert jf.samplers.euler_ancestral(20) == jf.samplers.ddim(20, eta=1.0)
@@ -127,6 +154,16 @@ def heun_edm(
     `min(s_churn/n, sqrt(2) - 1)`, from `s_min` to `s_max`, with noise of the standard deviation `s_noise`, as
     `EDMChurn` says. On VE the bounds of the grid are the path's own. On a path of infinite log-SNR they must be given,
     as 0.002 and 80, levels of `sigma/alpha`.
+
+    Args:
+        n: The number of steps.
+        sigma_min: The last level of noise above 0; by default that of the path.
+        sigma_max: The first level of noise; by default that of the path.
+        rho: The exponent of the Karras grid.
+        s_churn: The amount of new noise; 0 is the ODE.
+        s_min: The lowest level at which noise is added.
+        s_max: The highest such level.
+        s_noise: The standard deviation of the noise.
 
     Source: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2, and equation 5.
 
@@ -156,6 +193,11 @@ def dpm_2(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedStep
     With `s = sigma/alpha` and `y = x/alpha`: `y_m = y + (m - s) noise(s, y)`, `m = sqrt(s s')`, and
     `y' = y + (s' - s) noise(m, y_m)`. diffusers' `KDPM2DiscreteScheduler`. `s` must be finite at the first time.
 
+    Args:
+        n: The number of steps.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Lu et al. 2022, arXiv:2206.00927, algorithm 1 with `r_1 = 1/2`; k-diffusion's `sample_dpm_2`.
 
     ```python
@@ -167,12 +209,18 @@ def dpm_2(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedStep
     return FixedSteps(_grid(n, shift, grid), DPM2(), end="denoise")
 
 
-def dpm_2_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
+def dpm_2_ancestral(n: int, *, eta: Checked[Time] = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """k-diffusion's `dpm_2_ancestral`: a step of `dpm_2` down to `sigma_down`, then noise up to `sigma'`; `2 n - 1`
     evaluations.
 
     `s_up = eta s' sqrt(1 - (s'/s)^2)`, `s_down = sqrt(s'^2 - s_up^2)`: `eta` is that of `euler_ancestral`, from 0 to 1.
     diffusers' `KDPM2AncestralDiscreteScheduler`. `s = sigma/alpha` must be finite at the first time.
+
+    Args:
+        n: The number of steps.
+        eta: From 0 to 1; 0 is `dpm_2`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: k-diffusion's `sample_dpm_2_ancestral`.
 
@@ -192,6 +240,12 @@ def lms(n: int, *, order: int = 4, shift: Time | None = None, grid: _Grid = None
     predictions, as many as there are. The last step is the data prediction, where k-diffusion and diffusers'
     `LMSDiscreteScheduler` integrate to `sigma = 0`. `s` must be finite at the first time.
 
+    Args:
+        n: The number of steps.
+        order: The number of noise predictions, 1 to 4.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Hairer, Norsett & Wanner 1993, section III.5; k-diffusion's `sample_lms`.
 
     ```python
@@ -208,6 +262,12 @@ def deis(n: int, *, order: int = 3, shift: Time | None = None, grid: _Grid = Non
 
     diffusers' `DEISMultistepScheduler`. `s = sigma/alpha` must be finite at the first time.
 
+    Args:
+        n: The number of steps.
+        order: The number of noise predictions, 1 to 3.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Zhang & Chen 2023, arXiv:2204.13902, equations 14 and 15.
 
     ```python
@@ -223,6 +283,11 @@ def dpmpp_2m(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedS
 
     k-diffusion's `dpmpp_2m`, diffusers' `DPMSolverMultistepScheduler`.
 
+    Args:
+        n: The number of steps.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
 
     ```python
@@ -234,13 +299,20 @@ def dpmpp_2m(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedS
 
 
 def dpmpp_2m_sde(
-    n: int, *, eta: Any = 1.0, solver_type: str = "midpoint", shift: Time | None = None, grid: _Grid = None
+    n: int, *, eta: Checked[Time] = 1.0, solver_type: str = "midpoint", shift: Time | None = None, grid: _Grid = None
 ) -> FixedSteps:
     """DPM-Solver++(2M) SDE, with k-diffusion's `eta`, the square of jflow's; `n` evaluations.
 
     `x' = (sigma'/sigma) e^(-eta h) x + alpha' int_0^h (1 + eta) e^(-(1 + eta)(h - u)) P(u) du + sigma' sqrt(1 -
     e^(-2 eta h)) z`, with `h` the step in half log-SNR and `P` the line through the latest two data predictions.
     `solver_type` is k-diffusion's too: `"midpoint"` takes `P` in the middle of the step, `"heun"` integrates exactly.
+
+    Args:
+        n: The number of steps.
+        eta: k-diffusion's `eta`, at least 0; 0 is `dpmpp_2m`.
+        solver_type: `"midpoint"` or `"heun"`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: Lu et al. 2022, arXiv:2211.01095, section 4.3; k-diffusion's `sample_dpmpp_2m_sde`.
 
@@ -256,11 +328,17 @@ def dpmpp_2m_sde(
     return FixedSteps(_grid(n, shift, grid), solver, eta=_root(eta), end="denoise")
 
 
-def dpmpp_3m_sde(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
+def dpmpp_3m_sde(n: int, *, eta: Checked[Time] = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DPM-Solver++(3M) SDE as k-diffusion has it, with its `eta`, the square of jflow's; `n` evaluations.
 
     The integral is that of `dpmpp_2m_sde`, with `P` the parabola through the latest three data predictions. Its second
     difference has half the weight that the exact integral gives it, so the order is 2: `DPMpp(3)` is of order 3.
+
+    Args:
+        n: The number of steps.
+        eta: As in `dpmpp_2m_sde`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: k-diffusion's `sample_dpmpp_3m_sde`.
 
@@ -280,6 +358,11 @@ def dpmpp_2s(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedS
 
     diffusers' `DPMSolverSinglestepScheduler` takes the middle of a step from its grid: there `n` counts calls.
 
+    Args:
+        n: The number of steps.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
+
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 1 with `r = 1/2`.
 
     ```python
@@ -290,12 +373,20 @@ def dpmpp_2s(n: int, *, shift: Time | None = None, grid: _Grid = None) -> FixedS
     return FixedSteps(_grid(n, shift, grid), DPMppSinglestep(2), end="denoise")
 
 
-def dpmpp_2s_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
+def dpmpp_2s_ancestral(
+    n: int, *, eta: Checked[Time] = 1.0, shift: Time | None = None, grid: _Grid = None
+) -> FixedSteps:
     """k-diffusion's `dpmpp_2s_ancestral`: a step of `dpmpp_2s` down to `sigma_down`, then noise up to `sigma'`;
     `2 n - 1` evaluations.
 
     `s_up = eta s' sqrt(1 - (s'/s)^2)`, `s_down = sqrt(s'^2 - s_up^2)`: `eta` is that of `euler_ancestral`, from 0 to 1;
     at 0 it is `dpmpp_2s`.
+
+    Args:
+        n: The number of steps.
+        eta: From 0 to 1; 0 is `dpmpp_2s`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: k-diffusion's `sample_dpmpp_2s_ancestral`.
 
@@ -309,7 +400,7 @@ def dpmpp_2s_ancestral(n: int, *, eta: Any = 1.0, shift: Time | None = None, gri
     return FixedSteps(_grid(n, shift, grid), solver, end="denoise")
 
 
-def dpmpp_sde(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
+def dpmpp_sde(n: int, *, eta: Checked[ArrayLike] = 1.0, shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """DPM-Solver++ SDE, of two calls a step; `2 n - 1` evaluations.
 
     With `h` the step in half log-SNR, `x' = (sigma'/sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) data_m + sigma'
@@ -317,6 +408,12 @@ def dpmpp_sde(n: int, *, eta: Any = 1.0, shift: Time | None = None, grid: _Grid 
     with the data prediction of the start. Both noises belong to one Brownian path. `eta` is the square of jflow's, as
     in `dpmpp_2m_sde`. k-diffusion's `sample_dpmpp_sde` is the same at 0 and 1; in between its `eta` is that of
     `euler_ancestral`.
+
+    Args:
+        n: The number of steps.
+        eta: The square of jflow's `eta`: a number of at least 0, or an array with a value for each step.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: Lu et al. 2022, arXiv:2211.01095, section 4.3; k-diffusion's `sample_dpmpp_sde`.
 
@@ -337,6 +434,12 @@ def dpm_adaptive(
     sigma = 0 the clock is infinite, so that the solve stops before: the noise of `t1` stays in the sample. On VE,
     which keeps `sigma > 0`, `t1=1.0` is the end.
 
+    Args:
+        rtol: The relative tolerance.
+        atol: The absolute tolerance.
+        t0: The first time, 0 by default.
+        t1: The last time; `None` is 1.
+
     Source: Lu et al. 2022, arXiv:2206.00927, appendix C, and arXiv:2211.01095; k-diffusion's `sample_dpm_adaptive`.
 
     ```python
@@ -354,7 +457,7 @@ def sa_solver(
     *,
     predictor: int = 3,
     corrector: int = 3,
-    eta: Any = 1.0,
+    eta: Checked[Eta] = 1.0,
     shift: Time | None = None,
     grid: _Grid = None,
 ) -> FixedSteps:
@@ -365,6 +468,14 @@ def sa_solver(
     predictions: `predictor` and `corrector` count those known that each takes into account. `eta` is the paper's tau,
     the amplitude of the noise; 0 is the ODE. diffusers' `SASolverScheduler`, whose `corrector_order` counts one
     more.
+
+    Args:
+        n: The number of steps.
+        predictor: The data predictions of the predictor, 1 to 3.
+        corrector: Those of the corrector, 1 to 3.
+        eta: The paper's tau, as `eta` of `FixedSteps`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: Xue et al. 2023, arXiv:2309.05019, algorithm 1.
 
@@ -378,6 +489,13 @@ def sa_solver(
 
 def unipc(n: int, *, order: int = 2, variant: str = "bh2", shift: Time | None = None, grid: _Grid = None) -> FixedSteps:
     """UniPC, a predictor and a corrector that share one evaluation; `n` evaluations, the last step the data prediction.
+
+    Args:
+        n: The number of steps.
+        order: The order of the predictor, 1 to 3.
+        variant: The paper's `B(h)`: `"bh1"` or `"bh2"`.
+        shift: As in `flow_euler`.
+        grid: As in `flow_euler`.
 
     Source: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2.
 
@@ -444,8 +562,13 @@ def names() -> list[str]:
     )
 
 
-def by_name(name: str, n: int | None = None, **options: Any) -> FixedSteps | AdaptiveSteps:
+def by_name(name: str, n: int | None = None, **options: object) -> FixedSteps | AdaptiveSteps:
     """A sampler by its name, with `n` steps and the options that are not `None`; `dpm_adaptive` takes no `n`.
+
+    Args:
+        name: One of `names()`.
+        n: The number of steps; `None` for `dpm_adaptive`.
+        **options: Keyword arguments of the sampler.
 
     Raises `ValueError` for an unknown name, with the nearest ones, for an option that the sampler does not take, and
     where `n` is missing.
@@ -474,7 +597,7 @@ def by_name(name: str, n: int | None = None, **options: Any) -> FixedSteps | Ada
 
 def _grid(n: int, shift: Any, grid: Any) -> Any:
     if grid is not None and (steps := grid.n if isinstance(grid, AbstractGridRule) else len(grid) - 1) != n:
-        raise ValueError(f"grid must have the {n} steps that are asked for. Got one of {steps} steps.")
+        raise ValueError(f"grid must have the {n} steps of the sampler. Got one of {steps} steps.")
     rule = UniformGrid(n) if grid is None else grid
     return rule if shift is None else ShiftedGrid(rule, shift)
 
@@ -485,7 +608,7 @@ def _none(level: Any) -> bool:
 
 
 def _root(eta: Any) -> Any:
-    """The amplitude of the noise from its square; a negative number goes on, to be refused."""
+    """The amplitude of the noise from its square; a negative number stays, and `FixedSteps` raises for it."""
     if isinstance(eta, Number):
         return math.sqrt(eta) if eta >= 0 else eta
     return jnp.sqrt(eta)

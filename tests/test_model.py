@@ -271,7 +271,7 @@ def test_a_file_is_written_whole_and_not_overwritten_unasked(tmp_path, monkeypat
     field, path = jf.Field(mlp(), jf.CondOT(), "velocity"), tmp_path / "new" / "m.safetensors"
     jf.save(str(path), field)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="must not be overwritten unasked"):
+    with pytest.raises(ValueError, match="must not be overwritten by accident"):
         jf.save(path, field)
     with pytest.raises(ValueError, match="must not be overwritten"):
         jf.save(tmp_path, field, overwrite=True)

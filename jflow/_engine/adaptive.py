@@ -20,7 +20,7 @@ from .._brownian import Recorded
 from .._event import all_finite, combine, state_dtype
 from .._sampler import AdaptiveSteps
 from .._solver import AbstractFieldSolver
-from .._types import Solution
+from .._types import DTypeLike, Solution
 from .._validate import concrete, scalar_time
 from .count import evaluation_nodes, explicit_tableau, takes_two_terms, unwrapped
 from .equation import AbstractEquation, Interval, located
@@ -194,7 +194,7 @@ def clocked(
     return interval, eqx.tree_at(where, chosen, (inner, *ts), is_leaf=lambda leaf: leaf is None)
 
 
-def guarded(pid: dfx.PIDController, interval: Interval, dtype: Any, *, implicit: bool) -> "_Guarded":
+def guarded(pid: dfx.PIDController, interval: Interval, dtype: DTypeLike, *, implicit: bool) -> "_Guarded":
     """A PID controller for the time of a clock, with the two bounds of `_Guarded`.
 
     `unit` is the larger distance of the interval's two ends from tau = 0, at most 1. `least` is the rounding error of

@@ -223,7 +223,7 @@ def solver_rule(sampler: FixedSteps, clock: Any, n: int, brownian: Any = None) -
 
 
 def bind(
-    field: PyTree, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: Any, *, turned: bool = False
+    field: PyTree, rule: AbstractStepRule, sampler: FixedSteps, end: str, dtype: DType, *, turned: bool = False
 ) -> Stepper:
     """The stepper of parts that were checked.
 
@@ -248,7 +248,7 @@ def bind(
 
 
 def _apart(times, facts, path):
-    """The times of a rule, those that rounding carries to sigma = 0 as near to t = 1 as its type tells apart: a level
+    """The times of a rule, those that rounding carries to sigma = 0 as near to t = 1 as its type resolves: a level
     of noise that is given is not zero, and no step has no length.
     """
     known = path.ends_at_data and facts.ends_at_one is not None and not facts.repeats_last
@@ -294,7 +294,7 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
         )
 
 
-def ode_stepper(field: AbstractField, sampler: FixedSteps, what: str, dtype: Any, *, forward: bool) -> Stepper:
+def ode_stepper(field: AbstractField, sampler: FixedSteps, what: str, dtype: DType, *, forward: bool) -> Stepper:
     """The steps of the ODE from noise to data, or back along the same grid. Every step is a step of the solver."""
     rule = meet_ode(field, sampler, what, forward=forward)
     return bind(field, rule, sampler, "stop", dtype, turned=not forward)
@@ -339,7 +339,7 @@ def _check_ode(sampler, what):
         )
 
 
-def drift_stepper(equation: Any, sampler: FixedSteps, dtype: Any, brownian: Any = None) -> Stepper:
+def drift_stepper(equation: Any, sampler: FixedSteps, dtype: DType, brownian: Any = None) -> Stepper:
     """The steps of `jflow.solve`: an equation in its own time, on any monotone grid."""
     rule = solver_rule(sampler, PathClock(), sampler.n, brownian)
     rule = SolverRule(rule.solver, rule.clock, None, equation.coefficient, brownian)

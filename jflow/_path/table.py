@@ -1,7 +1,5 @@
 """The variance-preserving path of a table of noise rates."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -11,6 +9,8 @@ from .._trainable import frozen
 from .._validate import concrete, scalar_time
 from ._abstract import AbstractRatePath
 from .custom import BOUND
+
+Table = list[float] | Float[ArrayLike, " T"]
 
 
 class TablePath(AbstractRatePath):
@@ -41,7 +41,7 @@ class TablePath(AbstractRatePath):
     _cubics: Array = frozen(repr=False)
     source: AbstractSource = frozen()
 
-    def __init__(self, betas: list[float] | Float[ArrayLike, " T"], *, source: AbstractSource | None = None):
+    def __init__(self, betas: Table, *, source: AbstractSource | None = None):
         """`betas`: the table, from the data to the noise; `source` of x0."""
         self.source, self.betas = Normal() if source is None else source, jnp.asarray(betas, float)
         table = concrete(self.betas)
@@ -62,8 +62,9 @@ class TablePath(AbstractRatePath):
         self._cubics = jnp.asarray(np.stack(cubics), float)
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: list[float] | Float[ArrayLike, " T"], **options: Any) -> "TablePath":
-        """The path of a table of `alphas_cumprod`, from the data to the noise: `beta_k = 1 - abar_k / abar_(k-1)`.
+    def from_alphas_cumprod(cls, alphas_cumprod: Table, *, source: AbstractSource | None = None) -> "TablePath":
+        """The path of a table of `alphas_cumprod`, from the data to the noise: `beta_k = 1 - abar_k / abar_(k-1)`;
+        `source` of x0.
 
         ```python
         bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -71,7 +72,7 @@ class TablePath(AbstractRatePath):
         ```
         """
         bars = np.concatenate([[1.0], np.asarray(alphas_cumprod, np.float64)])
-        return cls(1 - bars[1:] / bars[:-1], **options)
+        return cls(1 - bars[1:] / bars[:-1], source=source)
 
     def _rate(self, t):
         t, (n,) = scalar_time(t), self.betas.shape

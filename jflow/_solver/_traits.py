@@ -68,7 +68,7 @@ class AbstractWrappedRule(AbstractStepRule):
     that solver takes its place: the methods of the rule see a step rule, whose `row` and `noise` are a part of theirs.
     """
 
-    solver: eqx.AbstractVar[Any]
+    solver: eqx.AbstractVar[PyTree]
 
 
 def with_solver(noun: Any, solver: Any) -> Any:

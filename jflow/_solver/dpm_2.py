@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from .._event import combine, safe_sqrt
 from .._field import check_affine
@@ -13,6 +14,7 @@ from .._prediction import as_prediction
 from .._rule import AbstractStepRule
 from .._source import check_score, noise_map
 from .._trainable import frozen
+from .._types import Checked, Time
 
 Frozen = Literal["noise", "data"]
 
@@ -57,9 +59,9 @@ class DPM2(AbstractStepRule):
     """
 
     predicts: Frozen = eqx.field(static=True)
-    eta: Any = frozen()
+    eta: PyTree = frozen()
 
-    def __init__(self, predicts: Any = "noise", eta: Any = None):
+    def __init__(self, predicts: Checked[Frozen] = "noise", eta: Checked[Time | None] = None):
         """Makes the rule.
 
         Args:

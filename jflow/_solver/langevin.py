@@ -2,17 +2,21 @@
 
 from typing import Any, ClassVar, NamedTuple
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+from jaxtyping import PyTree
 
 from .._event import combine, shape_of
 from .._event import row as row_of
 from .._field import check_affine
+from .._rule import AbstractStepRule
 from .._source import check_score, noise_map
 from .._trainable import frozen
+from .._types import Checked, Time
 from .._validate import check_count, concrete
 from ._traits import AbstractFieldSolver, AbstractWrappedRule, unwrapped
 
@@ -53,13 +57,18 @@ class LangevinCorrector(AbstractWrappedRule):
     ```
     """
 
-    solver: Any
+    solver: PyTree
     steps: int = eqx.field(static=True)
-    snr: Any = frozen()
+    snr: PyTree = frozen()
 
     noisy: ClassVar[bool] = True
 
-    def __init__(self, solver: Any = None, snr: Any = 0.16, steps: int = 1):
+    def __init__(
+        self,
+        solver: Checked[dfx.AbstractSolver | AbstractStepRule | None] = None,
+        snr: Checked[Time] = 0.16,
+        steps: int = 1,
+    ):
         """Makes the rule.
 
         Args:

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from .._args import Args, bare
@@ -247,7 +248,7 @@ def marginal_weights(path: AbstractPath, t: Time) -> tuple[Array, Array]:
     return path.alpha(t), path.sigma(t)
 
 
-def cast(tree: PyTree, dtype: Any) -> Any:
+def cast(tree: PyTree, dtype: DTypeLike) -> PyTree:
     """The inexact arrays of a pytree in another type."""
     return jtu.tree_map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, tree)
 

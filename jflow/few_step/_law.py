@@ -19,7 +19,13 @@ from ..laws import AbstractLaw, LogitNormal, Uniform
 
 
 class Pair(NamedTuple):
-    """A draw of a joint law: `s <= t`, and whether the condition is dropped."""
+    """A draw of a joint law: `s <= t`, and whether the condition is dropped.
+
+    ```python
+    pair = jf.few_step.TimePairs(dropped=1.0).sample(jr.key(0))
+    assert isinstance(pair, jf.few_step.Pair) and pair.s <= pair.t and pair.dropped
+    ```
+    """
 
     s: Float[Array, ""]
     t: Float[Array, ""]

@@ -14,7 +14,7 @@ from .._event import as_state, cast_like, combine, size, state_dtype
 from .._flow_map import FlowMap
 from .._kinds import check_kinds
 from .._source import AbstractGaussianSource
-from .._types import PRNGKey
+from .._types import PRNGKey, Time
 from .._validate import concrete, streams
 from ._law import AbstractPairLaw
 from ._objective import AbstractObjective, Example, ImprovedMeanFlow
@@ -30,8 +30,8 @@ def flow_map_loss(
     law: AbstractPairLaw | None = None,
     weight: Callable[[Array], Array] | None = None,
     x0: PyTree | None = None,
-    null: Any = None,
-    guidance: Callable[[Any], tuple[Any, Any]] | None = None,
+    null: PyTree = None,
+    guidance: Callable[[PyTree], tuple[Time, PyTree]] | None = None,
 ) -> Float[Array, ""]:
     """One example's loss of a flow map: the mean square over the event of an objective's error.
 
@@ -114,7 +114,7 @@ def _checked(flow_map, objective, law, null, x0, weight):
             f"The law of the times must give s = t with a positive probability, where {name} learns the velocity. Got "
             f"diagonal = {law.diagonal:g}: take one as TimePairs(diagonal=0.5), or distil a teacher."
         )
-    drops = concrete(getattr(law, "dropped", 0.0))  # a law of one's own may drop nothing
+    drops = concrete(getattr(law, "dropped", 0.0))  # a law that a user writes may drop nothing
     if drops is not None and drops > 0 and null is None:
         raise ValueError(
             f"A law that drops the condition must have null=, the condition in its place. Got none with dropped = "

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._event import combine, size
 from .._field import AbstractField
@@ -36,15 +36,23 @@ _hold = jax.lax.stop_gradient
 
 
 class Example(eqx.Module):
-    """One example at one pair of times: the state `x` on the path at `s`, the velocity `v` there, and its two ends."""
+    """One example at one pair of times: the state `x` on the path at `s`, the velocity `v` there, and its two ends.
 
-    s: Any
-    t: Any
+    ```python
+    s, t, x0, x1 = jnp.array(0.25), jnp.array(0.75), jnp.zeros(2), jnp.ones(2)
+    example = jf.few_step.Example(s, t, s * x1, x1 - x0, x0, x1, None, jr.key(0))
+    exact = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())  # of data at x1 and noise at x0
+    assert jnp.allclose(jf.few_step.ImprovedMeanFlow().errors(exact, example), 0)
+    ```
+    """
+
+    s: Float[Array, ""]
+    t: Float[Array, ""]
     x: PyTree
     v: PyTree
     x0: PyTree
     x1: PyTree
-    args: Any
+    args: PyTree
     key: PRNGKey
 
 
@@ -58,7 +66,7 @@ class AbstractObjective(Noun):
         def errors(self, flow_map, example):
             return flow_map.velocity(example.s, example.x, example.args) - example.v
 
-    net = lambda s, t, x, args: -x
+    net = lambda s, t, x, args: (s - t) * x
     loss = jf.few_step.flow_map_loss(
         jf.FlowMap(net, jf.CondOT()), jr.key(0), jnp.ones(2), objective=OnTheDiagonal()
     )
@@ -88,8 +96,8 @@ class MeanFlow(AbstractObjective):
     Source: Geng et al. 2025, arXiv:2505.13447, equations 6 and 11; its time is 1 minus ours.
 
     ```python
-    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
-    loss = jf.few_step.flow_map_loss(straight, jr.key(0), jnp.ones(2), objective=jf.few_step.MeanFlow())
+    shift = jf.FlowMap(lambda s, t, x, args: jnp.full_like(x, (s + t) / 2), jf.CondOT())  # by (t^2 - s^2)/2
+    loss = jf.few_step.flow_map_loss(shift, jr.key(0), jnp.ones(2), objective=jf.few_step.MeanFlow())
     assert loss >= 0
     ```
     """
@@ -111,8 +119,8 @@ class ImprovedMeanFlow(AbstractObjective):
     Source: Geng et al. 2025, arXiv:2512.02012, section 4; its time is 1 minus ours.
 
     ```python
-    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
-    loss = jf.few_step.flow_map_loss(straight, jr.key(0), jnp.ones(2), objective=jf.few_step.ImprovedMeanFlow())
+    shift = jf.FlowMap(lambda s, t, x, args: jnp.full_like(x, (s + t) / 2), jf.CondOT())  # by (t^2 - s^2)/2
+    loss = jf.few_step.flow_map_loss(shift, jr.key(0), jnp.ones(2), objective=jf.few_step.ImprovedMeanFlow())
     assert loss >= 0
     ```
     """
@@ -137,8 +145,10 @@ class Lagrangian(AbstractObjective):
     ```python
     world = jf.distributions.Gaussian(jnp.zeros(2), std=1.0)
     objective = jf.few_step.Lagrangian(teacher=world.field(jf.CondOT()))
-    straight = jf.FlowMap(lambda s, t, x, args: jnp.zeros_like(x), jf.CondOT())
-    assert jf.few_step.flow_map_loss(straight, jr.key(0), jnp.ones(2), objective=objective) >= 0
+    std = lambda t: jnp.sqrt(t**2 + (1 - t) ** 2)
+    exact = jf.FlowMap(lambda s, t, x, args: x * (std(t) / std(s) - 1) / (t - s), jf.CondOT())
+    law = jf.few_step.TimePairs(diagonal=0.0)
+    assert jf.few_step.flow_map_loss(exact, jr.key(0), jnp.ones(2), objective=objective, law=law) < 1e-9
     ```
     """
 
@@ -168,8 +178,8 @@ class Semigroup(AbstractObjective):
     Source: Boffi et al. 2025, arXiv:2505.18825, equation 13.
 
     ```python
-    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
-    loss = jf.few_step.flow_map_loss(straight, jr.key(0), jnp.ones(2), objective=jf.few_step.Semigroup(0.5))
+    shift = jf.FlowMap(lambda s, t, x, args: jnp.full_like(x, (s + t) / 2), jf.CondOT())  # by (t^2 - s^2)/2
+    loss = jf.few_step.flow_map_loss(shift, jr.key(0), jnp.ones(2), objective=jf.few_step.Semigroup(0.5))
     assert loss >= 0
     ```
     """
@@ -200,8 +210,8 @@ class Shortcut(AbstractObjective):
     Source: Frans et al. 2024, arXiv:2410.12557, equation 5; its networks take the length of the step.
 
     ```python
-    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
-    loss = jf.few_step.flow_map_loss(straight, jr.key(0), jnp.ones(2), objective=jf.few_step.Shortcut())
+    shift = jf.FlowMap(lambda s, t, x, args: jnp.full_like(x, (s + t) / 2), jf.CondOT())  # by (t^2 - s^2)/2
+    loss = jf.few_step.flow_map_loss(shift, jr.key(0), jnp.ones(2), objective=jf.few_step.Shortcut())
     assert loss >= 0
     ```
     """
@@ -287,7 +297,7 @@ class Consistency(AbstractObjective):
 
 
 class _Damped(eqx.Module):
-    """A network whose derivative is a share of its own."""
+    """A network whose derivative is multiplied by `share`."""
 
     net: Callable[..., Any]
     share: Array

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._trainable import frozen
 from .._types import Noun, Time
@@ -29,7 +29,7 @@ class AdaptiveWeight(Noun):
         """`p` the exponent, 0 for no weight; `c` a positive number. Raises `ValueError` for others."""
         self.p, self.c = parameter(p, "p", positive=False), parameter(c, "c")
 
-    def __call__(self, square: Float[Array, ""]) -> Float[Array, ""]:
+    def __call__(self, square: Float[ArrayLike, ""]) -> Float[Array, ""]:
         square = jnp.asarray(square)
         return square / jax.lax.stop_gradient((square + self.c.astype(square.dtype)) ** self.p.astype(square.dtype))
 
@@ -51,7 +51,7 @@ class PseudoHuber(Noun):
         """`c` a positive number. Raises `ValueError` for another."""
         self.c = parameter(c, "c")
 
-    def __call__(self, square: Float[Array, ""]) -> Float[Array, ""]:
+    def __call__(self, square: Float[ArrayLike, ""]) -> Float[Array, ""]:
         square = jnp.asarray(square)
         c = self.c.astype(square.dtype)
         return jnp.sqrt(square + c**2) - c

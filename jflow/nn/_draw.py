@@ -61,17 +61,17 @@ class Wishes(nnx.Rngs):
         return _Place(len(self.made) - 1)
 
 
-def normal(wishes: Any, shape: Any, dtype: Any = None) -> Any:
+def normal(wishes: Any, shape: Any, dtype: DTypeLike | None = None) -> Any:
     """An initialiser of standard normals."""
     return wishes.place("normal", 1.0, shape)
 
 
-def zeros(wishes: Any, shape: Any, dtype: Any = None) -> Any:
+def zeros(wishes: Any, shape: Any, dtype: DTypeLike | None = None) -> Any:
     """An initialiser of zeros."""
     return wishes.place("one", 0.0, shape)
 
 
-def ones(wishes: Any, shape: Any, dtype: Any = None) -> Any:
+def ones(wishes: Any, shape: Any, dtype: DTypeLike | None = None) -> Any:
     """An initialiser of ones."""
     return wishes.place("one", 1.0, shape)
 

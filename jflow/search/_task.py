@@ -18,7 +18,7 @@ from .._path import AbstractAffinePath
 from .._sample import check_start, draw_start
 from .._sampler import FixedSteps
 from .._solver import Adams
-from .._types import Solution
+from .._types import DType, Solution
 from .._validate import check_count, check_key, concrete, parameter, shown, streams
 
 FINE_STEPS, FINE_LEVEL = 400, 1e-3
@@ -33,7 +33,7 @@ class Task(eqx.Module):
     axes: Any
     like: Any
     start: Any
-    dtype: Any
+    dtype: DType
 
     def one(self):
         """The task of drawing the first sample alone."""
@@ -58,7 +58,7 @@ class Task(eqx.Module):
         return jax.vmap(one, in_axes=(0, self.axes))(self.keys, self.args)
 
 
-def make_task(field: Any, key: Any, shape: Any, args: Any, axes: Any, num: int, start: Any, dtype: Any) -> Task:
+def make_task(field: Any, key: Any, shape: Any, args: Any, axes: Any, num: int, start: Any, dtype: DType) -> Task:
     """What is drawn, its arguments checked; sample `i` is that of `generate(field, key, num, ...)`."""
     check_affine(field.path, "A search among samplers")
     check_key(key, "A search among samplers")

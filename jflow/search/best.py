@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.typing import DTypeLike
+from jaxtyping import PyTree
 from tqdm import tqdm
 
 from .._clock import AngleClock, RatioClock
@@ -22,9 +22,9 @@ from .._field import AbstractField
 from .._grid import EasedGrid, RatioGrid, eased_shares
 from .._kinds import check_kinds
 from .._recommended import recommended
-from .._sampler import FixedSteps, as_sampler
+from .._sampler import FixedSteps, SamplerLike, as_sampler
 from .._solver import Adams, DPMpp
-from .._types import Number, PRNGKey, Time
+from .._types import Checked, DType, Number, PRNGKey, Shape, Time
 from .._validate import check_count, check_key
 from ._task import (
     FINE_STEPS,
@@ -51,7 +51,14 @@ GRADIENT = 4
 
 
 class Best(NamedTuple):
-    """The best of many samplers: `sample(field, key, shape, best.sampler)`, and so for the other verbs."""
+    """The best of many samplers: `sample(field, key, shape, best.sampler)`, and so for the other verbs.
+
+    ```python
+    euler = jf.FixedSteps(jf.UniformGrid(4), end="stop")
+    best = jf.search.Best("Euler", euler, 4, {"Euler": 0.1, "Adams": 0.2})
+    assert best.table[best.name] == min(best.table.values()) and best.sampler.n == best.nfe
+    ```
+    """
 
     name: str
     sampler: FixedSteps
@@ -68,17 +75,17 @@ def best_sampler(
     field: AbstractField,
     key: PRNGKey,
     nfe: int,
-    shape: Any,
+    shape: Checked[Shape],
     *,
-    candidates: dict[str, Callable[[int], Any]] | None = None,
+    candidates: dict[str, Callable[[int], SamplerLike]] | None = None,
     fit: int = 0,
     budget: Number | None = None,
     args: Any = None,
-    args_in_axes: Any = None,
+    args_in_axes: PyTree = None,
     t0: Time = 0.0,
     t1: Time = 1.0,
-    start: Any = None,
-    dtype: DTypeLike | None = None,
+    start: PyTree = None,
+    dtype: DType = None,
     num: int = 128,
     iterations: int = 60,
     progress: bool = True,
@@ -105,7 +112,7 @@ def best_sampler(
             1.3) and (1, 1.3) as in `EasedGrid`: those of them that the field and `nfe` admit.
         fit: For how many combinations of solver and clock the grid is fitted too, by default for none. A fit costs
             about `1200 num nfe` evaluations, many times the rest. The weights are fitted for the best solver that has
-            one call a step and no clock of its own, as Adams' methods; `n` steps have `n (n + 1)/2` of them, and with a
+            one call a step and goes in any clock, as Adams' methods; `n` steps have `n (n + 1)/2` of them, and with a
             few hundred noises (`num`) what is gained holds on others.
         budget: How many seconds the search may take. The first sampler is measured whatever it costs. What is not
             expected to end in time is left out, and a fit ends where the time does. By default all is done.

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from tqdm import tqdm
 
 from .._clock import AbstractClock, RatioClock
@@ -20,7 +19,7 @@ from .._kinds import check_kinds
 from .._rule import AbstractStepRule
 from .._sampler import End, FixedSteps
 from .._solver import NonStationary
-from .._types import PRNGKey, Time
+from .._types import Checked, DType, PRNGKey, Shape, Time
 from .._validate import check_count
 from ._task import Task, between, errors, fine, make_ends, make_task, settled, with_times
 
@@ -33,17 +32,17 @@ def optimize_times(
     field: AbstractField,
     key: PRNGKey,
     n: int,
-    shape: Any,
+    shape: Checked[Shape],
     *,
     args: Any = None,
-    args_in_axes: Any = None,
+    args_in_axes: PyTree = None,
     solver: dfx.AbstractSolver | AbstractStepRule | None = None,
     clock: AbstractClock | None = None,
     end: End | None = None,
     t0: Time = 0.0,
     t1: Time = 1.0,
-    start: Any = None,
-    dtype: DTypeLike | None = None,
+    start: PyTree = None,
+    dtype: DType = None,
     num: int = 128,
     iterations: int = 60,
     progress: bool = True,
@@ -63,7 +62,7 @@ def optimize_times(
         key: One typed key.
         n: The number of steps.
         shape: The shape of one event, or a pytree of `jax.ShapeDtypeStruct`.
-        args: The condition: conditions like those that will be asked for.
+        args: The condition: conditions like those that will be sampled.
         args_in_axes: Which leaves of `args` have a leading axis of length `num` (0) or are shared (`None`), as in
             `generate`.
         solver: As in `FixedSteps`, which takes the same one beside the grid.

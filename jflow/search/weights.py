@@ -28,7 +28,7 @@ def fit_weights(
     until: float,
 ) -> FixedSteps:
     """A sampler whose grid and weights of `NonStationary` are fitted together, from those of a linear method with one
-    call a step, which has no clock of its own: the descent of `optimize_times`, by the root mean square of the errors,
+    call a step, which goes in any clock: the descent of `optimize_times`, by the root mean square of the errors,
     as `best_sampler` ranks. It ends at the moment `until`.
     """
     times, clock = times_of(task, sampler), choose_clock(task.field, sampler)

@@ -1,25 +1,25 @@
 """Certificates of samplers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import Array
 
 from .._field import AbstractField, AbstractWrappedField
 from .._kinds import check_kinds
 from .._path import AbstractAffinePath, CondOT
 from .._sampler import AdaptiveSteps
 from .._solve import solve
-from .._types import Number
+from .._types import Number, PRNGKey
 from ..distributions import GaussianMixture
 from ._pushed import FAR, World
 from ._report import Check, Report, bounded
 
-Sampler = Callable[[AbstractField, Any, Any], Any]
+Sampler = Callable[[AbstractField, Array, Array], Array]
 """`sampler(field, x0, z)`: the state to which `x0` is carried, with the standard normals `z`."""
 
 
@@ -33,7 +33,7 @@ def certify(
     order: Number | None = None,
     calls: int | None = None,
     tolerance: Number | None = None,
-    key: Any = None,
+    key: PRNGKey | None = None,
 ) -> Report:
     """Certifies a sampler: its exact law on Gaussian data step by step, its order, its network calls.
 

@@ -74,7 +74,7 @@ def check_path(path: AbstractAffinePath) -> Report:
 
 
 def _flag_rows(path):
-    """The static facts that a path tells against its values, in float32 as `CustomPath` looks at them."""
+    """The static facts that a path states against its values, in float32 as `CustomPath` looks at them."""
     zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
     facts = {
         "ends_at_data": ("sigma(1) = 0", path.ends_at_data, path.sigma(one) == 0),
@@ -82,13 +82,13 @@ def _flag_rows(path):
         "finite_sigma_dot": ("sigma'(1)", path.finite_sigma_dot, _finite(jax.grad(path.sigma)(one))),
         "finite_alpha_dot": ("alpha'(0)", path.finite_alpha_dot, _finite(jax.grad(path.alpha)(zero))),
     }
-    for flag, (value, told, seen) in facts.items():
-        differs = seen is not None and bool(told) != bool(seen)
-        yield bounded(f"{flag} against {value}", differs, 0.0, f"it says {bool(told)}")
+    for flag, (value, stated, seen) in facts.items():
+        differs = seen is not None and bool(stated) != bool(seen)
+        yield bounded(f"{flag} against {value}", differs, 0.0, f"it says {bool(stated)}")
 
 
 def _finite(slope):
-    """Whether a derivative is finite; `None` where automatic differentiation does not tell, as `0 inf`."""
+    """Whether a derivative is finite; `None` where automatic differentiation does not know, as `0 inf`."""
     return None if jnp.isnan(slope) else jnp.isfinite(slope)
 
 

@@ -16,7 +16,7 @@ from .._flow_map import FlowMap
 from .._kinds import check_kinds
 from .._sample import decode, draw_start
 from .._sampler import AdaptiveSteps, FixedSteps
-from .._types import Number, PRNGKey
+from .._types import Checked, Number, PRNGKey, Shape
 from .._validate import check_count, check_key, stream
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
@@ -28,6 +28,12 @@ class Residuals(NamedTuple):
     - `lagrangian`: of `d_t X_{s,t}(x) - v(t, X_{s,t}(x))`.
     - `eulerian`: of `(t - s) (d_s u + d_x u v) + v - u` where the map gives `u`, that is of `d_s X_{s,t}(x) + d_x X v`.
     - `semigroup`: of `X_{r,t}(X_{s,r}(x)) - X_{s,t}(x)` with `r` the midpoint.
+
+    ```python
+    straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())
+    residuals = jf.testing.diagnose(straight, jr.key(0), (2,), (0.0, 0.5, 1.0), n=8)
+    assert isinstance(residuals, jf.testing.Residuals) and residuals.lagrangian.shape == (2,)
+    ```
     """
 
     lagrangian: Float[np.ndarray, " intervals"]
@@ -41,7 +47,7 @@ class Residuals(NamedTuple):
 def diagnose(
     flow_map: FlowMap,
     key: PRNGKey,
-    shape: Any,
+    shape: Checked[Shape],
     times: Sequence[Number] = (0.0, 0.25, 0.5, 0.75, 1.0),
     *,
     args: Any = None,

@@ -57,7 +57,7 @@ class World:
 
     def push(self, n: int) -> "Pushed":
         """The sampler in `n` steps, on two samples at once: at zero, at every unit vector of their start and normals,
-        and at points near and far that tell whether it is affine.
+        and at points near and far that show whether it is affine.
         """
         size = 2 + 2 * n
         probes = np.array(jr.normal(self.key, (8, _SAMPLES * size)))
@@ -132,7 +132,7 @@ class Pushed(NamedTuple):
 
     @property
     def counting(self) -> int:
-        """The calls that count: at a state of their own, and with influence."""
+        """The calls that count: at a new state, and with influence."""
         return int((~self.idle).sum())
 
     def laws(self, world: World, stride: int) -> np.ndarray:

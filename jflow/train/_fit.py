@@ -41,7 +41,7 @@ def fit(
     keep: int = 3,
     mesh: Mesh | None = None,
     progress: bool = True,
-    on_save: Callable[[State], Any] | None = None,
+    on_save: Callable[[State], object] | None = None,
 ) -> tuple[State, Float[np.ndarray, " n"]]:
     """Trains until `state.step == steps`; returns the state and the loss of every step taken here.
 

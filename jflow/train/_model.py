@@ -24,6 +24,8 @@ from .._serialise import from_json, to_json
 from .._trainable import trainable
 from ._record import TRAINED, differences, record
 
+__all__ = ["load", "save"]
+
 _FORMAT = "jflow 1"
 _FIELDS: dict[str, type] = {kind.__name__: kind for kind in (Field, Preconditioned, FlowMap)}
 _KINDS = {
@@ -132,13 +134,13 @@ def load(path: str | Path, net: Any = None) -> Any:
 
 
 def write_model(path: str | Path, field: AbstractField, more: dict[str, str], *, overwrite: bool) -> None:
-    """`save`, with entries of one's own in the header."""
+    """`save`, with more entries in the header."""
     if not isinstance(field, AbstractField):
         raise TypeError(f"A model must be a field, as state.ema or state.field. Got {type(field).__name__}.")
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
         raise ValueError(
-            f"A model must not be overwritten unasked. Got {path}, which exists: choose another name, or pass "
+            f"A model must not be overwritten by accident. Got {path}, which exists: choose another name, or pass "
             "overwrite=True."
         )
     leaves, settings = _leaves(field)
@@ -290,7 +292,7 @@ def _leaves(tree: PyTree) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _record(field: AbstractField) -> dict[str, str]:
-    """What tells the field from others, but for its network, whose arrays are compared."""
+    """What distinguishes the field from others, but for its network, whose arrays are compared."""
     marked = jtu.tree_map(lambda flag, leaf: TRAINED if flag else leaf, trainable(field), field)
     return record(marked)
 

@@ -21,9 +21,9 @@ _TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def record(tree: PyTree) -> dict[str, str]:
-    """Name and text of what tells the fields in `tree` from others with arrays of the same shapes.
+    """Name and text of what distinguishes the fields in `tree` from others with arrays of the same shapes.
 
-    A path that holds functions is told by its values at five times.
+    A path that holds functions is known by its values at five times.
     """
     found: dict[str, str] = {}
     for where, field in jtu.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, AbstractField)):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
 from .._event import joined
@@ -229,7 +230,7 @@ def _check_still(field):
     jtu.tree_leaves(field, is_leaf=check)
 
 
-def average_dtype(p: Array) -> Any:
+def average_dtype(p: Array) -> DTypeLike:
     """float32, or the parameter's own type where that is wider."""
     return joined(p.dtype, jnp.float32)
 

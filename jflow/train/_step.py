@@ -21,10 +21,10 @@ from .._mesh import automatic
 from .._validate import is_real, shown
 from ._state import State, average_dtype
 
-Loss = Callable[[PyTree, Key[Array, ""], PyTree], Any]
+Loss = Callable[[PyTree, Key[Array, ""], PyTree], PyTree]
 """`loss(field, key, example) -> scalar`, of one example; or `-> (scalar, metrics)`."""
 
-_SMALL = 2**16  # numbers of an array that is copied rather than summed by a kernel of its own
+_SMALL = 2**16  # numbers of an array that is copied rather than summed by a separate kernel
 
 
 class Info(NamedTuple):
