@@ -279,7 +279,11 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", tiers(WRONG, ["noise 3 percent too large"]))
+DEFAULT = "noise 3 percent too large"
+EVERY = 3  # a certificate takes seconds, so a run tries every third sampler of the lists; 1 tries all
+
+
+@pytest.mark.parametrize("name", tiers(sorted({*list(WRONG)[::EVERY], DEFAULT}), [DEFAULT]))
 def test_an_altered_sampler_gets_no_certificate(name):
     sampler, options = WRONG[name]
     report = jf.testing.certify(sampler, steps=STEPS, **options)
@@ -287,7 +291,7 @@ def test_an_altered_sampler_gets_no_certificate(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", list(RIGHT)[::EVERY])
 def test_a_right_sampler_gets_one(name):
     sampler, options = RIGHT[name]
     jf.testing.certify(sampler, steps=STEPS, **options).check()
