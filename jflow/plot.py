@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from ._extra import from_extra
 from ._kinds import check_kinds
-from ._validate import shown
+from ._validate import is_real, shown
 
 # of Okabe and Ito's palette, distinct whatever the colour vision
 # of Okabe and Ito's palette, which can be distinguished with any colour vision
@@ -338,6 +338,8 @@ def _known(values: Any, dtype: Any = None) -> np.ndarray:
     """Values as a numpy array; raises `ValueError` for traced ones."""
     if isinstance(values, jax.core.Tracer):
         raise ValueError(f"A picture must be of known values. Got {values}: draw it outside of jax.jit.")
+    if not is_real(values):
+        raise TypeError(f"A picture must be of real numbers. Got {shown(values)}.")
     return np.asarray(values, dtype)
 
 

@@ -596,7 +596,7 @@ def by_name(name: str, n: int | None = None, **options: object) -> FixedSteps | 
 
 
 def _grid(n: int, shift: Any, grid: Any) -> Any:
-    if grid is not None and (steps := grid.n if isinstance(grid, AbstractGridRule) else len(grid) - 1) != n:
+    if grid is not None and (steps := grid.n if isinstance(grid, AbstractGridRule) else jnp.size(grid) - 1) != n:
         raise ValueError(f"grid must have the {n} steps of the sampler. Got one of {steps} steps.")
     rule = UniformGrid(n) if grid is None else grid
     return rule if shift is None else ShiftedGrid(rule, shift)

@@ -14,7 +14,7 @@ def kept(given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim):
         return tuple(map(_hashable, value))
     return value.item() if isinstance(value, np.generic) else value
 

@@ -164,8 +164,8 @@ class DiT(nnx.Module):
         Raises `ValueError` for sides that the patch does not divide, heads that do not divide `dim`, an odd `dim`,
         and an impossible condition.
         """
-        self.arguments = kept(locals())
         check_kinds(DiT.__init__, locals())
+        self.arguments = kept(locals())
         self.shape = _image_shape("DiT", shape, patch)
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from .._validate import shown
+
 _CUT = 2.0
 _CUT_STD = 0.87962566103423978  # of a standard normal that is cut at 2
 
@@ -27,6 +29,8 @@ def drawn_at_once(init: Callable[..., None]) -> Callable[..., None]:
 
     @ft.wraps(init)
     def __init__(self, *args, rngs, **options):
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs must be random numbers of flax, as flax.nnx.Rngs(0). Got {shown(rngs)}.")
         wishes = rngs if isinstance(rngs, Wishes) else Wishes()
         init(self, *args, rngs=wishes, **options)
         if wishes is rngs:  # a layer of a network

@@ -58,8 +58,8 @@ class MLP(nnx.Module):
 
         Raises `ValueError` for sizes that are no positive integers and for an impossible condition.
         """
-        self.arguments = kept(locals())
         check_kinds(MLP.__init__, locals())
+        self.arguments = kept(locals())
         if isinstance(in_size, Sequence):
             self.shape = tuple(positive("Each side of in_size", side) for side in in_size)
             self.in_size = math.prod(self.shape)

@@ -146,8 +146,8 @@ class UNet(nnx.Module):
         Raises `ValueError` for sides that the levels do not divide, levels that do not exist, heads that do not
         divide the channels, and an impossible condition.
         """
-        self.arguments = kept(locals())
         check_kinds(UNet.__init__, locals())
+        self.arguments = kept(locals())
         channels = _check_levels(channels, attention)
         halvings = len(channels) - 1
         why = f"{halvings + 1} levels halve them {halvings} times"
