@@ -182,9 +182,8 @@ class Normal(AbstractGaussianSource):
         mapped = noise_map(self)
         squares = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(mapped.solve(x, args)))
         log_det = mapped.log_det(x, args)
-        return jnp.asarray(
-            -squares / 2 - self.dimension(x, args) * (math.log(2 * math.pi) / 2) - log_det, state_dtype(x)
-        )
+        half = math.log(2 * math.pi) / 2
+        return jnp.asarray(-squares / 2 - self.dimension(x, args) * half - log_det, state_dtype(x))
 
     def dimension(self, x: PyTree, args: Any = None) -> Num[Array, ""] | Number:
         return noise_map(self).rank(x, args)

@@ -313,10 +313,9 @@ def stratified_times(
     law = Uniform() if law is None else law
     u = jr.uniform(stream(key, "stratified_times"), (n,))
     info = jnp.finfo(u.dtype)
-    shares = jnp.clip(
-        (jnp.arange(n, dtype=u.dtype) + u) / n, info.tiny, 1 - info.epsneg
-    )  # rounding must not reach an end
-    return jax.vmap(lambda share: law.quantile(share, path))(shares)
+    # rounding must not reach an end
+    u = jnp.clip((jnp.arange(n, dtype=u.dtype) + u) / n, info.tiny, 1 - info.epsneg)
+    return jax.vmap(lambda share: law.quantile(share, path))(u)
 
 
 def _interval(lo: Any, hi: Any, what: str) -> tuple[Array, Array]:

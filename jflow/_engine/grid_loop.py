@@ -57,9 +57,7 @@ def run_grid(
         if callable(noise):
             carry, saved = _scan_blocks(body, carry, steps, n, noise, block)
         else:
-            carry, saved = lax.scan(
-                body, carry, (*steps, row(noise, slice(0, n))), unroll=unroll if noise is None else 1
-            )
+            carry, saved = lax.scan(body, carry, (*steps, row(noise, slice(n))), unroll=unroll if noise is None else 1)
     x, _, count, alive = carry
     if stepper.end == "denoise":
         x = stepper.finish(x, args)

@@ -152,9 +152,7 @@ class _Lane:
         self.tableau, self.max_steps = solver.tableau, max_steps
         self.dt0 = first_step(equation, interval, dt0)
         # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
-        self.term = dfx.ODETerm(
-            lambda tau, u, a: equation.drift(*located(equation, interval, u, tau, u), a, interval.eta)
-        )
+        self.term = dfx.ODETerm(lambda s, u, a: equation.drift(*located(equation, interval, u, s, u), a, interval.eta))
         self.floor = _before(interval.tau1)
 
     def running(self, sample):

@@ -86,6 +86,9 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
         assert jf.train.restore(folder, fresh, key=jr.key(0)).field["w"] == 3
     ```
     """
+    with from_extra("A folder of checkpoints"):
+        import orbax.checkpoint  # noqa: F401
+
     check_kinds(restore, locals())
     with _manager(_existing(folder), create=False) as manager:
         return Checkpoints(Path(folder), manager).restore(state, key, step)

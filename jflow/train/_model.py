@@ -76,7 +76,6 @@ def save(path: str | Path, field: AbstractField, *, overwrite: bool = False) -> 
     assert (again.velocity(0.5, jnp.ones(2)) == field.velocity(0.5, jnp.ones(2))).all()
     ```
     """
-    check_kinds(save, locals())
     write_model(path, field, {}, overwrite=overwrite)
 
 
