@@ -32,7 +32,7 @@ class Mine(nnx.Module):
         self.layers = nnx.List([nnx.Linear(2 + 4, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)])
         self.scale = nnx.Variable(jnp.array([2, 3], jnp.int32))
 
-    def __call__(self, t, x, args):
+    def __call__(self, t, x, args, key=None):
         h = self.layers[0](jnp.concatenate([x, self.features(t)]))
         return self.layers[1](jax.nn.silu(h)) * self.scale[...]
 
@@ -102,11 +102,18 @@ def test_each_network_of_the_library_draws_the_same_in_a_fresh_process(tmp_path)
         assert x.dtype == np.float32 and np.array_equal(np.load(f"{path}.npy"), x), path
 
 
+class Around(eqx.Module):
+    net: eqx.nn.MLP
+
+    def __call__(self, t, x, args):
+        return self.net(x), self.net(x + t)
+
+
 USERS = {
     "a module": (lambda seed: jf.Field(Mine(3, rngs=nnx.Rngs(seed)), jf.CondOT(), "velocity")),
     "a function": (lambda seed: jf.Field(partial(jr.normal(jr.key(seed), (2,))), jf.CondOT(), "velocity")),
     "an equinox module": (
-        lambda seed: jf.Field(eqx.nn.MLP(2, 2, 3, 1, key=jr.key(seed)), jf.CondOT(), ("velocity", "noise"))
+        lambda seed: jf.Field(Around(eqx.nn.MLP(2, 2, 3, 1, key=jr.key(seed))), jf.CondOT(), ("velocity", "noise"))
     ),
     "two heads": (lambda seed: jf.Field(Mine(3, rngs=nnx.Rngs(seed)), jf.VP(), ("velocity", "noise"), draws=True)),
     "a flow map": (lambda seed: jf.FlowMap(Mine(3, rngs=nnx.Rngs(seed)), jf.CondOT())),

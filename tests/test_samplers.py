@@ -605,7 +605,7 @@ def test_dpm_adaptive_takes_the_steps_of_its_textbook(name, x64):
     taken = np.isfinite(np.asarray(out.ts))
     ts, xs = np.asarray(out.ts)[taken], np.asarray(out.xs)[taken, 0]
     assert out.status == 0 and ts[0] == 0 and abs(ts[-1] - 0.999) < 1e-12 and len(ts) > 5
-    assert out.nfe % 3 == 0 and out.nfe >= 3 * (len(ts) - 1)
+    assert (out.nfe - 2) % 3 == 0 and out.nfe >= 3 * (len(ts) - 1)
     for t0, t1, x, x1 in zip(ts[:-1], ts[1:], xs[:-1], xs[1:], strict=True):
         truth, error, (u0, u1) = third_order(name, x, t0, t1)
         np.testing.assert_allclose(x1, truth, rtol=1e-9, atol=1e-10)
