@@ -754,7 +754,7 @@ def test_exact_worlds_take_affine_paths():
             return x0
 
     refuses(lambda: MIX5.field(Bent()), "affine path.*Got .*Bent")
-    refuses(lambda: MIX5.field(None), "must be a jflow path", TypeError)
+    refuses(lambda: MIX5.field(None), "path must be AbstractPath", TypeError)
 
 
 def test_new_numbers_do_not_retrace():
