@@ -153,7 +153,7 @@ FIXED = [
     ((GRID, dfx.Heun), {}, TypeError, "solver must be AbstractSolver"),
     ((GRID, "heun"), {}, TypeError, "solver must be .* Got 'heun'"),
     ((GRID, dfx.ImplicitEuler()), {}, ValueError, r"explicit solver\. Got ImplicitEuler, .*diffrax\.StepTo\(times\)"),
-    ((GRID,), {"end": "denoised"}, ValueError, "end must be 'denoise' or 'stop'. Got 'denoised'"),
+    ((GRID,), {"end": "denoised"}, ValueError, "end must be 'denoise' or 'stop'.* Got 'denoised'"),
     ((GRID,), {"end": dfx.Euler()}, ValueError, "end must be 'denoise' or 'stop'"),
     ((GRID, dfx.Heun(), jf.RatioClock()), {}, TypeError, "positional"),
     ((GRID,), {"steps": 3}, TypeError, "steps"),
