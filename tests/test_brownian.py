@@ -169,6 +169,7 @@ def test_noise_is_cast_to_the_type_of_the_state(x64):
 ENDS = [(jf.ThetaClock(), jf.CondOT(), 0.0), (jf.RatioClock(), jf.Cosine(), 0.001), (jf.AngleClock(), jf.VP(), 0.001)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("clock", "path", "start"), ENDS, ids=["theta", "ratio", "angle"])
 def test_a_tree_on_the_noise_times_of_the_ends_is_known_at_every_step(clock, path, start):
     """On a grid and adaptively, though these times are computed again from those of the clock, which rounds them.
@@ -192,6 +193,7 @@ def test_a_tree_on_the_noise_times_of_the_ends_is_known_at_every_step(clock, pat
         assert run(stop, clock.noise_time(path, jnp.asarray(start), 1.0), clock.noise_time(path, stop, 1.0)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_dyadic_noise_is_one_path_on_finer_and_finer_grids():
     """Two steps of `2 n` add up to the step of `n`, in every leaf; test_sde_family.py has its law."""
     shape = {"a": jax.ShapeDtypeStruct((3,), jnp.float32), "b": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
@@ -208,6 +210,7 @@ def test_dyadic_noise_halves_its_steps(n, message):
     refuses(lambda: jf.dyadic_noise(KEY, n, (3,)), message)
 
 
+@pytest.mark.slow
 def test_bad_noise_raises_with_a_reason():
     grid, x0 = jf.UniformGrid(4), jnp.zeros(3)
     cases = [

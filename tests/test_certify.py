@@ -283,6 +283,7 @@ DEFAULT = "noise 3 percent too large"
 EVERY = 3  # a certificate takes seconds, so a run tries every third sampler of the lists; 1 tries all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(sorted({*list(WRONG)[::EVERY], DEFAULT}), [DEFAULT]))
 def test_an_altered_sampler_gets_no_certificate(name):
     sampler, options = WRONG[name]

@@ -100,6 +100,7 @@ def message_of(capsys, *argv):
     return " ".join(error.replace("│", " ").split())
 
 
+@pytest.mark.slow
 def test_train_fills_the_run_folder(moons):
     for name in ("config.json", "metrics.jsonl", "samples.png", "trajectories.png", "loss.png", "animation.gif"):
         assert (moons / name).stat().st_size > 0, name
@@ -116,6 +117,7 @@ def test_a_finished_run_is_left_as_it_is(moons, capsys):
     assert files(moons) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_end(moons, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_run, "_SAVE_EVERY", 5)
     batch = RECIPES["moons"].batch
@@ -150,6 +152,7 @@ def test_overwrite_begins_anew_and_spares_other_files(copy, monkeypatch):
     assert (copy / "mine.txt").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_sample_writes_arrays(labelled, tmp_path):
     out = tmp_path / "draws.npz"
     command = ["sample", str(labelled), "--num", "23", "--steps", "2", "--sampler", "heun_flow", "--seed", "0"]
@@ -165,6 +168,7 @@ def test_sample_writes_arrays(labelled, tmp_path):
         assert np.array_equal(draws["x"][7], x[7]) and not np.array_equal(draws["x"][6], x[6])
 
 
+@pytest.mark.slow
 def test_sample_takes_every_sampler_with_its_options(labelled, tmp_path):
     """The default is ten steps of Heun's; `--eta` and `--shift` reach the sampler that takes them."""
     given, drawn = {"default": [], "heun_flow": ["--sampler", "heun_flow", "--steps", "10"]}, {}
@@ -179,6 +183,7 @@ def test_sample_takes_every_sampler_with_its_options(labelled, tmp_path):
     assert not any(np.allclose(a, b, atol=1e-4) for i, a in enumerate(others) for b in others[:i])
 
 
+@pytest.mark.slow
 def test_an_exported_model_draws_the_same(labelled, moons, tmp_path, capsys):
     """A file alone draws what the run draws, bit for bit; in a fresh process in the slow tier."""
     for name, run in {"labelled": labelled, "moons": moons}.items():
@@ -245,6 +250,7 @@ def test_sample_without_classes_writes_no_labels(moons, tmp_path):
         assert list(draws) == ["x"] and draws["x"].shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_evaluate_writes_and_prints_the_report(moons, capsys):
     capsys.readouterr()
     main(["evaluate", str(moons), "--num", "100", "--steps", "3", "--seed", "2"])
@@ -466,6 +472,7 @@ def test_draws_that_diverge_are_reported_not_written(moons, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_as_a_user_calls_it(tmp_path):
     """In a process of its own: the exit code, and one line on the stream of errors."""
     code = "import sys; from jflow.cli import main; sys.exit(main())"

@@ -35,6 +35,7 @@ def test_the_time_of_a_clock_increases_and_is_inverted(x64):
             assert (steps[:, 1:] > 0).all() and (steps >= 0).all(), (name, clock)
 
 
+@pytest.mark.slow
 def test_the_right_hand_side_is_the_derivative_of_the_rescaled_state(x64):
     z, x0 = 1.7, -0.6
 
@@ -52,6 +53,7 @@ def test_the_right_hand_side_is_the_derivative_of_the_rescaled_state(x64):
             np.testing.assert_allclose(rhs, slope, rtol=1e-9, atol=1e-9, err_msg=f"{name} {clock}")
 
 
+@pytest.mark.slow
 def test_the_marginals_do_not_depend_on_eta(x64):
     """`dV/dtau = 2 A V + g^2 dnoise/dtau` holds for the variance of the state on data `N(0, 0.25)`."""
 

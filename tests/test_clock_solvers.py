@@ -170,6 +170,7 @@ class Areas(dfx.AbstractBrownianPath):
         return area if use_levy else area.W
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(SPREADS, ["Heun"]))
 def test_the_spread_on_gaussian_data_is_the_printed_one(name, x64):
     clock, solver, printed = SPREADS[name]
@@ -186,6 +187,7 @@ def test_stochastic_runge_kutta_has_the_simulated_spread(name, x64):
         assert abs(spread_error(n, jf.ThetaClock(), solver, kinds=2) - simulated[n]) < 3e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [dfx.SRA1(), dfx.SPaRK()], ids=["SRA1", "SPaRK"])
 def test_stochastic_runge_kutta_starts_where_there_is_no_signal(solver):
     """From t = 0, where the scale of the theta clock is zero, to the marginal at t = 0.95."""
@@ -210,6 +212,7 @@ OURS = {
 CALLS = {name: (solver, calls) for name, (solver, _, calls) in SOLVERS.items()} | OURS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(CALLS, ["Heun", "singlestep 2"]))
 def test_calls_are_reported_counted_and_advertised(name):
     """For both ends, and for a guided field, whose calls count twice."""
@@ -235,6 +238,7 @@ def test_calls_are_reported_counted_and_advertised(name):
 # ------------------------------------------------------------------------------------------------------------ finite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.slow)])
 def test_every_clock_and_kind_of_solver_is_finite_for_a_network_in_bfloat16(n):
     """From t = 0, or close to it, to t = 1, in float32."""

@@ -50,6 +50,7 @@ def compiled(options, size=2, times=TIMES, batch=None):
     return jax.jit(run).lower(network(size), key, times).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n != "SDE, SRA1" else pytest.param(n, marks=pytest.mark.slow) for n in PROGRAMS])
 def test_a_fixed_grid_is_a_loop_of_known_length_without_callbacks(name):
     text = compiled(PROGRAMS[name], batch=4).as_text()
@@ -60,6 +61,7 @@ def test_a_fixed_grid_is_a_loop_of_known_length_without_callbacks(name):
     assert not re.search(r" (infeed|outfeed|send|recv)\(", text)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps():
     size = 2000
     for options in ({}, {"eta": 1.0, "end": "denoise"}):
@@ -69,6 +71,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
         assert many - few < 1000 * 4 * 40  # tables of a few numbers a step, no states: these are 8 MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [jax.jit, eqx.filter_jit], ids=["jax.jit", "eqx.filter_jit"])
 def test_K2_new_values_do_not_retrace(wrap):
     traces = []
@@ -86,6 +89,7 @@ def test_K2_new_values_do_not_retrace(wrap):
     assert first.shape == second.shape == (2,) and (first != second).all()
 
 
+@pytest.mark.slow
 def test_a_sampler_is_an_argument_of_a_jitted_function():
     """Its kind of end is static, its numbers are not."""
     traces = []

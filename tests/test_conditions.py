@@ -171,6 +171,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", tiers(SOURCES, ["centred"]))
 @pytest.mark.parametrize("sampler", tiers(SAMPLERS, ["ODE", "eta 1"]))
 def test_samples_stay_in_their_space_whatever_the_network(sampler, source):
@@ -182,6 +183,7 @@ def test_samples_stay_in_their_space_whatever_the_network(sampler, source):
     assert centre < 1e-6 if source == "centred" else centre > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_sample_with_its_density_is_that_sample(source):
     """The projection is of the field, not of the density alone."""
@@ -202,6 +204,7 @@ def test_every_prediction_is_in_the_space(predicts):
         assert (value[~HERE] == 0).all() and np.abs(value.sum(0)).max() < 1e-5 and np.abs(value).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", tiers(SOURCES, ["centred"]))
 def test_the_likelihood_of_a_masked_gaussian_is_exact(source, x64):
     """In the dimension of what is there; the padding may hold anything, even NaN."""
@@ -234,6 +237,7 @@ def test_the_draws_of_a_masked_gaussian_have_its_law():
     assert (x[:, ~HERE] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", tiers(SOURCES, ["centred"]))
 def test_neither_padding_nor_order_counts(source):
     """Loss and states of a network that does not mind the order: with more padding, with other padding, permuted."""

@@ -385,6 +385,7 @@ PLANAR = [data.moons, data.circles, data.spirals, data.checkerboard, data.eight_
 N = 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", PLANAR, ids=lambda draw: draw.__name__)
 def test_planar_sets_are_functions_of_their_key(draw):
     x = draw(jr.key(0), 50)
@@ -465,6 +466,7 @@ def test_E7_spirals():
     np.testing.assert_allclose(np.sin(turned), 0, atol=1e-3)  # half a turn from the centre to the rim
 
 
+@pytest.mark.slow
 def test_E7_eight_gaussians():
     x = drawn(data.eight_gaussians, 0, N)
     square = (x**2).sum(axis=1)

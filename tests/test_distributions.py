@@ -137,11 +137,13 @@ def laws(world, args, path):
         assert all(jnp.isfinite(value).all() and value.dtype == jnp.float32 for value in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(WORLDS, KINDS))
 def test_laws(name):
     laws(*WORLDS[name], PATHS["CondOT"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", tiers(PATHS, ["VP", "VE", "root"]))
 def test_laws_along_every_path(path):
     laws(*WORLDS["mixture, full"], PATHS[path])
@@ -180,6 +182,7 @@ def test_without_noise_the_data_of_boxes_is_the_nearest_point():
     np.testing.assert_allclose(out.x, [5.0, 5.0], atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(WORLDS, ["mixture, full", "boxes, weighted", "points", "hierarchical"]))
 def test_moments_of_samples_and_of_marginals(name):
     """`at(path, t)` is the law of `alpha z + sigma eps`: first two moments, and the mean of the posterior means."""
@@ -233,6 +236,7 @@ def posterior(density, support, alpha, sigma, x):
     return np.log(joint.sum()), (joint * z).sum() / joint.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", tiers(SCHEDULES, ["root"]))
 @pytest.mark.parametrize("name", ["mixture", "boxes, weighted"])
 def test_P6_marginalisation_by_quadrature(name, schedule, x64):
@@ -311,6 +315,7 @@ def test_E6_empirical_distribution_of_its_own_array():
     assert second.sample(jr.key(0)) >= 100
 
 
+@pytest.mark.slow
 def test_E7_geometry():
     n = 20_000
     board = worlds.checkerboard()
@@ -461,6 +466,7 @@ def test_P15_finite_data_sets():
     np.testing.assert_allclose(field.data(1.0, x), nearest, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_P16_moments_of_the_score():
     """`E[s] = 0` and `E[x s] = -d` (Stein), at every time."""
     for world, args in (WORLDS["mixture, full"], WORLDS["boxes"]):
@@ -485,6 +491,7 @@ def losses(field, world, key, n, law):
     return jax.vmap(one)(jr.split(key, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "predicts", "std", "minimum"),
     [

@@ -91,6 +91,7 @@ def cases():
         yield pytest.param(example, id=example.name, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", list(cases()))
 def test_an_example_runs(example):
     exec(compile(example.code, f"<docstring of {example.name}>", "exec"), dict(NAMES))
@@ -163,6 +164,7 @@ def prose() -> dict[str, str]:
     return {str(file.relative_to(ROOT)): file.read_text() for file in files if file.name != "CONTRIBUTING.md"}
 
 
+@pytest.mark.slow
 def test_prose_is_plain():
     found = [
         f"{name}:{text.count(chr(10), 0, word.start()) + 1}: {word.group()}"

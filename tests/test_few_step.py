@@ -76,6 +76,7 @@ def case(request):
     return OBJECTIVES[request.param]
 
 
+@pytest.mark.slow
 def test_the_expected_gradient_vanishes_at_the_exact_map_alone(case):
     objective, build = case
     with jax.enable_x64(True):
@@ -99,6 +100,7 @@ def test_the_expected_gradient_vanishes_at_the_exact_map_alone(case):
         assert z(0.3 * np.ones(4)).max() > 8  # the same number of draws tells a wrong map
 
 
+@pytest.mark.slow
 def test_residuals_of_properties_are_zero(case):
     """Off the diagonal the semigroup's and the Lagrangian residual vanish at every draw, distillation's everywhere."""
     objective, build = case
@@ -114,6 +116,7 @@ def test_residuals_of_properties_are_zero(case):
         assert losses.max() < 1e-20
 
 
+@pytest.mark.slow
 def test_mean_flows_regress_the_conditional_velocity(x64):
     """At the exact map: improved MeanFlow's error is `u - v`, MeanFlow's is `(I + (t - s) d_x u)(u - v)`."""
     flow_map, field, (keys, x1) = exact(), WORLD.field(jf.CondOT()), examples(200)
@@ -273,6 +276,7 @@ def test_laws_and_objectives_check_their_numbers():
             build()
 
 
+@pytest.mark.slow
 def test_residuals_of_the_exact_map_and_of_a_wrong_one(x64):
     """All residuals of the exact map vanish; of the map `X + e n` the Lagrangian one is `|d_t e|^2`, by interval."""
     shape = jax.ShapeDtypeStruct((2,), jnp.float64)

@@ -60,6 +60,7 @@ FIELDS = {  # each network becomes a field in one line
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_network_of_any_framework_is_a_field_in_one_line(name):
     field = FIELDS[name]
@@ -274,6 +275,7 @@ def test_a_hundred_steps_of_adamw_change_networks_only():
 # ------------------------------------------------------------------------------------------------ change of path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["Cosine", "VP", "VE", "quadratic"])
 def test_change_path_is_exact(target, x64):
     """A Gaussian's field along one path, taken to another, is its field there."""
@@ -332,6 +334,7 @@ def test_change_path_raises_where_the_ratios_do_not_overlap():
     assert early.status == later.status == 1 and jnp.isnan(early.x).all() and jnp.isnan(later.x).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_change_path_is_finite_at_both_ends(dtype):
     """At t = 0 the noise is the state and the data their mean, at t = 1 the data is the state."""

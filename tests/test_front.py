@@ -95,6 +95,7 @@ def many(i):
     return rows, np.stack([rows, rows], 1), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VERBS)
 def test_a_second_eager_call_compiles_nothing(name):
     call = VERBS[name]
@@ -252,6 +253,7 @@ class Clocked(eqx.Module):
         return t * jnp.ones_like(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_plain_function_that_reads_a_global_gives_the_new_answer(name, monkeypatch):
     call = READERS[name]
@@ -323,6 +325,7 @@ def loss(weight, key):
     return jnp.sum(jf.sample(made, key, jax.ShapeDtypeStruct((2,), jnp.float64), NOISY).x ** 2)
 
 
+@pytest.mark.slow
 def test_under_jit_and_vmap_it_is_the_eager_call():
     keys = jr.split(KEYS[0], 3)
     eager = jnp.stack([jf.sample(field(0), key, (2,), NOISY).x for key in keys])
@@ -338,6 +341,7 @@ def test_under_jit_and_vmap_it_is_the_eager_call():
         np.testing.assert_allclose(x, eager, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_gradients_of_an_eager_call(x64):
     value, slope = jax.value_and_grad(loss)(0.5, KEYS[0])
     step = 1e-6

@@ -47,6 +47,7 @@ STEPS = dfx.SaveAt(t0=True, steps=True)
 SAMPLERS = {"ode": TIMES, "sde": jf.FixedSteps(TIMES, eta=1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [3, "mesh", *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_K5_sample_i_depends_on_the_key_and_on_i_alone(alone, batch_size):
     mesh, size = (jax.make_mesh((8,), ("data",)), 8) if batch_size == "mesh" else (None, batch_size)
@@ -145,6 +146,7 @@ def test_conditions_are_split_or_shared():
     np.testing.assert_allclose(shared.x[2], split.x[2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_guided_conditions_are_split_or_shared():
     guided = jf.Guided(conditional(), 0.0)
     labels, scales = jnp.arange(5.0), np.linspace(0, 4, 5)
@@ -208,6 +210,7 @@ def test_adaptive_samples_do_not_depend_on_the_batch(x64):
         assert out.nfe[i] == one.nfe and out.x.dtype == np.float64
 
 
+@pytest.mark.slow
 def test_the_default_is_the_recommended_sampler():
     field = gaussian(jf.CondOT())
     for guide, args, steps in ((field, None, 32), (jf.Guided(field, 0.0), jf.Args(1.0, scale=2.0), 16)):

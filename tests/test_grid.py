@@ -43,6 +43,7 @@ def facts(rule):
     return rule.starts_at_zero, rule.ends_at_one, rule.repeats_last, rule.direction, rule.within
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_every_grid_ends_at_its_ends(name):
     """To the last bit, for one step too, and in between strictly increasing."""

@@ -84,6 +84,7 @@ def predictions(field, x, args):
     return named, field.predict((field.predicts,), T, x, args)[0], field.predict(rows, T, x, args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_its_formula_in_every_prediction(name, x64):
     make, formula, space = RULES[name]

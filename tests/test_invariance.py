@@ -35,6 +35,7 @@ def batches(field, sampler, dtype=jnp.float32):
     yield "alone", whole[list(ALONE)], np.stack([one(jnp.uint32(i)) for i in ALONE])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -96,6 +97,7 @@ def test_adaptive_steps_agree_in_float64():
             np.testing.assert_allclose(got, expected, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_bad_sample_spoils_no_other_and_costs_few_steps():
     """One NaN start in a batch of the same shape: the others keep their bits; 20 extra steps at most."""
     field = world().field(jf.CondOT())

@@ -63,6 +63,7 @@ def agree(got, expected, atol=1e-8):
     np.testing.assert_allclose(got.x, expected.x, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_samples_steps_and_statuses_are_those_of_one_solve_at_a_time(x64):
     """With conditions, starts and right-hand sides that are not numbers, and samples out of steps."""
     rates = np.linspace(0, 40, N)
@@ -140,6 +141,7 @@ def test_evaluations_follow_the_mean_number_of_steps():
     assert got.nfe.sum() <= net.take() <= 0.65 * chunks
 
 
+@pytest.mark.slow
 def test_what_lanes_do_not_take_goes_in_chunks():
     """A solve of which more than the end is asked for goes in chunks too, and gives the same samples."""
     for sampler in (

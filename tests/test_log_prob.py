@@ -60,6 +60,7 @@ def drawn(world, key, n):
 SOME = [pytest.param(path, marks=[] if type(path) in (jf.CondOT, jf.VP) else pytest.mark.slow) for path in PATHS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOME, ids=NAMES)
 def test_mixture_log_density_in_float32(path):
     """Start the exact marginal at t = 0, truth the exact marginal at t = 1: within 1e-4 nats at 1e-6."""
@@ -106,6 +107,7 @@ def test_mixture_log_density_in_float64(path):
         np.testing.assert_allclose(ours(xs), truth, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: type(clock).__name__)
 def test_every_clock_gives_the_same_density_of_sample_and_of_log_prob(clock):
     world = mixture(2)
@@ -125,6 +127,7 @@ def test_every_clock_gives_the_same_density_of_sample_and_of_log_prob(clock):
     assert (nfe == 128).all()
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_a_function_of_the_event():
     """On a grid and adaptively, with the sample and alone, in another clock: its last value is that of the end."""
     field = mixture(2).field(jf.CondOT())
@@ -229,6 +232,7 @@ def test_bits_per_dim_of_uniform_pixels_is_eight():
     assert abs(inside.mean() - 0.5) < 4 / np.sqrt(12 * 6000) and inside.min() < 0.01 and inside.max() > 0.99
 
 
+@pytest.mark.slow
 def test_the_default_sampler_is_adaptive_at_1e_5():
     world = mixture(2)
     field, x = world.field(jf.CondOT()), jnp.array([0.3, -0.8])
@@ -237,6 +241,7 @@ def test_the_default_sampler_is_adaptive_at_1e_5():
     )
 
 
+@pytest.mark.slow
 def test_a_density_in_a_clock_has_the_weight_of_its_scale():
     """On a grid of a clock that scales the state the determinant of the scaling counts: `d log(u/x)` at both ends."""
     world = jf.distributions.Gaussian(jnp.array([0.5, -1.0]), std=0.4)
@@ -250,6 +255,7 @@ def test_a_density_in_a_clock_has_the_weight_of_its_scale():
         np.testing.assert_allclose(value, truth, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_decode_gives_the_density_of_its_start():
     world = mixture(2)
     field, x0 = world.field(jf.CondOT()), jnp.array([0.4, -1.1])

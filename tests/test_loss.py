@@ -206,6 +206,7 @@ def test_G8_cost_of_a_score_near_the_data():
     expect(values, np.log(1000) / 0.999)  # d ln(1/delta) = 13.81551 for the sum over two components
 
 
+@pytest.mark.slow
 def test_G8_no_time_of_a_default_law_makes_a_loss_infinite():
     draw = jax.jit(jax.vmap(lambda k: jf.laws.Uniform().sample(k, jf.CondOT())))
     times = np.asarray(draw(jr.split(jr.key(13), 1_000_000)))

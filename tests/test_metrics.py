@@ -175,6 +175,7 @@ def test_nearest_distance():
     assert (metrics.nearest_distance(OTHER[:50] + 1e6, OTHER + 1e6) == 0).all()
 
 
+@pytest.mark.slow
 def test_c2st_separates_and_does_not(rng):
     x, y = rng.standard_normal((2, 300, 4))
     se = np.sqrt(1 / (8 * 300))

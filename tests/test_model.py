@@ -85,6 +85,7 @@ def draw(field, shape, args):
     return jf.generate(field, jr.key(5), 3, shape, jf.UniformGrid(3, 0.1, 0.9), args=args).x
 
 
+@pytest.mark.slow
 def test_each_network_of_the_library_draws_the_same_in_a_fresh_process(tmp_path):
     """The file alone is enough, and the samples are the same bit for bit."""
     jobs, drawn = [], {}

@@ -90,6 +90,7 @@ def apply_batch(net, t, x, args):
 # Shapes, batches, sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
@@ -111,6 +112,7 @@ def test_L1_output_has_the_shape_of_the_event(make, shape):
     assert out.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @every_network
 def test_K1_a_batch_is_its_examples_and_a_batched_time_raises(make):
     net = filled(make, num_classes=CLASSES)
@@ -327,6 +329,7 @@ def test_L5_attention_rows_sum_to_one_and_commute_with_permutations():
 # Types
 
 
+@pytest.mark.slow
 @every_network
 def test_K4_bfloat16_compute_is_close_to_float32(make):
     t, x = draw(n=4)

@@ -30,6 +30,7 @@ def test_it_is_its_recursion(x64):
     assert ours.nfe == n and ours.status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", [dfx.Euler(), jf.Adams(3), jf.Adams(4, corrector=True)], ids=["Euler", "Adams 3", "Adams PC 4"]
 )

@@ -54,6 +54,7 @@ def check(source, targets, rtol=1e-10):
             )
 
 
+@pytest.mark.slow
 def test_H1_velocity_from_score():
     check("score", ["velocity"])
     for name, pairs in converted("float64").items():  # the formula itself, with coefficients of its own
@@ -158,6 +159,7 @@ def coefficient_table(path, t):
     return {(a, b): jnp.stack(coefficients(path, t, rows[a], rows[b])) for a in PREDICTIONS for b in PREDICTIONS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_at_the_ends_exactly_the_undetermined_conversions_are_not_finite(dtype):
     ends = over_paths(coefficient_table, jnp.array([0.0, 1.0], dtype))

@@ -106,6 +106,7 @@ def verbs(event, path, grid, dtype):
 DRAWN = given(events(), st.sampled_from(PATHS), st.sampled_from(GRIDS), st.sampled_from([None, jnp.float16]))
 
 
+@pytest.mark.slow
 @FEW
 @DRAWN
 def test_sampling_gives_a_finite_event_or_an_error_in_words(event, path, grid, dtype):
@@ -119,6 +120,7 @@ def test_sampling_gives_a_finite_event_or_an_error_in_words_many_times(event, pa
     verbs(event, path, grid, dtype)
 
 
+@pytest.mark.slow
 def test_most_of_what_is_drawn_has_an_answer():
     """The properties above hold for a call that always raises, so this one counts what does not."""
     answered = [allowed(lambda g=g: jf.sample(field(jf.CondOT()), jr.key(0), (2,), g)) for g in GRIDS]
@@ -145,6 +147,7 @@ def test_a_density_is_that_of_the_exact_flow(shape, std):
     assert solution.status == 0 and jnp.allclose(solution.log_prob, exact, atol=1e-2 * max(x.size, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: str(getattr(key, "dtype", key)) + str(np.shape(key)))
 def test_a_key_of_every_implementation_draws_or_raises_in_words(key):
     typed = key is KEYS[0] or key is KEYS[1] or key is KEYS[2]
@@ -223,6 +226,7 @@ def answers(calls: int, seed: int) -> list[list[str]]:
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("calls", "seed"), [pytest.param(150, 0, id="150"), pytest.param(1600, 1, id="1600", marks=pytest.mark.slow)]
 )

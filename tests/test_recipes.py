@@ -64,6 +64,7 @@ def test_data_and_noise_of_moons_have_keys_of_their_own():
     assert not np.array_equal(spent, used)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [Moons(**TINY), Digits(**TINY), Mnist(**TINY), Mnist(net="dit", **TINY)],

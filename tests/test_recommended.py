@@ -69,6 +69,7 @@ def test_it_takes_the_evaluations_that_are_asked_for(name):
     assert jf.recommended(made, args=args).n == 32 // cost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["velocity", "data", "noise on VP", "guided", "guided twice", "exact", "preconditioned"]
 )
@@ -90,6 +91,7 @@ def test_an_interval_of_guidance_counts_as_guidance():
     refuses(lambda: jf.recommended(made, 1, SCALE), "nfe must be enough for one step")
 
 
+@pytest.mark.slow
 def test_it_is_the_default_of_sample_decode_and_generate():
     made = field()
     sampler = jf.recommended(made)
@@ -110,6 +112,7 @@ def test_it_is_the_default_of_sample_decode_and_generate():
     np.testing.assert_array_equal(many.nfe, 32)
 
 
+@pytest.mark.slow
 def test_encode_and_log_prob_are_adaptive_at_1e_5_and_solve_has_none():
     made, tight = field(), jf.AdaptiveSteps(rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(jf.encode(made, X).x, jf.encode(made, X, tight).x)
@@ -117,6 +120,7 @@ def test_encode_and_log_prob_are_adaptive_at_1e_5_and_solve_has_none():
     refuses(lambda: jf.solve(lambda t, x, args: -x, X), "sampler", TypeError)
 
 
+@pytest.mark.slow
 def test_it_is_nearer_than_euler_at_as_many_evaluations(x64):
     """On the mixture, in root mean square over starts, from 5 evaluations on."""
     starts = jnp.linspace(-2.5, 2.5, 21)[:, None]

@@ -72,6 +72,7 @@ def ddim(name, times, x):
 CLOCKS = {"sigma": jf.SigmaClock(), "theta": jf.ThetaClock(), "ratio": jf.RatioClock()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_H9_ddim_is_euler_in_three_clocks(name):
     truth = ddim(name, INTERIOR, START)
@@ -195,6 +196,7 @@ ETAS = (0.0, 0.3, 1.0, 2.0)
 RAMP = 2 * INTERIOR[:-1]  # a value a step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CondOT", "Cosine"])
 def test_the_default_clock_takes_the_frozen_data_step_of_any_eta(name):
     normals = np.asarray(jr.normal(KEY, (5, 3)), float)
@@ -287,6 +289,7 @@ class Uniforms(eqx.Module):
         return jr.uniform(key, (3,))
 
 
+@pytest.mark.slow
 def test_a_sample_is_a_draw_at_the_first_time_decoded():
     """With the noise that a stepper draws from the same key; the key of `sample` has a stream of its own."""
     field, times = PLAIN["velocity"], jf.UniformGrid(5, t0=0.1)
@@ -399,6 +402,7 @@ def test_end_policies():
     np.testing.assert_allclose(default.x, velocity.data(0.8, first.x), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"solver": dfx.Heun()}, {"eta": 0.0}, {"solver": jf.DPMpp(2)}], ids=["data", "eta", "DPMpp"]
 )
@@ -419,6 +423,7 @@ def test_A5_a_grid_that_ends_before_the_data_ends_there(options, x64):
             assert known.t == same.t == stop and known.nfe == same.nfe
 
 
+@pytest.mark.slow
 def test_a_traced_grid_whose_end_matters_raises_and_asks_for_it():
     """With the end given it is the same one that is known, and has a gradient."""
     field, x = PLAIN["data"], jnp.asarray(START, jnp.float32)
@@ -457,6 +462,7 @@ def test_the_last_recorded_normal_is_not_used_where_the_last_step_is_the_data():
     np.testing.assert_allclose(ended[0], field.data(INTERIOR[-2], before), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predicts", ["velocity", "data"])
 def test_trajectories_have_a_state_for_every_time(predicts):
     field, x, times = PLAIN[predicts], jnp.asarray(START, jnp.float32), jf.UniformGrid(5)
@@ -615,6 +621,7 @@ def test_a_caller_speaks_of_times_and_states_of_the_path_in_every_clock(name):
     assert steps[0] == pytest.approx(0.15, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clock", "t0", "t1", "tol"), [(jf.SigmaClock(), 1e-4, 1.0, 1e-5), (jf.ThetaClock(), 0.0, 0.99999, 1e-6)]
 )
@@ -631,6 +638,7 @@ def test_a_clock_that_spans_decades_takes_the_steps_that_its_small_times_need(cl
 # ---------------------------------------------------------------------------------------------------- odds and ends
 
 
+@pytest.mark.slow
 def test_types_and_pytrees():
     field, times = gaussian(jf.CondOT()), jf.UniformGrid(2)
 
@@ -751,6 +759,7 @@ def test_paths_that_do_not_reach_the_ends_are_carried():
             assert shape(gaussian(path, predicts=predicts)) == (2,)
 
 
+@pytest.mark.slow
 def test_bad_input_raises_with_a_reason():
     field, times, x = gaussian(jf.CondOT()), jf.UniformGrid(4), jnp.ones(2)
     rule, letters = jf.Jump(), jax.ShapeDtypeStruct((2,), jnp.int32)

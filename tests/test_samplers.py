@@ -509,6 +509,7 @@ def cases():
             yield pytest.param(name, i, id=f"{name}-{i}", marks=[pytest.mark.slow] if i else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "i"), list(cases()))
 def test_a_sampler_is_its_textbook(name, i, x64):
     case = CASES[name][i]
@@ -555,6 +556,7 @@ def test_flow_euler_shifted(x64):
     np.testing.assert_allclose(results[0][-1], 1 - 3 * s / (1 + 2 * s), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_other_grids(name, x64):
     """On a Karras grid, whose first level is finite on every path, and shifted."""
@@ -676,6 +678,7 @@ def test_two_stages_are_of_order_two(predicts, x64):
     assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.1, errors
 
 
+@pytest.mark.slow
 def test_the_rule_of_two_stages():
     """What does not fit raises; coloured noise is coloured; a guided step costs four calls."""
     field, x, key, grid = gaussian(jf.VP()), jnp.ones(2), jr.key(0), jf.UniformGrid(4)

@@ -152,6 +152,7 @@ def test_D6_time_reversal_is_level_one():
     np.testing.assert_allclose([mean, jnp.sqrt(variance)], [1.0, 0.5], atol=1.1e-2)  # and the marginal is kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"eta": 1.0}, {"diffusion": lambda t: jnp.sqrt(1 - t), "end": "stop"}], ids=["eta", "beta"]
 )

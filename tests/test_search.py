@@ -49,11 +49,13 @@ def fitted():
     return search.optimize_times(FIELD, KEY, 6, (2,), **ADAMS, **QUICK)
 
 
+@pytest.mark.slow
 def test_a_fitted_grid_is_a_grid_between_its_ends(fitted):
     assert fitted.shape == (7,)
     assert fitted[0] == 0 and fitted[-1] == 1 and (jnp.diff(fitted) > 0).all()
 
 
+@pytest.mark.slow
 def test_a_fitted_grid_is_better_on_other_noises(fitted, converged):
     ours, even = (
         error(drawn(FIELD, HELD_OUT, None, adams(times)).x, converged) for times in (fitted, jf.UniformGrid(6))
@@ -97,6 +99,7 @@ def test_the_error_is_over_all_components_of_an_event():
     assert np.allclose(ours, np.sqrt(np.mean((flat(x) - flat(y)) ** 2, axis=1)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["stop", "denoise"])
 def test_a_search_draws_what_sample_draws(end):
     drawing = search._task.make_task(FIELD, HELD_OUT, (2,), None, None, 256, None, None)
@@ -125,6 +128,7 @@ def best():
     return search.best_sampler(FIELD, KEY, 6, (2,), candidates=candidates, fit=1, **QUICK | {"num": 256})
 
 
+@pytest.mark.slow
 def test_the_best_is_the_first_of_its_table(best, converged):
     errors = list(best.table.values())
     assert errors == sorted(errors)
@@ -194,6 +198,7 @@ def test_a_search_keeps_its_budget(monkeypatch, capsys, budget, orders):
     assert clock.now <= max(budget, 6.5) and (len(best.table) == 2 * len(orders) or budget < 1)
 
 
+@pytest.mark.slow
 def test_a_fit_ends_where_the_time_does():
     """At a budget that the first gradient spends a fit is one step, and the best sampler still a sampler."""
     task = search._task.make_task(FIELD, KEY, (2,), None, None, 8, None, None)
@@ -215,6 +220,7 @@ def test_a_budget_must_be_positive(budget):
     )
 
 
+@pytest.mark.slow
 def test_the_best_of_the_default_rules_prints_as_code():
     """The rules come first: without `fit` nothing is fitted, and the sampler is the code of a rule."""
     task, ends = search._task.make_task(FIELD, KEY, (2,), None, None, 2, None, None), search._task.make_ends(0.0, 1.0)
@@ -244,6 +250,7 @@ def test_a_choice_of_ones_own_takes_the_calls_that_are_asked_for():
     refuses(lambda: search.best_sampler(guided, KEY, 5, (2,), args=args), "a sampler of this field takes. Got 5")
 
 
+@pytest.mark.slow
 def test_a_candidate_may_be_a_grid_and_takes_one_evaluation_for_the_last_step():
     """Of `n` steps the last is the data prediction where the field predicts the data: `2 (n - 1) + 1` for Heun."""
     field = jf.Field(FIELD.data, jf.CondOT(), "data")
@@ -271,6 +278,7 @@ def test_guidance_of_a_search_has_a_scale_for_each_sample_and_an_interval(interv
     assert jf.sample(field, KEY, (2,), best.sampler, args=jf.Args(1, scale=2.0)).nfe == best.nfe == nfe
 
 
+@pytest.mark.slow
 def test_what_a_search_refuses():
     fit = lambda field=FIELD, n=4, **options: search.optimize_times(field, KEY, n, (2,), **options)  # noqa: E731
     refuses(lambda: fit(n=0), "n must be an integer of at least 1. Got 0")

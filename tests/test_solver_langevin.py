@@ -38,6 +38,7 @@ def corrected(sampler, *args):
     return jf.FixedSteps(sampler.times, solver, clock=sampler.clock, eta=sampler.eta, end=sampler.end)
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_the_paper(x64):
     names, sampler = ("CondOT", "Cosine", "VP", "VE"), corrected(jf.samplers.ddpm(N), SNR, STEPS)
     fields = {name: mixture(PATHS[name], *MIX1, predicts="data") for name in names}
@@ -111,6 +112,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 def test_it_goes_around_every_one_step_sampler():
     """Calls add up, and draws differ by their key."""
     field = gaussian(jf.CondOT(), mean=1.0)

@@ -166,6 +166,7 @@ NAMES = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) 
 DTYPES = [("float64", 1e-12), pytest.param("float32", 1e-5, marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_steps_are_those_of_the_textbook_at_one_call_each(name, dtype, tolerance, x64):
@@ -193,6 +194,7 @@ def test_the_steps_are_those_of_the_textbook_at_one_call_each(name, dtype, toler
         assert traces[0] == traces[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name in COMMON or FAMILY[name.values[0]][-1]])
 def test_the_order_is_the_advertised_one(name, x64):
     solver, clock, _, _, counts = FAMILY[name]
@@ -304,7 +306,7 @@ def test_what_does_not_fit_raises():
     for make, match in (
         (lambda: jf.Adams(5), "from 1 to 4 without its corrector. Got order=5: pass corrector=True"),
         (lambda: jf.Adams(7, corrector=True), "from 2 to 6 with its corrector. Got order=7"),
-        (lambda: jf.Adams(True), "Got order=True"),
+        (lambda: jf.Adams(True), "order must be an integer. Got True"),
         (lambda: jf.Adams(1, corrector=True), "pass order=2, or corrector=False"),
         (lambda: jf.UniPC(4), "order 1, 2 or 3. Got order=4"),
         (lambda: jf.UniPC(2, variant="vary"), "'bh1' or 'bh2'. Got variant='vary'"),

@@ -144,6 +144,7 @@ def test_maps_keep_the_type_of_the_state():
 # --------------------------------------------------------------------------------------------------- the score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predicts", ["velocity", "data", "noise", "score", "v"])
 def test_the_score_is_the_gradient_of_the_log_density(predicts, x64):
     """Of `N(alpha m, alpha^2 S + sigma^2 C)`, the law of the state for data `N(m, S)` and noise `N(0, C)`."""
@@ -200,6 +201,7 @@ def test_a_change_of_path_keeps_the_source_of_the_new_one(x64):
 # ----------------------------------------------------------------------------------------------------- densities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
 def test_the_likelihood_of_a_gaussian_in_the_subspace_is_exact(mask, x64):
     """Of `s P e`: `N(0, s^2)` in `(points - 1) d` dimensions, in the path's own time, a clock, and on a grid."""
@@ -234,6 +236,7 @@ def test_a_part_of_the_velocity_that_leaves_the_subspace_does_not_count(x64):
     np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_likelihood_with_coloured_noise(x64):
     x, field = jnp.array([0.4, -1.0, 0.7]), exact(coloured())
     tight = {"rtol": 1e-9, "atol": 1e-9}
@@ -284,6 +287,7 @@ def covariance(kind, n):
     return by_start @ noise @ by_start.T + np.einsum("ink,jnk->ij", by_noise, by_noise)
 
 
+@pytest.mark.slow
 def test_the_sde_has_the_covariance_of_its_source(x64):
     """Data and noise alike up to a factor are white noise in other coordinates: the sampler's error is one number."""
     scalar = covariance("white", 12)[0, 0]
@@ -302,6 +306,7 @@ def test_the_sde_converges_to_the_law_of_the_data(x64):
     assert errors[-1] < 0.12 and ((slopes > 0.8) & (slopes < 1.2)).all(), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
 def test_the_sde_keeps_the_centre_of_mass(mask):
     """In float32, with the mask in `args`: start, increments and data prediction stay in the subspace."""
@@ -396,6 +401,7 @@ def test_what_needs_the_score_of_the_path_raises(name):
         refuses(call, f"independent of the data, .*{why}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRED)
 def test_what_needs_no_score_holds(name):
     """Velocity, data, noise, every clock and ODE solver; a field that gives a score of its own takes `diffusion=`."""

@@ -43,6 +43,7 @@ def test_the_noise_of_stable_diffusion():
     np.testing.assert_allclose(levels, [14.6146, 0.0292], rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_it_is_smooth_and_its_log_snr_increases(name, x64):
     """Derivatives are those of alpha and sigma, and continuous at the table's times; the inverse is one."""
@@ -107,6 +108,7 @@ def entries_of(total, n, spacing):
     return np.round(np.arange(total, 0, -total / n)).astype(int) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_ddim_and_ddpm_are_the_recursions_on_the_table(spacing, x64):
     n, start = 12, np.array([0.4, -1.1, 2.0])
@@ -138,6 +140,7 @@ def test_every_entry_of_the_table_is_a_step_of_the_uniform_grid(x64):
     assert jf.samplers.table_times(path, 10, offset=1)[-2] == 1 - 2 / 1000
 
 
+@pytest.mark.slow
 def test_it_trains_and_samples_as_other_paths():
     world = jf.distributions.Gaussian(jnp.array([1.0, -0.5]), std=0.5)
     field = world.field(jf.TablePath(TABLES["DDPM"]), predicts="noise")

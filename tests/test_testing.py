@@ -15,6 +15,7 @@ PATHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=["CondOT", "VP", "VE", "root of the noise", "root of the data"])
 def test_check_path_passes_every_path(path):
     report = testing.check_path(path)
@@ -99,6 +100,7 @@ def test_check_path_takes_the_noise_ends_that_a_path_may_have():
         assert report["alpha(0)/sigma(0)"].passed == report["sigma(1)/alpha(1)"].passed == passed
 
 
+@pytest.mark.slow
 def test_check_field_tells_the_exact_field_from_another():
     world = jf.distributions.GaussianMixture(jnp.asarray([[-1.0, 0.0], [1.0, 1.0]]), stds=jnp.asarray([0.5, 0.8]))
     testing.check_field(world.field(jf.CondOT()), world, n=64).check()
@@ -108,6 +110,7 @@ def test_check_field_tells_the_exact_field_from_another():
     assert not report["continuity equation"].passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["label", "mean"])
 def test_check_field_takes_a_condition(condition):
     means = jnp.asarray([[-1.0, 0.0], [1.0, 1.0]])

@@ -83,6 +83,7 @@ def test_bad_argument(name):
         assert "must" in str(error) and "scan body" not in str(error)
 
 
+@pytest.mark.slow
 def test_closure_over_a_field_of_another_mesh(trained):
     """Where the field hides in a function, a mesh raises in words."""
     with pytest.raises(ValueError, match=r"must close over arrays of one device.*Partial"):
@@ -107,6 +108,7 @@ def trained():
     return jf.train.step(state, loss, KEY, np.ones((64, 2), np.float32), mesh=MESHES["one axis"]())[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_field_of_another_mesh(trained, name):
     """A field trained on one mesh is drawn from, mapped and trained on any other, with the same numbers."""
@@ -137,6 +139,7 @@ def test_labels_of_many_bits():
     assert (sol.status != 0).all()
 
 
+@pytest.mark.slow
 def test_conditions_of_many_bits():
     """Numbers that the device's type does not hold raise, of Python or numpy; those that it holds go through."""
     field = jf.Field(lambda t, x, args: x * jnp.asarray(args, jnp.float32), jf.CondOT(), "velocity")
@@ -165,6 +168,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(WRONG, ["one step too few"]))
 def test_certificate_of_a_wrong_sampler(name):
     """A sampler that stops short, takes a step too few or clips its output gets no certificate."""

@@ -35,6 +35,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIELDS)
 def test_restore_into_another_field(tmp_path, name):
     """The weights of a field are not restored into one of another prediction, along another path, of another source."""
@@ -142,6 +143,7 @@ HARMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS)
 def test_run_goes_on(tmp_path, run, harm):
     """Small damage beside intact checkpoints does not end a run: it goes on, and ends where it would have."""

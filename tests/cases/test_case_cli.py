@@ -58,6 +58,7 @@ WIDE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in WIDE])
 def test_number_of_many_bits(folder, monkeypatch, capsys, line):
     """A number that no array can hold ends in one message and exit code 2, and nothing is written."""
@@ -217,6 +218,7 @@ def said():
     return dict(zip(EXTRAS, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", EXTRAS)
 def test_without_the_extra(said, call):
     """Where a module of an extra is not installed, what needs it names the extra to install, once and in a line."""

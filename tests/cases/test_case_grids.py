@@ -27,6 +27,7 @@ def drawn(times, n=500, *, dtype=None, field=FIELD, **parts):
     return x.mean(0), x.std(0), np.asarray(out.status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [3, 4])
 def test_multistep_with_noise(order):
     """A multistep solver with noise gives the data's spread, or raises, in the clock that a sampler takes by itself."""
@@ -37,6 +38,7 @@ def test_multistep_with_noise(order):
         np.testing.assert_allclose(std, STD, rtol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [jf.UniformGrid(20), jf.UniformGrid(20, 0.05, 0.95)], ids=["whole", "inner"])
 @pytest.mark.parametrize("parts", [{"eta": 0.3}, {"eta": 1.0}, {"clock": jf.ThetaClock()}], ids=str)
 def test_adams_in_a_clock_of_growing_steps(grid, parts):
@@ -64,6 +66,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_levels_that_round_to_the_data(rule):
     """A level of noise that is given is not zero: no two times are one, and only a grid that ends at 1 holds it."""
@@ -84,6 +87,7 @@ def test_grid_in_the_type_it_runs_in():
         np.testing.assert_allclose(std, STD, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [{}, {"eta": 1.0}, {"solver": jf.DPMpp(2)}], ids=["Euler", "eta", "DPMpp"])
 def test_thousand_steps_in_half_precision(parts):
     """A grid of more times than half precision tells apart gives the right samples with `dtype=bfloat16`."""
@@ -92,6 +96,7 @@ def test_thousand_steps_in_half_precision(parts):
     np.testing.assert_allclose(std, STD, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [None, 1.0])
 def test_network_in_half_precision(eta):
     """Rounding does not add up over steps: a network in bfloat16 gives mean and spread at 1,000 steps."""
@@ -129,6 +134,7 @@ LAST_TWICE = [
 PARTS = {"eta": {"eta": 1.0}, "DPMpp": {"solver": jf.DPMpp(2)}, "UniPC": {"solver": jf.UniPC()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("times", LAST_TWICE)
 def test_last_point_twice(times, parts):
@@ -139,6 +145,7 @@ def test_last_point_twice(times, parts):
         assert (status == 0).all() and np.isfinite(mean).all()
 
 
+@pytest.mark.slow
 def test_scalings_stay_wide_around_a_network_in_half_precision():
     """Rounding behind the scalings of a preconditioned field does not add up over 1,000 noisy steps."""
 

@@ -51,6 +51,7 @@ def dropped_null(condition, null):
     return jnp.sum(jnp.asarray(jf.drop_condition(jr.key(0), condition, null, 1.0), jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [guided_null, dropped_null], ids=["Guided", "drop_condition"])
 def test_null_label_of_another_type(given):
     """A null condition keeps its value beside a condition of any integer or floating type, or raises."""

@@ -20,6 +20,7 @@ def saved(**arrays):
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
 def test_flipped_bits(tmp_path, labelled):
     """One flipped bit in an .npz gives the whole data or a `ValueError`, never fewer examples in silence."""
@@ -41,6 +42,7 @@ def test_flipped_bits(tmp_path, labelled):
     assert set(seen) <= {"whole", "raises"}, seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stored", "deflated", "labels first", "more names"])
 def test_flipped_bit_in_every_byte(tmp_path, kind):
     """One flipped bit anywhere in a small .npz gives the very same data, or a `ValueError`."""

@@ -18,6 +18,7 @@ def network():
     return jf.Field(jf.nn.MLP(2, width=8, depth=1, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
 
 
+@pytest.mark.slow
 def test_first_step_of_large_data():
     """An adaptive solve of data in large units sees the fast start: the flow of a Gaussian is `mean + std z`."""
     z = jr.normal(jr.key(0), (100, 1))
@@ -36,6 +37,7 @@ def test_first_step_of_large_data():
 UNITS = ((3e5, 5e4), (9e5, 1.5e5), (101325.0, 1000.0), (1e7, 1e6), (0.0, 1.0), (0.01, 1e-3), (0.0, 1e-4))
 
 
+@pytest.mark.slow
 def test_start_in_any_units():
     """Forward, from data to noise, in lanes and with steps to given times: a fast start is seen in any units."""
     z = jr.normal(jr.key(0), (50, 1))
@@ -69,6 +71,7 @@ def test_state_beyond_the_range_of_its_type():
     assert jnp.isinf(sol.x).all() and sol.status == 1
 
 
+@pytest.mark.slow
 def test_first_step_turned_around():
     """`encode` takes the sampler of `sample`, with its first step `dt0`."""
     field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
@@ -76,6 +79,7 @@ def test_first_step_turned_around():
     np.testing.assert_allclose(sol.x, 2.0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_time_that_is_nan():
     """A solve to or from a time that is NaN raises where the time is known, and has another status than 0 where not."""
 
@@ -109,6 +113,7 @@ def test_one_probe_under_debug_nans():
     assert jnp.isfinite(sol.log_prob) and sol.status == 0 and sol.log_prob_se is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [{}, {"eta": 1.0}, {"eta": 1.0, "solver": jf.DPMpp(2)}], ids=["ode", "eta", "DPMpp"])
 def test_samples_under_debug_nans(parts):
     """From alpha = 0 to sigma = 0, with and without noise."""
@@ -117,6 +122,7 @@ def test_samples_under_debug_nans(parts):
     assert sol.status == 0
 
 
+@pytest.mark.slow
 def test_memory_of_plain_calls(caplog):
     """A call of `log_prob` like the one before compiles nothing and keeps no memory."""
     field = network()
@@ -161,6 +167,7 @@ SOURCES = {"coloured": jf.Normal(jf.Coloured(np.array([[WIDE**2]]))), "unknown":
 NOISES = {"ode": {}, "eta": {"eta": 1.0}, "diffusion": {"diffusion": lambda t: 1.0}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("source", SOURCES)
 def test_noise_of_another_source(source, noise):
@@ -178,6 +185,7 @@ def test_noise_of_another_source(source, noise):
     assert (sol.status == 0).all() and abs(float(sol.x.std()) / want - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_path_of_stable_diffusion():
     """The schedule of Stable Diffusion 1 and 2, whose noise end keeps alpha/sigma = 0.068, is a path."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # "scaled_linear"
@@ -216,6 +224,7 @@ STRICT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRICT)
 def test_strict_promotion(name):
     """Fixed grids and training steps hold with `jax_numpy_dtype_promotion="strict"`, and give the same values."""

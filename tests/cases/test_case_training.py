@@ -36,6 +36,7 @@ class TwoNetworks(jf.AbstractField):
         return jf.given(self.path, t, x, (value,), ("velocity",), targets, args)
 
 
+@pytest.mark.slow
 def test_network_beside_the_network():
     """Every network of a user's field is trained, whatever its name, and `matching_loss` takes the field."""
     encoder = eqx.nn.Linear(2, 2, key=jr.key(0))
@@ -73,6 +74,7 @@ def test_arrays_of_a_flax_module():
     assert not mask.net.mean and mask.net.layers[0].kernel.get_value()
 
 
+@pytest.mark.slow
 def test_constants_of_a_network():
     """A flax variable that is no parameter is neither trained nor decayed."""
     field = jf.Field(Standardised(nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
@@ -84,6 +86,7 @@ def test_constants_of_a_network():
     assert (state.field.net.linear.kernel[...] != before).all()
 
 
+@pytest.mark.slow
 def test_loss_that_returns_a_pair():
     """A loss that returns a pair is taken as loss and metrics, or raises in words that name the tuple."""
 
@@ -123,6 +126,7 @@ def test_loss_that_returns_something_else(name):
     assert "must" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_metrics_beside_the_loss(tmp_path):
     """Metrics are means over the batch, change nothing of the step, and are logged."""
 
@@ -150,6 +154,7 @@ def plateau(field, key, x):
     return 1.0 + 0.0 * jnp.sum(field.net.out.bias[...])
 
 
+@pytest.mark.slow
 def test_optimizer_that_reads_the_loss():
     """An optimiser that reads the loss is handed it: a plateau halves the learning rate, Polyak's steps run."""
     optimizer = optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=2, cooldown=0))
@@ -182,6 +187,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_every_optimizer_that_reads_the_loss(name):
     """Value, gradient and function are those of the step: on a quadratic each of them goes to the least value."""
@@ -192,6 +198,7 @@ def test_every_optimizer_that_reads_the_loss(name):
     assert info.finite
 
 
+@pytest.mark.slow
 def test_one_key_for_data_and_fit():
     """Data drawn by the key of `fit`, as people draw them, are independent of the draws of training."""
     world = jf.distributions.GaussianMixture(jnp.asarray([[-2.0, 0.0], [2.0, 1.0]]), stds=jnp.asarray([0.5, 0.8]))
@@ -209,6 +216,7 @@ def test_one_key_for_data_and_fit():
     assert abs(same / other - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_one_key_for_everything():
     """What is drawn from one key, data, noise, starts and samples, is independent."""
     key, n = jr.key(0), 4000

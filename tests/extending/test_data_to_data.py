@@ -65,12 +65,14 @@ def exact(t, x, args):
 FIELD = two_heads(exact, PATH)
 
 
+@pytest.mark.slow
 def test_the_ode_carries_one_gaussian_to_the_other(x64):
     sampler = jf.AdaptiveSteps(rtol=1e-9, atol=1e-9)
     x = jax.vmap(lambda x: jf.decode(FIELD, x, sampler).x)(jnp.array([M0, M0 + S0])[:, None])
     np.testing.assert_allclose(x[:, 0], [M1, M1 + S1], atol=1e-7)  # the flow is affine
 
 
+@pytest.mark.slow
 def test_the_sde_carries_one_gaussian_to_the_other(x64):
     """Its end is linear in the start and in the noise of each step, so the derivatives give its law."""
 
@@ -97,6 +99,7 @@ def test_sampling_from_a_distribution_of_starts():
     assert abs(x.mean() - M1) < 4 * S1 / np.sqrt(4000) + 0.02 and abs(x.std() - S1) < 4 * S1 / np.sqrt(8000) + 0.02
 
 
+@pytest.mark.slow
 def test_training_regresses_velocity_and_score():
     """At the exact field the gradient of the loss of each head vanishes in the mean."""
 
@@ -123,6 +126,7 @@ def test_a_score_head_is_taken_along_an_affine_path_too():
     np.testing.assert_allclose(sol.x, 1 + 0.25 * (1 + 2 * 3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_missing_raises():
     sde, x = jf.FixedSteps(jf.UniformGrid(4), diffusion=lambda t: 1.0), jnp.zeros(1)
     velocity = jf.Field(lambda t, x, args: exact(t, x, args)[0], PATH, "velocity")

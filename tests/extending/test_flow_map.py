@@ -60,6 +60,7 @@ def exact(off=0.0):
     return jf.FlowMap(GaussianMap(jnp.asarray(off)), jf.CondOT())
 
 
+@pytest.mark.slow
 def test_the_identity_loss_is_zero_at_the_exact_map_alone(x64):
     keys, x1 = jr.split(jr.key(0), 100), MEAN[None] + STD[None] * jr.normal(jr.key(1), (100, 2))
     losses = jax.jit(jax.vmap(identity_loss, (None, 0, 0)))
@@ -67,6 +68,7 @@ def test_the_identity_loss_is_zero_at_the_exact_map_alone(x64):
     assert losses(exact(0.1), keys, x1).mean() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 def test_jumps_push_the_normal_exactly(x64, n):
     """Jumps are affine here: at the end `mean + std x0`, whatever their number."""
@@ -77,6 +79,7 @@ def test_jumps_push_the_normal_exactly(x64, n):
     assert jf.recommended(exact(), 2) == jf.FixedSteps(jf.UniformGrid(2), jf.Jump(), end="stop")
 
 
+@pytest.mark.slow
 def test_the_density_of_jumps_is_exact(x64):
     x0, sampler = jr.normal(jr.key(3), (2,)), jf.FixedSteps(jf.UniformGrid(3), jf.Jump())
     x, log_prob = jax.jit(lambda x: density_of_jumps(exact(), sampler, x))(x0)
@@ -84,6 +87,7 @@ def test_the_density_of_jumps_is_exact(x64):
     np.testing.assert_allclose(log_prob, world.log_prob(x), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_density_of_wrong_jumps_is_that_of_what_they_sample(x64):
     """In one dimension the histogram of the samples is the density, of a map that is not the exact one too."""
     sampler = jf.FixedSteps(jf.UniformGrid(2), jf.Jump())

@@ -57,6 +57,7 @@ def prior(path):
     return jf.distributions.Gaussian(MEAN, cov=COV).field(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [jf.CondOT(), jf.VP()], ids=["CondOT", "VP"])
 def test_the_posterior_mean_is_exact_at_every_time(x64, path):
     exact = jf.distributions.Gaussian(POST_MEAN, cov=POST_COV).field(path)
@@ -71,6 +72,7 @@ def test_the_posterior_mean_is_exact_at_every_time(x64, path):
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_samples_have_the_posterior_law(x64):
     """The flow of a Gaussian is affine: its value and its Jacobian are the law of what is sampled."""
     guided = Measured(prior(jf.CondOT()), A, STD)
@@ -87,6 +89,7 @@ def test_samples_have_the_posterior_law(x64):
     np.testing.assert_allclose(slope @ slope.T, POST_COV, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_entries_and_counts():
     guided = Measured(prior(jf.CondOT()), A, STD)
     x = jnp.ones(3)

@@ -40,6 +40,7 @@ def loss(field, key, x1):
     return jf.matching_loss(field, key, x1)
 
 
+@pytest.mark.slow
 def test_training_marks_and_moves_it():
     assert jf.trainable(field()).path.bend
     assert not any(jax.tree.leaves(jf.trainable(jf.VP())))  # a built-in one is not
@@ -51,6 +52,7 @@ def test_training_marks_and_moves_it():
     assert abs(state.field.path.bend - 0.3) > 1e-3 and jnp.isfinite(state.field.path.bend)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_loss_is_the_derivative(x64):
     """Through `x_t` and through the target: against central differences."""
 

@@ -153,6 +153,7 @@ def test_the_loss_is_the_entropy_of_the_table():
     assert abs(losses.mean() - entropy) < 4 * losses.std() / np.sqrt(len(losses)) < 0.15
 
 
+@pytest.mark.slow
 def test_guidance_of_logits():
     guided, x = jf.Guided(FIELD, null=0.0), jnp.array([A, 1, A, A])
     (weak,), (strong,) = (FIELD.predict(("logits",), 0.5, x, c) for c in (0.0, 1.0))

@@ -56,6 +56,7 @@ def marginal(t):
     return t * MEAN, np.sqrt(t**2 * STD**2 + (1 - t) ** 2)
 
 
+@pytest.mark.slow
 def test_the_ode_is_the_same(x64):
     """In this clock the flow carries one marginal to the other, as in every clock."""
     x = jnp.array([0.4])
@@ -86,6 +87,7 @@ def test_the_sde_has_the_same_marginals(x64, eta):
     assert off[1] < 0.3 * off[0] and off[1] < 0.01
 
 
+@pytest.mark.slow
 def test_densities_and_ends(x64):
     sampler = jf.AdaptiveSteps(t0=T0, t1=T1, clock=HalfLogSNRClock(), rtol=1e-8, atol=1e-8)
     x, (mean, std) = jnp.array([0.7]), marginal(T1)

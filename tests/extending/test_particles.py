@@ -89,6 +89,7 @@ def exact_of(sampler):
     return float(B @ mean + B @ cov @ B / 2), mean + cov @ B
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("euler", marks=pytest.mark.slow), "two steps", "many steps"])
 def test_the_estimate_is_that_of_the_chain_and_the_exact_one_for_many_steps(name):
     n, runs = 250, 20
@@ -104,6 +105,7 @@ def test_the_estimate_is_that_of_the_chain_and_the_exact_one_for_many_steps(name
     np.testing.assert_allclose(means.mean(0), tilted, atol=4 * means.std(0).max() / np.sqrt(runs) + 4 / n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [{"eta": jf.Ancestral(0.5)}, {"diffusion": lambda t: 0.7}], ids=list)
 def test_the_ratio_is_that_of_the_gaussians_of_a_step(noise):
     """The densities from the step itself: its value without noise, and its derivative in the noise."""

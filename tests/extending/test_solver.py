@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 
 import jflow as jf
 
@@ -56,6 +57,7 @@ def test_calls_are_found():
     assert jf.sample(guided, jr.key(0), (2,), sampler, args=args).nfe == 20
 
 
+@pytest.mark.slow
 def test_its_order_holds_in_every_clock(x64):
     for clock in (None, jf.AngleClock()):
         off = []
