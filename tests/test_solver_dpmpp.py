@@ -216,7 +216,7 @@ def test_what_does_not_fit_raises():
     for bad, match in (
         ({"order": 4}, "order 1, 2 or 3. Got order=4"),
         ({"order": True}, "order must be an integer. Got True"),
-        ({"variant": "heun"}, "'exact', 'midpoint', 'half_curvature'. Got variant='heun'"),
+        ({"variant": "heun"}, "'exact' or 'midpoint' or 'half_curvature'. Got 'heun'"),
         ({"order": 3, "variant": "midpoint"}, "pass order=2, or variant='exact'"),
         ({"order": 2, "variant": "half_curvature"}, "pass order=3, or variant='exact'"),
     ):

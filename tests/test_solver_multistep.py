@@ -309,7 +309,7 @@ def test_what_does_not_fit_raises():
         (lambda: jf.Adams(True), "order must be an integer. Got True"),
         (lambda: jf.Adams(1, corrector=True), "pass order=2, or corrector=False"),
         (lambda: jf.UniPC(4), "order 1, 2 or 3. Got order=4"),
-        (lambda: jf.UniPC(2, variant="vary"), "'bh1' or 'bh2'. Got variant='vary'"),
+        (lambda: jf.UniPC(2, variant="vary"), "'bh1' or 'bh2'. Got 'vary'"),
         (lambda: jf.SASolver(4), "Got predictor=4"),
         (lambda: jf.SASolver(3, 0), r"Got corrector=0: without a corrector it is jflow.DPMpp\(order\)"),
         (lambda: jf.DEIS(0), "order 1, 2 or 3. Got order=0"),

@@ -309,7 +309,7 @@ def test_what_does_not_fit_raises():
         with pytest.raises(ValueError, match=r"order 2 or 3. Got order=.*: order 1 is jflow.DPMpp\(order=1\)"):
             jf.DPMppSinglestep(bad)
     for bad in (True, 2.5):
-        with unchecked(), pytest.raises(ValueError, match="order must be an integer. Got"):
+        with unchecked(), pytest.raises(ValueError, match="order must be an integer"):
             jf.DPMppSinglestep(bad)
     x0, key, times = jnp.ones(2), jax.random.key(0), jnp.linspace(0.0, 0.9, 5)
     recorded = {"brownian": jf.Recorded(jnp.zeros((4, 2)))}
