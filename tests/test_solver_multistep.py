@@ -318,7 +318,7 @@ def test_what_does_not_fit_raises():
             make()
     x0, grid, etas = jnp.ones(2), jf.UniformGrid(4), jnp.linspace(1.0, 0.0, 4)
     for solver, options, match in (
-        (CORRECTED, {"eta": etas}, "one eta for the whole grid"),
+        (CORRECTED, {"eta": etas, "end": "stop"}, "one eta for the whole grid"),
         (CORRECTED, {"clock": jf.SigmaClock()}, "t = 0, .*start a little later"),
         (jf.SASolver(1, 1), {"eta": etas}, "one eta for the whole grid"),
         (jf.UniPC(), {"eta": 1.0}, r"UniPC\(\) must have the ODE. Got eta=1.0: leave out eta="),
