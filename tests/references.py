@@ -148,6 +148,16 @@ def unchecked():
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
+_LATE = re.compile(r"Traceback \(most recent call last\):\n(?: +.*\n)*?RuntimeError: Event loop is closed\n")
+
+
+def spoken(stderr):
+    """What a process says, without what threads of orbax say of a loop that was closed before they ended: whether they
+    are that late is chance.
+    """
+    return _LATE.sub("", stderr)
+
+
 def refuses(call, fragment, kind=ValueError):
     """Asserts that a call raises `kind` with a message that has the fragment, run-time type checking switched off."""
     try:

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from references import unchecked
+from references import spoken, unchecked
 from test_cli import Labelled
 
 import jflow
@@ -154,7 +154,7 @@ def test_full_disk(folder, tmp_path):
     env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # programs are kept where the disk takes them
     done = subprocess.run([sys.executable, "-c", FULL, jobs], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    said = done.stderr.splitlines()
+    said = spoken(done.stderr).splitlines()
     assert len(said) == len(WRITES), done.stderr
     for words, (_, name) in zip(said, WRITES.values(), strict=True):
         assert words.startswith("jflow: ") and "must" in words and name in words, words
