@@ -158,10 +158,14 @@ def _limit(ends):
     """What is left of the errors at four step counts, each twice the last, as n grows, and how far that is in doubt.
 
     They are extrapolated with the powers 1, 2 and 2 of 1/n, so that `log(n)/n^2`, which singular ends leave, goes too.
+    Where the last two fall as those of order 2, these tell it by themselves: a sampler may be another at few steps.
     """
     once = [2 * b - a for a, b in zip(ends[:-1], ends[1:], strict=True)]
     twice = [(4 * b - a) / 3 for a, b in zip(once[:-1], once[1:], strict=True)]
-    return np.abs(4 * twice[1] - twice[0]).max() / 3, 0.3 * np.abs(twice[1] - twice[0]).max()
+    limit = np.abs(4 * twice[1] - twice[0]).max() / 3
+    if np.linalg.norm(ends[-2]) > 2**1.5 * np.linalg.norm(ends[-1]):
+        limit = min(limit, np.abs(4 * ends[-1] - ends[-2]).max() / 3)
+    return limit, 0.3 * np.abs(twice[1] - twice[0]).max()
 
 
 def _falls(name, errors):
