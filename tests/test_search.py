@@ -297,7 +297,7 @@ def test_what_a_search_refuses():
     ("path", "predicts", "nfe"), [(jf.CondOT(), "velocity", 10), (jf.VE(0.002, 80.0), "data", 8)], ids=["CondOT", "VE"]
 )
 def test_a_fit_beats_every_fixed_rule_of_low_order(path, predicts, nfe, monkeypatch):
-    """Of orders up to 4, as for networks: a grid fitted to order 6 needs no other weights on a smooth field."""
+    """Of orders up to 4, as for networks: on a field this smooth a grid fitted to order 6 needs no other weights."""
     rules, high = search.best._defaults, ("recommended", "Adams PC 5", "Adams PC 6")
     monkeypatch.setattr(
         search.best,

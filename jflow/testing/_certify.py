@@ -158,7 +158,7 @@ def _limit(ends):
     """What is left of the errors at four step counts, each twice the last, as n grows, and how far that is in doubt.
 
     They are extrapolated with the powers 1, 2 and 2 of 1/n, so that `log(n)/n^2`, which singular ends leave, goes too.
-    Where the last two fall as those of order 2, these tell it by themselves: a sampler may be another at few steps.
+    Where the last two fall as those of order 2, these give it by themselves: a sampler may be another at few steps.
     """
     once = [2 * b - a for a, b in zip(ends[:-1], ends[1:], strict=True)]
     twice = [(4 * b - a) / 3 for a, b in zip(once[:-1], once[1:], strict=True)]
