@@ -234,7 +234,7 @@ def test_calls_and_one_compilation():
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 3])
 def test_adaptive_steps_are_counted_and_meet_their_tolerance(order, x64):
-    """From `tau = 0`; each lane takes its own steps."""
+    """From `tau = 0`; each lane takes its own steps, and two evaluations for the length of the first."""
     field = mixture(jf.CondOT())
     net = Counter(lambda t, x, args: field.data(t, x))
     counted = jf.Field(net, jf.CondOT(), "data")
@@ -246,7 +246,7 @@ def test_adaptive_steps_are_counted_and_meet_their_tolerance(order, x64):
 
     starts, tolerances = jnp.asarray([[-1.0], [0.4], [0.4]]), jnp.asarray([1e-4, 1e-4, 1e-6])
     out = run(starts.astype("float64"), tolerances)
-    assert (out.status == 0).all() and (out.nfe % order == 0).all()
+    assert (out.status == 0).all() and ((out.nfe - 2) % order == 0).all()
     exact = solve_ivp(rate, (0.0, 9.0), [-1.0, 0.4, 0.4], "DOP853", rtol=1e-13, atol=1e-13).y[:, -1] / 10
     error = np.abs(out.x[:, 0] - exact)
     assert (error < [3e-4, 3e-4, 3e-6]).all(), error
