@@ -97,6 +97,7 @@ def test_B7_a_tree_gives_one_path_at_several_step_counts():
     assert np.abs(coarse[-1]).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -158,6 +159,7 @@ def test_recorded_noise_is_used_as_it_is():
     np.testing.assert_allclose(out["b"], expected[-1, :1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_is_cast_to_the_type_of_the_state(x64):
     normals, tree = jr.normal(KEY, (4, 3)), dfx.VirtualBrownianTree(0.0, 1.0, tol=1e-3, shape=(3,), key=KEY)
     for noise, total in ((jf.Recorded(normals), normals.sum(0) / 2), (tree, tree.evaluate(0.0, 1.0))):

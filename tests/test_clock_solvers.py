@@ -90,6 +90,7 @@ def runge_kutta(tableau, clock, times, x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(SOLVERS, ["Heun"]))
 def test_a_solver_is_itself_and_keeps_its_order_in_every_clock(name, x64):
     """The finer grid is the coarser program, twice: on its first and on its second half. In the sigma and theta clocks

@@ -108,6 +108,7 @@ def test_a_sampler_is_an_argument_of_a_jitted_function():
     assert len(traces) == 2
 
 
+@pytest.mark.slow
 def test_K2_jit_equals_eager():
     field = network()
     for sampler in (jf.FixedSteps(TIMES), jf.FixedSteps(TIMES, eta=0.5)):

@@ -77,6 +77,7 @@ NETS = {
 PAIRS = jf.CondOT(source=jf.Normal(coupled=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_the_loss_drops_and_samplers_do_not(name):
     """With `x m / (1 - p)` for the network's `x` the loss has `x^2 p / (1 - p)` more, and new keys other gradients."""
@@ -100,6 +101,7 @@ def test_the_loss_drops_and_samplers_do_not(name):
     assert sum(jax.tree.leaves(jf.trainable(field))) == 1
 
 
+@pytest.mark.slow
 def test_a_preconditioned_network_draws_too():
     field = jf.Preconditioned(NETS["equinox"](), jf.VE(), 0.5, draws=True)
     one, same, other = (jf.matching_loss(field, KEY, jnp.ones(64), t=0.5), *(
@@ -411,6 +413,7 @@ def test_bad_input_gets_its_sentence(name):
     refuses(call, fragment, (TypeError, ValueError))
 
 
+@pytest.mark.slow
 def test_the_error_of_a_network_is_its_own():
     """Where a batch fails too, the network is at fault, and its message stands."""
     with pytest.raises(TypeError, match="contracting dimensions"):

@@ -422,6 +422,7 @@ def test_E7_checkerboard():
     assert within(inside[:, 0], 0.5, np.sqrt(1 / 12)) and within(inside.prod(axis=1), 0.25, np.sqrt(1 / 9 - 1 / 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cells", "squares"), [(1, 1), (3, 5), (6, 18)])
 def test_other_boards(cells, squares):
     x = drawn(data.checkerboard, 0, 2000, cells=cells, half_width=1)
@@ -431,6 +432,7 @@ def test_other_boards(cells, squares):
         data.checkerboard(jr.key(0), 10, cells=0)
 
 
+@pytest.mark.slow
 def test_E7_circles():
     radius = np.linalg.norm(drawn(data.circles, 0, N), axis=1)
     outer, inner = radius[radius > 3.75], radius[radius <= 3.75]
@@ -442,6 +444,7 @@ def test_E7_circles():
     assert (np.isclose(exact, 2, atol=1e-5) | np.isclose(exact, 0.4, atol=1e-5)).all()
 
 
+@pytest.mark.slow
 def test_E7_moons():
     x = drawn(data.moons, 0, N, noise=0, scale=1)
     upper = np.isclose(np.linalg.norm(x, axis=1), 1, atol=1e-5) & (x[:, 1] >= -1e-5)
@@ -452,6 +455,7 @@ def test_E7_moons():
     assert within(noisy[:, 0], 2.5, noisy[:, 0].std()) and within(noisy[:, 1], 1.25, noisy[:, 1].std())
 
 
+@pytest.mark.slow
 def test_E7_spirals():
     x = drawn(data.spirals, 0, N, noise=0, scale=1)
     radius = np.linalg.norm(x, axis=1)

@@ -334,6 +334,7 @@ def test_E7_geometry():
     assert norms.mean() == pytest.approx(102, abs=4 * norms.std() / np.sqrt(len(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiers(["moons", "circles", "spirals"], ["circles"]))
 def test_planar_mixtures_have_the_law_of_the_data_sets(name):
     world = getattr(worlds, name)()
@@ -703,6 +704,7 @@ def test_rows_that_are_singular_at_the_data():
     np.testing.assert_allclose(data, x, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_samples_of_exact_fields():
     """Every world is sampled by its field; a point set ends on its points."""
     points = worlds.PointSet(RNG.normal(size=(4, 2)))

@@ -23,6 +23,7 @@ def curved(x):
     return {"image": jnp.sin(x["image"]), "vector": x["vector"] ** 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 5, 12, 64])
 def test_exact_is_the_trace_in_any_chunk(chunk):
     y, divergence = jf.ExactDivergence(chunk)(linear, jnp.ones(D), None)
@@ -36,6 +37,7 @@ def test_exact_takes_pytrees_of_any_shape():
     np.testing.assert_allclose(divergence, jnp.sum(jnp.cos(x["image"])) + 2 * jnp.sum(x["vector"]), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimate",
     [jf.Hutchinson(3), jf.Hutchinson(3, law="gaussian"), jf.HutchPlusPlus(4, 3)],

@@ -163,6 +163,7 @@ def test_an_array_of_amplitudes_may_be_of_numpy_or_jax():
         np.testing.assert_array_equal(run, runs[0])
 
 
+@pytest.mark.slow
 def test_other_types_and_structures_are_other_programs():
     base = jf.sample(field(0), KEYS[0], (2,), GRID).x
     for sampler in (jf.FixedSteps(GRID, dfx.Heun()), jf.UniformGrid(5), jf.UniformGrid(4, t1=0.9), jf.CosineGrid(4)):
@@ -265,6 +266,7 @@ def test_a_plain_function_that_reads_a_global_gives_the_new_answer(name, monkeyp
     np.testing.assert_array_equal(call(), first)
 
 
+@pytest.mark.slow
 def test_what_a_network_or_a_controller_holds_is_compiled_once():
     """An activation inside a network, a norm inside a controller; a plain function of the noun itself is not."""
 

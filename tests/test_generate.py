@@ -136,6 +136,7 @@ def test_a_chunk_is_by_default_of_1024_samples_and_of_at_most_4_million_numbers(
     assert sizes == [size, 24 * devices]
 
 
+@pytest.mark.slow
 def test_conditions_are_split_or_shared():
     labels, field = np.arange(5.0), conditional()
     split = jf.generate(field, KEY, 5, (2,), TIMES, args=labels, args_in_axes=0, batch_size=2)
@@ -172,6 +173,7 @@ def test_guided_conditions_are_split_or_shared():
     np.testing.assert_allclose(out.x, same.x, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_keep_their_type():
     def net(t, x, label):
         assert jnp.asarray(label).dtype == jnp.int32
@@ -191,6 +193,7 @@ def test_any_number_of_samples_on_a_mesh():
     np.testing.assert_allclose(few.x, many.x[:3], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_events_may_be_pytrees_and_lists_of_sizes():
     tree = {"a": jax.ShapeDtypeStruct((2,), jnp.float32), "b": jax.ShapeDtypeStruct((3, 1), jnp.float32)}
     zero = jf.Field(lambda t, x, args: jax.tree.map(jnp.zeros_like, x), jf.CondOT(), "velocity")

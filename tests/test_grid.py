@@ -269,6 +269,7 @@ def test_cosine_grids_grow_from_noise_to_data(x64):
     np.testing.assert_allclose(jf.CosineGrid(9).times(), 1 - np.cos(np.pi * np.arange(10) / 18), atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CondOT", "VP", "VE", "root"])
 def test_a_shifted_grid_is_translated_in_log_snr(name, x64):
     path, factor = PATHS[name], 3.0

@@ -253,6 +253,7 @@ def two_points(t, x, label):
 PATHS = {"CondOT": jf.CondOT(), "Cosine": jf.Cosine(), "VP": jf.VP()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CondOT", "Cosine", pytest.param("VP", marks=pytest.mark.slow)])
 def test_I6_a_classifier_turns_the_marginal_into_the_conditional(name, x64):
     """`log p_t(y | x) = log sigmoid(+-2 alpha x/sigma^2)`; at scale 1 it is Bayes' rule, in every prediction."""
@@ -407,6 +408,7 @@ def test_only_the_network_is_trained():
         assert sum(jax.tree.leaves(jf.trainable(guide))) == 1
 
 
+@pytest.mark.slow
 def test_every_kind_is_sampled_and_swept_by_one_compilation():
     traces = []
 

@@ -48,6 +48,7 @@ def test_fixed_grids_agree_to_rounding(sampler):
         np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_to_the_last_bit():
     """With no drift the state is the sum of its increments, in order."""
 
@@ -78,6 +79,7 @@ def test_adaptive_steps_agree_in_float32():
             assert difference.max() <= 100 * tolerance, (name, tolerance)
 
 
+@pytest.mark.slow
 def test_steps_do_not_grow_by_rounding():
     """The first estimates of the error lie below rounding: starts a few ulps apart take the same steps all the same."""
     field = jf.distributions.GaussianMixture(jnp.zeros((1, 2)), stds=jnp.asarray([0.5])).field(jf.CondOT())

@@ -53,6 +53,7 @@ def test_quantiles(name):
         np.testing.assert_allclose(value, truth, atol=2e-4 if name in BY_LEVEL else 2e-6, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_the_density_is_the_derivative_of_the_inverse_quantile(name, x64):
     """Where the quantile is differentiated by hand: bisection has no derivative of its own."""
@@ -68,6 +69,7 @@ def test_the_density_is_the_derivative_of_the_inverse_quantile(name, x64):
         np.testing.assert_allclose(got, truth, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LAWS, "one's own"])
 def test_a_density_integrates_to_one(name, x64):
     """`exp(log_density)` over the range that the quantile says, on a grid that is dense at both ends of it."""

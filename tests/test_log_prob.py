@@ -174,6 +174,7 @@ def test_event_of_any_shape_and_chunk(image_runs):
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [jf.Hutchinson(4), jf.HutchPlusPlus(4, 4)], ids=["hutchinson", "hutch++"])
 def test_estimates_repeat_and_their_standard_error_is_honest(image_runs, divergence):
     _, _, _, run = image_runs

@@ -99,6 +99,7 @@ def test_G2_minimum_of_the_flow_matching_loss(std):
         expect(losses(gaussian(jf.Cosine(), 3.0, 1.0), x1), np.pi**2 / 4)
 
 
+@pytest.mark.slow
 def test_G3_minima_of_the_noise_and_the_data_loss():
     n, path = 40_000, jf.CondOT()
     x1 = jr.normal(jr.key(5), (n, 2))

@@ -283,7 +283,7 @@ def test_a_file_is_written_whole_and_not_overwritten_unasked(tmp_path, monkeypat
         jf.save(path, field)
     with pytest.raises(ValueError, match="must not be overwritten"):
         jf.save(tmp_path, field, overwrite=True)
-    with unchecked(), pytest.raises(TypeError, match="field must be"):
+    with unchecked(), pytest.raises(TypeError, match="must be a field"):
         jf.save(path, field.net, overwrite=True)
     with pytest.raises(OSError, match=r"must have a file that can be written whole.*m\.safetensors"):
         jf.save(path / "below", field)

@@ -137,6 +137,7 @@ def test_K1_the_convolutions_of_a_batch_are_batched():
     assert all("feature_group_count = 1" in line and "tensor<5x" in line for line in convolutions)
 
 
+@pytest.mark.slow
 def test_L6_the_numbers_of_parameters_are_those_of_the_lecture():
     assert parameters(lambda: nn.MLP(2, rngs=nnx.Rngs(0))) == 12_866
     assert parameters(lambda: nn.MLP(2, width=100, rngs=nnx.Rngs(0))) == 30_902

@@ -35,6 +35,7 @@ def test_F1_end_points():
             np.testing.assert_allclose(sigma, [80, 0.002], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_ends_are_finite_in_every_type_and_the_type_is_kept(dtype):
     def values(path, t):

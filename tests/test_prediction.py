@@ -124,6 +124,7 @@ def weights(name, source, target):
     return (c * b - d * a) / (alpha * b - sigma * a), (d * alpha - c * sigma) / (alpha * b - sigma * a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_H8_every_conversion(dtype):
     for name, pairs in converted(dtype).items():

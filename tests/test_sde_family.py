@@ -275,6 +275,7 @@ def test_an_array_eta_has_a_value_for_each_step():
     np.testing.assert_allclose(*both(jnp.ones(1), etas), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dyadic_noise_refines_one_path():
     coarse, fine = jax.jit(lambda: [jf.dyadic_noise(jr.key(0), n, (3,)).normals for n in (8, 16)])()
     np.testing.assert_allclose((fine[::2] + fine[1::2]) / math.sqrt(2), coarse, atol=1e-5)

@@ -44,6 +44,7 @@ def on_grid(drift, x0, args, times, solver=None, **options):
 # ---------------------------------------------------------------------------------------------- flows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-8)])
 def test_A1_A2_flow_of_a_linear_field(dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
@@ -483,6 +484,7 @@ def half(t, x, args):
     return 0.5
 
 
+@pytest.mark.slow
 def test_stochastic_runge_kutta_runs_with_its_levy_area():
     """The law of an Ornstein-Uhlenbeck process at t = 1, at four steps."""
     n, grid, key = 20_000, jf.UniformGrid(4), jr.key(5)

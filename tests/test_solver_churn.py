@@ -46,6 +46,7 @@ def components(net, t, x, args):
     return jax.vmap(lambda v: net(t, v[None], args)[0])(x)
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_the_paper():
     """With its last step: `2 n - 1` calls; new levels and normals are no new program."""
     n, rng = 18, np.random.default_rng(0)

@@ -132,6 +132,7 @@ def test_guided_corrections_cost_two_calls():
     assert out.nfe == 2 * (3 * 2 + 1)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_raises():
     field, x, key, grid = gaussian(jf.CondOT()), jnp.ones(2), jr.key(0), jf.UniformGrid(4)
 

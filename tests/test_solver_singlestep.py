@@ -91,6 +91,7 @@ def rate(tau, u):
     return data_prediction(tau / (1 + tau), 1 / (1 + tau), u / (1 + tau))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_order_is_the_advertised_one(order, x64):
     """Steps of the solver itself in `tau`, against the flow; one from `tau = 0`, where log-SNR is infinite, too."""

@@ -222,6 +222,7 @@ def test_the_likelihood_of_a_gaussian_in_the_subspace_is_exact(mask, x64):
         assert np.abs(out.x.sum(0)).max() < 1e-6 and out.status == 0
 
 
+@pytest.mark.slow
 def test_a_part_of_the_velocity_that_leaves_the_subspace_does_not_count(x64):
     """The density is that of the projected flow, and its divergence the one within the subspace."""
     project = projection()
@@ -296,6 +297,7 @@ def test_the_sde_has_the_covariance_of_its_source(x64):
     assert 0 < scalar < S**2
 
 
+@pytest.mark.slow
 def test_the_sde_converges_to_the_law_of_the_data(x64):
     """The error of the covariance halves with the steps; the mean is exact."""
     errors = []

@@ -158,6 +158,7 @@ def test_run_goes_on(tmp_path, run, harm):
     jf.train.restore(tmp_path / "run" / "checkpoints", start(), step=4)
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_told(tmp_path, run, caplog):
     """The one before is taken with a warning, the damaged one is kept aside, and a named step raises."""
     torn_newest(shutil.copytree(run[0], tmp_path / "run"))

@@ -106,6 +106,7 @@ def test_density_that_overflows():
     assert sol.status != 0 or jnp.isfinite(sol.log_prob)
 
 
+@pytest.mark.slow
 def test_one_probe_under_debug_nans():
     """A right program makes no NaN on purpose: `jax_debug_nans` does not stop a likelihood by one probe."""
     with jax.debug_nans(True):

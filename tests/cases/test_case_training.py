@@ -239,6 +239,7 @@ def test_one_key_for_everything():
     assert (table - np.eye(len(names))).max() < 0.08  # five standard errors
 
 
+@pytest.mark.slow
 def test_batch_of_raw_pixels():
     """A batch of raw uint8 pixels raises, or is scaled to [-1, 1]: nothing is trained on numbers up to 255."""
     try:

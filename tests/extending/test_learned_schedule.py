@@ -65,6 +65,7 @@ def test_the_gradient_of_the_loss_is_the_derivative(x64):
     np.testing.assert_allclose(found, (value(0.3 + step) - value(0.3 - step)) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_defaults_have_gradients(x64):
     """`log_snr_inverse` is a bisection: `s(t) = c` gives `dt/da = -t (1 - t)/(1 + a (1 - 2 t))`, `a = tanh(bend)`."""
     bend, a, level, times = 0.3, np.tanh(0.3), 0.8, jnp.array([0.0, 0.4, 1.0])

@@ -139,6 +139,7 @@ def test_the_law_tends_to_the_table():
     assert far[0] > 1.8 * far[1] > 1.8**2 * far[2]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_entropy_of_the_table():
     """`E[d loss(t) / (1 - t)]` over uniform times is the mean code length in a random order: the entropy, at best."""
 

@@ -69,6 +69,7 @@ def test_the_ode_is_the_same(x64):
     assert 3.3 < (off[0] / off[1])[0] < 4.7  # of order two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_the_sde_has_the_same_marginals(x64, eta):
     """The end is linear in the start and in the noise of each step, so the derivatives give its law."""

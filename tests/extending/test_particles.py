@@ -127,6 +127,7 @@ def test_the_ratio_is_that_of_the_gaussians_of_a_step(noise):
     np.testing.assert_allclose(*both(z), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_no_gaussian_step_raises():
     for sampler in (jf.UniformGrid(4), jf.FixedSteps(jf.UniformGrid(4), dfx.Heun(), eta=1.0)):
         st = jf.stepper(TARGET, sampler)

@@ -119,6 +119,7 @@ def test_samples_have_the_joint_law():
         assert abs(here.std() - STD) < 4 * STD / np.sqrt(2 * len(here)) + 0.02
 
 
+@pytest.mark.slow
 def test_training_regresses_both():
     """At the exact field the gradient of the loss vanishes in the mean, for both parts."""
 
@@ -160,6 +161,7 @@ def test_a_network_is_trained_on_it():
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_integers_elsewhere_raise():
     with pytest.raises(ValueError, match="floating-point"):
         jf.matching_loss(jf.Field(exact, jf.CondOT(), "velocity"), jr.key(0), draw(jr.key(0)))

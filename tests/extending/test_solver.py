@@ -72,6 +72,7 @@ def test_it_is_diffrax_s_own(x64):
     np.testing.assert_allclose(*x, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_adapts_encodes_and_gives_densities(x64):
     sampler = jf.AdaptiveSteps(Ralston(), rtol=1e-6, atol=1e-6)
     sol = jf.decode(FIELD, X0, sampler)
