@@ -5,9 +5,9 @@ import functools as ft
 import inspect
 import sys
 import types
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import AbstractArray, ArrayLike, Key
 from ._validate import concrete, is_real, shown
 
 
-def check_kinds(owner: Any, values: Mapping[str, Any]) -> None:
+def check_kinds(owner: Any, values: collections.abc.Mapping[str, Any]) -> None:
     """Raises `TypeError`, or `ValueError` for counts, keys and names, where a value is not of the kind its annotation
     names: of the arguments of a function, as `locals()` holds them at its start, or the fields of a class. `Any` and
     a pytree ask nothing.
@@ -37,8 +37,7 @@ def _asked(owner: Any) -> list[tuple[str, tuple[Any, ...]]]:
         found = {name: field.type for name, field in owner.__dataclass_fields__.items()}  # pyright: ignore
     else:
         found = {name: kind for name, kind in inspect.get_annotations(owner).items() if name != "return"}
-    options = ((name, _options(kind)) for name, kind in found.items())
-    return [(name, kinds) for name, kinds in options if None not in kinds]
+    return [(name, kinds) for name, kind in found.items() if None not in (kinds := _options(kind))]
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
@@ -95,6 +94,7 @@ _WORDS = {
     Key: "one typed key: pass key=jax.random.key(seed), and for many vmap over them", types.NoneType: "None",
     int: "an integer", np.dtype: "a floating-point type, as jnp.bfloat16", collections.abc.Callable: "a function",
     bool: "True or False", tuple: "a sequence", collections.abc.Sequence: "a sequence", type: "a class", Literal: "",
+    dfx.AbstractSolver: "AbstractSolver, as diffrax.Heun()", dfx.AbstractPath: "a path as of jflow.brownian_tree",
 }  # fmt: skip
 
 

@@ -233,7 +233,7 @@ def as_sampler(sampler: Any) -> Sampler:
         return sampler
     if isinstance(sampler, (AbstractGridRule, jax.Array, np.ndarray, list, tuple)):
         return FixedSteps(sampler)
-    rule = "A sampler must be jflow.FixedSteps(...), jflow.AdaptiveSteps(...), a grid or an array of times."
+    rule = "A sampler must be jflow.FixedSteps(...) or AdaptiveSteps(...), a grid as jflow.UniformGrid(32), or times."
     raise TypeError(f"{rule} Got {shown(sampler)}.")
 
 

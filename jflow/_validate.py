@@ -63,7 +63,7 @@ def shown(value: Any) -> str:
     if isinstance(value, (jax.Array, np.ndarray)) and value.ndim:
         return f"an array of shape {value.shape} and type {value.dtype}"
     text = f"the class {value.__name__}: make an object of it" if isinstance(value, type) else repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return " ".join(text.split()) if len(text) <= 200 else f"{' '.join(text[:100].split())}..."
 
 
 def concrete(x: Any) -> Any:
