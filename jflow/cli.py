@@ -182,7 +182,8 @@ def _stop(error: Exception, code: int = 2) -> NoReturn:
     if "Out of memory" in words or isinstance(error, MemoryError):
         words = f"Memory must hold a step and what is drawn: take a smaller batch or network, or fewer. Got {words}"
     missing = isinstance(error, ImportError) and "[train]" not in words
-    print(f"jflow: {words}{': pip install jflow[train]' if missing else ''}", file=sys.stderr)
+    # written at once, so that no thread's words come between the line and its end
+    sys.stderr.write(f"jflow: {words}{': pip install jflow[train]' if missing else ''}\n")
     raise SystemExit(code) from None
 
 

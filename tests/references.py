@@ -148,14 +148,18 @@ def unchecked():
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-_LATE = re.compile(r"Traceback \(most recent call last\):\n(?: +.*\n)*?RuntimeError: Event loop is closed\n")
+_LATE = re.compile(
+    r"Traceback \(most recent call last\):|RuntimeError: Event loop is closed|"
+    r" +(File .*asyncio.*|self\._check_closed\(\)|raise RuntimeError\('Event loop is closed'\)|)"
+)
 
 
 def spoken(stderr):
     """What a process says, without what threads of orbax say of a loop that was closed before they ended: whether they
-    are that late is chance.
+    are that late is chance, and so is where their lines fall among the others. Of any other traceback the places and
+    the error stay.
     """
-    return _LATE.sub("", stderr)
+    return "".join(line + "\n" for line in stderr.splitlines() if not _LATE.fullmatch(line))
 
 
 def refuses(call, fragment, kind=ValueError):
