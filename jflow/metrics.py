@@ -244,6 +244,75 @@ def frechet_distance(
     return float(shift @ shift + (root_x**2).sum() + (root_y**2).sum() - 2 * overlap)
 
 
+def transport_cost(x0: Sample, x1: Sample, *, mask: Mask | None = None) -> float:
+    """The mean squared distance of pairs, `E |x1 - x0|^2`, row `i` of one sample with row `i` of the other.
+
+    Squared units of the data, summed over the components. It is at least the squared Wasserstein distance of order 2
+    between the samples, and equal to it for pairs of an optimal plan.
+
+    Args:
+        x0: The first of each pair, shape `(n, *event)`.
+        x1: The second of each pair, as many.
+        mask: A pair `(mask_x0, mask_x1)` of what is there in padded events, as the module says.
+
+    Raises `ValueError` for samples that are not pairs.
+
+    Source: Villani 2003, Topics in Optimal Transportation, introduction.
+
+    ```python
+    x = jr.normal(jr.key(0), (50, 2))
+    assert np.isclose(jf.metrics.transport_cost(x, x + 3), 18.0)
+    ```
+    """
+    check_kinds(transport_cost, locals())
+    x0, x1 = _pair(x0, x1, mask)
+    if len(x0) != len(x1):
+        raise ValueError(f"Pairs must be as many on both sides. Got {len(x0)} and {len(x1)} points.")
+    return float(((x1 - x0) ** 2).sum(axis=1).mean())
+
+
+def straightness(xs: Float[ArrayLike, "n times ..."], ts: Float[ArrayLike, "*n times"] | None = None) -> float:
+    """How far trajectories are from straight lines at constant speed: `E int_0^1 |x'(t) - (x(1) - x(0))|^2 dt`.
+
+    Zero for straight ones alone, of which one step of Euler is exact. With each piece between saved times taken as
+    straight it is the mean of `sum_k |x_(k+1) - x_k|^2 / (t_(k+1) - t_k) - |x_n - x_0|^2 / T`, `T` the time in all.
+    In squared units of the data, over time, summed over the components: over `transport_cost(xs[:, 0], xs[:, -1])` it
+    has no unit.
+
+    Args:
+        xs: Trajectories of shape `(n, times, *event)`, as `jf.generate(..., saveat=SaveAt(t0=True, steps=True)).xs`.
+        ts: Their times, `(times,)` or `(n, times)`, increasing; by default evenly spaced over [0, 1].
+
+    Raises `ValueError` for fewer than two times, times that do not increase, and values that are not finite.
+
+    Source: Liu et al. 2023, arXiv:2209.03003, section 2.2.
+
+    ```python
+    t = np.linspace(0, 1, 101)
+    line = np.stack([3 * t, 4 * t], axis=1)
+    assert np.isclose(jf.metrics.straightness(line[None]), 0.0, atol=1e-9)
+    assert np.isclose(jf.metrics.straightness((line * t[:, None])[None]), 25 / 3, rtol=1e-3)  # of speed 10 t
+    ```
+    """
+    check_kinds(straightness, locals())
+    shape = np.shape(xs)
+    if len(shape) < 2 or shape[1] < 2:
+        raise ValueError(
+            "Trajectories must have an axis of samples, then one of at least two times. "
+            f"Got shape {shape}: pass one trajectory as xs[None]."
+        )
+    xs = _matrix(xs, "trajectories").reshape(*shape[:2], -1)
+    if ts is not None and np.shape(ts) not in (shape[1:2], shape[:2]):
+        raise ValueError(f"Times must be as many as states. Got shape {np.shape(ts)} for trajectories of {shape}.")
+    ts = np.linspace(0, 1, shape[1])[None] if ts is None else _matrix(ts, "times").reshape(-1, shape[1])
+    gaps = np.broadcast_to(np.diff(ts), (len(xs), shape[1] - 1))
+    if not (gaps > 0).all():
+        raise ValueError(f"Times must increase. Got a step of {gaps.min():g}.")
+    pieces = (np.diff(xs, axis=1) ** 2).sum(axis=2)
+    whole = ((xs[:, -1] - xs[:, 0]) ** 2).sum(axis=1)
+    return float(((pieces / gaps).sum(axis=1) - whole / gaps.sum(axis=1)).mean())
+
+
 def nearest_distance(x: Sample, reference: Sample, *, mask: Mask | None = None) -> Float[np.ndarray, "n"]:
     """Euclidean distance of each point of `x` to the nearest of `reference`, shape `(n,)`; 0 for a copy.
 
@@ -315,29 +384,30 @@ def _unpadded(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
 def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as float64 matrices `(n, d)`."""
     x, y = _unpadded(x, y, mask)
-
-    def matrix(sample: Any, which: str) -> np.ndarray:
-        if isinstance(sample, jax.core.Tracer):
-            raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
-        array = np.asarray(sample)
-        if array.ndim == 0 or array.size == 0:
-            raise ValueError(f"A sample must have at least one point. Got the {which} of shape {array.shape}.")
-        array = array.astype(np.float64).reshape(len(array), -1)
-        finite = np.isfinite(array).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f"Samples must be finite. Got {(~finite).sum()} of {len(array)} points of the {which} that are not, "
-                f"the first at index {finite.argmin()}; leave failed draws out and report their number."
-            )
-        return array
-
-    x, y = matrix(x, "first sample"), matrix(y, "second sample")
+    x, y = _matrix(x, "first sample"), _matrix(y, "second sample")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"Two samples must have events of one size. Got {x.shape[1]} and {y.shape[1]} components; the first "
             "axis counts the points."
         )
     return x, y
+
+
+def _matrix(sample: Any, which: str) -> np.ndarray:
+    """A sample as a float64 matrix `(n, d)`."""
+    if isinstance(sample, jax.core.Tracer):
+        raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
+    array = np.asarray(sample)
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"A sample must have at least one point. Got the {which} of shape {array.shape}.")
+    array = array.astype(np.float64).reshape(len(array), -1)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"Samples must be finite. Got {(~finite).sum()} of {len(array)} points of the {which} that are not, "
+            f"the first at index {finite.argmin()}; leave failed draws out and report their number."
+        )
+    return array
 
 
 def _centred(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:

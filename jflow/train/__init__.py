@@ -4,8 +4,24 @@ A loss is `loss(field, key, example)` of one example; `step` vmaps it over the b
 """
 
 from ._checkpoint import restore, save
+from ._couple import AbstractPlan, Assignment, Coupling, Independent, Pairs, Sinkhorn, couple
 from ._fit import fit
 from ._state import State, init
 from ._step import Info, step
 
-__all__ = ["Info", "State", "fit", "init", "restore", "save", "step"]
+__all__ = [
+    "AbstractPlan",
+    "Assignment",
+    "Coupling",
+    "Independent",
+    "Info",
+    "Pairs",
+    "Sinkhorn",
+    "State",
+    "couple",
+    "fit",
+    "init",
+    "restore",
+    "save",
+    "step",
+]

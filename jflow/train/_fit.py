@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .._kinds import check_kinds
 from .._validate import check_count
 from ._checkpoint import Checkpoints, open_checkpoints, writable
+from ._couple import Couple
 from ._metrics import Metrics, open_metrics
 from ._state import State
 from ._step import Info, Loss, step
@@ -40,6 +41,7 @@ def fit(
     log_every: int = 50,
     keep: int = 3,
     mesh: Mesh | None = None,
+    couple: Couple | None = None,
     progress: bool = True,
     on_save: Callable[[State], object] | None = None,
 ) -> tuple[State, Float[np.ndarray, " n"]]:
@@ -64,6 +66,7 @@ def fit(
             only then.
         keep: How many of the newest checkpoints stay.
         mesh: Data parallel, as in `step`.
+        couple: A coupling of each batch, or the name of its plan, as in `step`.
         progress: Whether a progress bar is shown.
         on_save: Called with the state every `save_every` steps and after the last one, each time after the checkpoint,
             as to draw from `state.ema`. It must not keep the state, which the next step donates.
@@ -110,7 +113,7 @@ def fit(
         interrupted = stack.enter_context(_deferred_interrupt())
         recorder = _Recorder(start, bar, metrics, checkpoints, batches)
         for i in range(start, steps):
-            state, info = step(state, loss, _fold_in(key, np.uint32(i)), batches(i), mesh=mesh)
+            state, info = step(state, loss, _fold_in(key, np.uint32(i)), batches(i), mesh=mesh, couple=couple)
             recorder.add(info)
             last, stop = i + 1 == steps, interrupted()
             if last or (i + 1) % log_every == 0:

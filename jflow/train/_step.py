@@ -19,6 +19,7 @@ from .._event import joined
 from .._kinds import check_kinds
 from .._mesh import automatic
 from .._validate import is_real, shown
+from ._couple import Couple, paired
 from ._state import State, average_dtype
 
 Loss = Callable[[PyTree, Key[Array, ""], PyTree], PyTree]
@@ -50,7 +51,13 @@ class Info(NamedTuple):
 
 
 def step(
-    state: State, loss: Loss, key: Key[Array, ""], batch: PyTree, *, mesh: Mesh | None = None
+    state: State,
+    loss: Loss,
+    key: Key[Array, ""],
+    batch: PyTree,
+    *,
+    mesh: Mesh | None = None,
+    couple: Couple | None = None,
 ) -> tuple[State, Info]:
     """One step of the optimiser on the mean of `loss(field, key_i, example_i)` over the batch.
 
@@ -69,9 +76,12 @@ def step(
         key: The key of this step, of any implementation, split into one for each example.
         batch: A pytree of arrays that share their leading axis.
         mesh: Devices along an axis `"data"`: the batch is split over it, the state repeated on every device.
+        couple: What is done to the whole batch first, in the same program: `f(key, batch) -> batch`, as `Coupling`,
+            or `"independent"`, `"assignment"`, `"sinkhorn"` for a `Coupling` by that plan.
 
     Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
-    loss that is not a scalar, `TypeError` for one that is no real number.
+    loss that is not a scalar, `couple=` where the source of the field's path is neither coupled nor `GIVEN`;
+    `TypeError` for a loss that is no real number.
 
     ```python
     state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.5))
@@ -82,7 +92,7 @@ def step(
     check_kinds(step, locals())
     _check_key(key)
     size = _batch_size(batch)
-    arrays, static = _split(loss)
+    arrays, static = _split((loss, couple))
     if mesh is not None:
         mesh = _automatic(mesh)
         state, arrays, key, batch = _place(mesh, size, state, arrays, key, batch)
@@ -91,10 +101,12 @@ def step(
 
 @ft.partial(jax.jit, static_argnames=("static", "mesh"), donate_argnums=0)
 def _step(state, arrays, key, batch, static, mesh):
-    loss, layout = _join(arrays, static), state.layout
-    keys = jr.split(key, _batch_size(batch))
-    if mesh is not None:
-        keys = jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, PartitionSpec("data")))
+    (loss, couple), layout = _join(arrays, static), state.layout
+    spread = (lambda tree, *axes: tree) if mesh is None else ft.partial(_spread, mesh)
+    if couple is not None:  # its key is that of the example after the last; every device pairs the whole batch
+        field, key_couple = layout.field(state.params, state.frozen), jr.fold_in(key, np.uint32(_batch_size(batch)))
+        batch = spread(paired(couple, field, key_couple, spread(batch)))
+    keys, batch = spread((jr.split(key, _batch_size(batch)), batch), "data")
 
     def objective(params):
         def one(key, example):
@@ -108,9 +120,7 @@ def _step(state, arrays, key, batch, static, mesh):
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     with jax.numpy_dtype_promotion("standard"):  # which optimisers count on
         new = _update(state, grads, finite, value, lambda params: objective(params)[0])
-    if mesh is not None:
-        new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
-    return new, Info(value, norm, finite, metrics)
+    return spread(new), Info(value, norm, finite, metrics)
 
 
 def _update(
@@ -199,15 +209,15 @@ def _value_and_metrics(out: Any) -> tuple[Array, PyTree]:
     return jnp.asarray(value, joined(jnp.result_type(value), jnp.float32)), wide
 
 
-def _split(loss: Loss) -> tuple[list[Any], Any]:
-    """A loss as its arrays and the rest, which is hashable: a plain function is all rest."""
-    leaves, treedef = jtu.tree_flatten(loss)
+def _split(functions: PyTree) -> tuple[list[Any], Any]:
+    """Functions as their arrays and the rest, which is hashable: a plain function is all rest."""
+    leaves, treedef = jtu.tree_flatten(functions)
     flags = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     static = tuple(None if flag else leaf for flag, leaf in zip(flags, leaves, strict=True))
     return [leaf for flag, leaf in zip(flags, leaves, strict=True) if flag], (static, treedef)
 
 
-def _join(arrays: list[Any], static: Any) -> Loss:
+def _join(arrays: list[Any], static: Any) -> PyTree:
     (leaves, treedef), rest = static, iter(arrays)
     return treedef.unflatten([next(rest) if leaf is None else leaf for leaf in leaves])
 
@@ -245,6 +255,11 @@ def _automatic(mesh: Mesh) -> Mesh:
             "make one as jax.make_mesh((jax.device_count(),), ('data',))."
         )
     return automatic(mesh)
+
+
+def _spread(mesh: Mesh, tree: PyTree, *axes: str) -> PyTree:
+    """Arrays inside a program whose leading axis is split over an axis of the mesh, or repeated without any."""
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
 def _place(mesh, size, state, arrays, key, batch):
