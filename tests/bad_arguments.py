@@ -397,9 +397,20 @@ CALLS = {
         lambda **given: jf.train.fit(state(), **given),
         {
             "loss": loss, "batches": lambda i: XS, "steps": 2, "key": KEY, "run_dir": None, "save_every": 1,
-            "log_every": 1, "keep": 1, "mesh": None, "progress": False,
+            "log_every": 1, "keep": 1, "mesh": None, "couple": None, "progress": False,
         },
         lambda out: out[1],
+    ),
+    "train.couple": C(
+        jf.train.couple, {"key": KEY, "x0": XS, "x1": XS[::-1], "plan": jf.train.Sinkhorn(0.5), "labels": None}
+    ),
+    "train.Sinkhorn": C(
+        jf.train.Sinkhorn, {"epsilon": 0.5, "penalty": None, "tolerance": 0.1, "max_iterations": 9},
+        lambda plan: jf.train.couple(KEY, XS, XS, plan, labels=None if plan.penalty is None else (XS, XS)),
+    ),
+    "train.Coupling": C(
+        jf.train.Coupling, {"plan": jf.train.Assignment(), "data": "x", "label": "label"},
+        lambda couple: couple(KEY, {"x": XS}), free="label",
     ),
     "train.save": C(
         lambda **given: jf.train.save(**given),
@@ -437,6 +448,8 @@ CALLS = {
     "metrics.class_accuracy": C(
         jf.metrics.class_accuracy, {"x": XS, "label": np.arange(6), "classifier": lambda x: np.arange(6)}
     ),
+    "metrics.transport_cost": C(jf.metrics.transport_cost, {"x0": XS, "x1": XS}),
+    "metrics.straightness": C(jf.metrics.straightness, {"xs": np.zeros((2, 3, 2)), "ts": np.arange(3.0)}),
     "metrics.c2st": C(jf.metrics.c2st, {"key": KEY, "x": XS, "y": XS, "folds": 2}),
     "testing.check_path": C(jf.testing.check_path, {"path": PATH}),
     "testing.check_field": C(
@@ -465,6 +478,9 @@ CALLS = {
     ),
     "nn.DiT": C(
         jf.nn.DiT, {"shape": (4, 4, 1), "patch": 2, "dim": 4, "layers": 1, "heads": 1, **NET}, lambda net: net.shape
+    ),
+    "nn.Reversed": C(
+        jf.nn.Reversed, {"net": Still(), "predicts": "velocity"}, lambda net: seen(jf.Field(net, PATH, "velocity"))
     ),
     "nn.patchify": C(jf.nn.patchify, {"x": jnp.zeros((4, 4, 1)), "patch": 2}),
     "nn.fourier_features": C(jf.nn.fourier_features, {"t": 0.5, "frequencies": jnp.ones(2)}),

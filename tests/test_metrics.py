@@ -176,6 +176,57 @@ def test_nearest_distance():
 
 
 @pytest.mark.slow
+def test_transport_cost_is_that_of_the_pairs(rng):
+    assert metrics.transport_cost(CLOUD, CLOUD + 3) == pytest.approx(9 * 5, rel=1e-12)
+    assert metrics.transport_cost(3 * CLOUD, CLOUD) == pytest.approx(4 * (CLOUD**2).sum(1).mean(), rel=1e-12)
+    # N(0, 1) and N(m, s^2): m^2 + (1 - s)^2 for the optimal pairs, m^2 + 1 + s^2 for independent ones
+    x, y, m, s = rng.standard_normal(20_000), rng.standard_normal(20_000), 2.0, 0.5
+    assert metrics.transport_cost(x, m + s * x) == pytest.approx(m**2 + (1 - s) ** 2, rel=0.02)
+    assert metrics.transport_cost(x, m + s * y) == pytest.approx(m**2 + 1 + s**2, rel=0.03)
+    ordered = metrics.transport_cost(np.sort(x), np.sort(m + s * y))  # the optimum on the line
+    assert ordered == pytest.approx(metrics.wasserstein_1d(x, m + s * y) ** 2, rel=1e-12)
+    clouds, here = np.zeros((2, 3, 2)), np.array([[1, 1, 0], [1, 0, 0]])
+    garbage = np.where(here[..., None] == 1, clouds + 2, np.nan)
+    assert metrics.transport_cost(clouds, garbage, mask=(here, here)) == pytest.approx((4 * 4 + 2 * 4) / 2)
+
+
+def test_straightness_has_its_closed_forms(rng):
+    t, n = np.linspace(0, 1, 41), 40
+    way = rng.standard_normal((7, 1, 3))
+    assert metrics.straightness(1 + t[:, None] * way) == pytest.approx(0, abs=1e-12)
+    # along a line with x = t^2 w: the pieces have the speeds (2 k + 1) w / n, of variance (1 - 1/n^2) |w|^2 / 3
+    squares = (way**2).sum(2).mean()
+    bent = metrics.straightness(t[:, None] ** 2 * way)
+    assert bent == pytest.approx(squares * (1 - 1 / n**2) / 3, rel=1e-9)
+    # a circle of radius 2 through the angle a: n chords, and the one over all
+    a, radius = 2.0, 2.0
+    circle = radius * np.stack([np.cos(a * t), np.sin(a * t)], axis=1)[None]
+    exact = (2 * n * radius * np.sin(a / n / 2)) ** 2 - (2 * radius * np.sin(a / 2)) ** 2
+    assert metrics.straightness(circle) == pytest.approx(exact, rel=1e-9)
+    # other times of the same states; the time in all; an event of another shape
+    uneven = np.sort(rng.uniform(size=(7, 41)), axis=1)
+    lines = uneven[..., None] * way
+    assert metrics.straightness(lines, uneven) == pytest.approx(0, abs=1e-9) != metrics.straightness(lines)
+    assert metrics.straightness(circle, 4 * t) == pytest.approx(exact / 4, rel=1e-9)
+    assert metrics.straightness(circle.reshape(1, 41, 2, 1)) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.transport_cost(CLOUD, OTHER), "as many on both sides. Got 300 and 200"),
+        (lambda: metrics.straightness(CLOUD[:, 0]), "at least two times"),
+        (lambda: metrics.straightness(CLOUD[:, :1]), "at least two times"),
+        (lambda: metrics.straightness(CLOUD, np.arange(4)), "as many as states"),
+        (lambda: metrics.straightness(CLOUD, np.array([0, 1, 2, 2, 3])), "must increase. Got a step of 0"),
+        (lambda: metrics.straightness(np.full((2, 3), np.nan)), "must be finite"),
+    ],
+)
+def test_bad_trajectories(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_c2st_separates_and_does_not(rng):
     x, y = rng.standard_normal((2, 300, 4))
     se = np.sqrt(1 / (8 * 300))
