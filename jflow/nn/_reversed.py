@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._prediction import Prediction, heads
-from .._types import Event, Noun, Time
+from .._types import Event, Noun, PRNGKey, Time
 
 
 class Reversed(Noun):
@@ -38,9 +38,9 @@ class Reversed(Noun):
     def __check_init__(self):
         heads(self.predicts)
 
-    def __call__(self, t: Time, x: PyTree, args: Any = None, **key: Any) -> Event:
+    def __call__(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Event:
         """The prediction at our time `t`; `key` is for a network that draws."""
-        value = self.net(1 - t, x, args, **key)
+        value = self.net(1 - t, x, args, **({} if key is None else {"key": key}))
         many = isinstance(self.predicts, tuple)
         values = zip(value if many else (value,), heads(self.predicts), strict=True)
         turned = tuple(jtu.tree_map(jnp.negative, v) if head.name == "velocity" else v for v, head in values)
