@@ -121,8 +121,8 @@ class Sinkhorn(AbstractPlan):
     """Draws from the entropic plan, `argmin <P, C> - epsilon H(P)` over `P` with uniform marginals.
 
     Each row j of x1 comes exactly once, with a row of x0 drawn from `P[:, j]`; a row of x0 so comes once on average,
-    and may come twice or never. A small `epsilon` approaches the assignment and takes many iterations (about 50 at 0.1
-    and 1,000 at 0.01 in the plane); a large one approaches independent pairs, which `partners` shows.
+    and may come twice or never. A small `epsilon` approaches the assignment, and takes more iterations; a large one
+    approaches independent pairs, which `partners` shows.
 
     The iteration runs on logarithms, `f_i = -epsilon log sum_j exp((g_j - C_ij)/epsilon)` and alike for `g`, until the
     marginal of x0 is right.
@@ -136,10 +136,10 @@ class Sinkhorn(AbstractPlan):
     ```
     """
 
+    max_iterations: int = eqx.field(static=True)
     epsilon: Array = frozen()
     penalty: Array | None = frozen()
     tolerance: Array = frozen()
-    max_iterations: int = eqx.field(static=True)
 
     def __init__(
         self, epsilon: Time = 0.05, penalty: Time | None = None, tolerance: Time = 1e-2, max_iterations: int = 2000
@@ -305,14 +305,13 @@ def couple(
             "Labels must go with a plan that has a penalty for unequal ones, as Assignment(penalty=1000.0). "
             f"Got {plan!r} {'without' if labels is None else 'with'} labels."
         )
-    if labels is not None:
-        labels = tuple(as_array(label, "A label") for label in labels)
-        if len(labels) != 2 or any(label.shape[:1] != (n,) or label.shape != labels[0].shape for label in labels):
-            raise ValueError(
-                f"labels must be a pair, those of x0 and those of x1, each of {n} rows. "
-                f"Got shapes {', '.join(str(label.shape) for label in labels)}."
-            )
-    return _couple(stream(key, "couple"), x0, x1, plan, labels)
+    both = None if labels is None else [as_array(label, "A label") for label in labels]
+    if both is not None and (len(both) != 2 or any(a.shape[:1] != (n,) or a.shape != both[0].shape for a in both)):
+        raise ValueError(
+            f"labels must be a pair, those of x0 and those of x1, each of {n} rows. "
+            f"Got shapes {', '.join(str(label.shape) for label in both)}."
+        )
+    return _couple(stream(key, "couple"), x0, x1, plan, both)
 
 
 @eqx.filter_jit
