@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PyTree
 
 from .._event import as_state, state_dtype
@@ -413,7 +415,7 @@ class Coupling(Noun):
         return {**batch, "x0": paired, "converged": jnp.broadcast_to(pairs.converged, (n,))}
 
 
-def paired(couple: Couple, field: PyTree, key: PRNGKey, batch: PyTree) -> PyTree:
+def paired(couple: Couple, field: PyTree, key: PRNGKey, batch: PyTree, mesh: Mesh | None) -> PyTree:
     """The batch of a step, coupled; raises `ValueError` where the source of the field's path does not allow pairs."""
     source = field.path.source if isinstance(field, AbstractField) else None
     if source is not None and not source.coupled:
@@ -422,5 +424,14 @@ def paired(couple: Couple, field: PyTree, key: PRNGKey, batch: PyTree) -> PyTree
             f"Got couple= for a field along a path with the source {type(source).__name__}(): take "
             "jf.CondOT(source=jf.Normal(coupled=True)) where x0 is Gaussian, or source=jf.GIVEN."
         )
+
+    def spread(tree, *axes):
+        return (
+            tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+        )
+
     couple = Coupling(_PLANS[couple]()) if isinstance(couple, str) else couple
-    return couple(key, batch, source) if isinstance(couple, Coupling) else couple(key, batch)
+    key = jr.fold_in(key, np.uint32(len(jtu.tree_leaves(batch)[0])))  # that of the example after the last
+    batch = spread(batch)  # every device pairs the whole batch
+    batch = couple(key, batch, source) if isinstance(couple, Coupling) else couple(key, batch)
+    return spread(spread(batch), "data")

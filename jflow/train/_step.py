@@ -102,11 +102,11 @@ def step(
 @ft.partial(jax.jit, static_argnames=("static", "mesh"), donate_argnums=0)
 def _step(state, arrays, key, batch, static, mesh):
     (loss, couple), layout = _join(arrays, static), state.layout
-    spread = (lambda tree, *axes: tree) if mesh is None else ft.partial(_spread, mesh)
-    if couple is not None:  # its key is that of the example after the last; every device pairs the whole batch
-        field, key_couple = layout.field(state.params, state.frozen), jr.fold_in(key, np.uint32(_batch_size(batch)))
-        batch = spread(paired(couple, field, key_couple, spread(batch)))
-    keys, batch = spread((jr.split(key, _batch_size(batch)), batch), "data")
+    if couple is not None:
+        batch = paired(couple, layout.field(state.params, state.frozen), key, batch, mesh)
+    keys = jr.split(key, _batch_size(batch))
+    if mesh is not None:
+        keys = jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, PartitionSpec("data")))
 
     def objective(params):
         def one(key, example):
@@ -120,7 +120,9 @@ def _step(state, arrays, key, batch, static, mesh):
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     with jax.numpy_dtype_promotion("standard"):  # which optimisers count on
         new = _update(state, grads, finite, value, lambda params: objective(params)[0])
-    return spread(new), Info(value, norm, finite, metrics)
+    if mesh is not None:
+        new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
+    return new, Info(value, norm, finite, metrics)
 
 
 def _update(
@@ -255,11 +257,6 @@ def _automatic(mesh: Mesh) -> Mesh:
             "make one as jax.make_mesh((jax.device_count(),), ('data',))."
         )
     return automatic(mesh)
-
-
-def _spread(mesh: Mesh, tree: PyTree, *axes: str) -> PyTree:
-    """Arrays inside a program whose leading axis is split over an axis of the mesh, or repeated without any."""
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
 def _place(mesh, size, state, arrays, key, batch):
