@@ -271,7 +271,7 @@ def transport_cost(x0: Sample, x1: Sample, *, mask: Mask | None = None) -> float
     return float(((x1 - x0) ** 2).sum(axis=1).mean())
 
 
-def straightness(xs: Float[ArrayLike, "n times ..."], ts: Float[ArrayLike, "*n times"] | None = None) -> float:
+def straightness(xs: Sample, ts: Num[ArrayLike, "..."] | None = None) -> float:
     """How far trajectories are from straight lines at constant speed: `E int_0^1 |x'(t) - (x(1) - x(0))|^2 dt`.
 
     Zero for straight ones alone, of which one step of Euler is exact. With each piece between saved times taken as

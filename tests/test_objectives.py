@@ -14,7 +14,7 @@ from references import PATHS, schedule
 import jflow as jf
 
 laws = jf.laws
-MEAN, STD, THETA = 0.5, 0.7, np.array([0.3, -0.4])  # of the data, each component alike; of the network
+MEAN, STD, THETA = 0.5, 0.7, np.array([-0.8, 0.9])  # of the data, each component alike; of the network
 N, D = 40_000, 2
 
 
@@ -33,7 +33,7 @@ OBJECTIVES = {
     "flow matching, pi0": Objective("CondOT", "velocity", laws.Beta(1.0, 1.5, hi=0.999)),
     "flow matching, logit-normal": Objective("Cosine", "velocity", laws.LogitNormal(0.3, 0.8)),
     "edm": Objective(
-        "CondOT", "data", laws.LogNormalSigma(), jf.edm_weight(STD), lambda snr: (1 / snr + STD**2) * snr / STD**2
+        "CondOT", "data", laws.LogNormalSigma(-0.5, 0.8), jf.edm_weight(STD), lambda snr: (1 / snr + STD**2) * snr / STD**2
     ),
     "denoising, min-SNR": Objective(
         "VP", "data", laws.Uniform(), jf.min_snr_weight(5.0), lambda snr: np.minimum(snr, 5)
