@@ -33,7 +33,8 @@ OBJECTIVES = {
     "flow matching, pi0": Objective("CondOT", "velocity", laws.Beta(1.0, 1.5, hi=0.999)),
     "flow matching, logit-normal": Objective("Cosine", "velocity", laws.LogitNormal(0.3, 0.8)),
     "edm": Objective(
-        "CondOT", "data", laws.LogNormalSigma(-0.5, 0.8), jf.edm_weight(STD), lambda snr: (1 / snr + STD**2) * snr / STD**2
+        "CondOT", "data", laws.LogNormalSigma(-0.5, 0.8), jf.edm_weight(STD),
+        lambda snr: (1 / snr + STD**2) * snr / STD**2,
     ),
     "denoising, min-SNR": Objective(
         "VP", "data", laws.Uniform(), jf.min_snr_weight(5.0), lambda snr: np.minimum(snr, 5)

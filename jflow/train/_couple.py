@@ -291,6 +291,7 @@ def couple(
     x0, x1, label = jr.normal(key_0, (8, 2)), jr.normal(key_1, (8, 2)) + 4, jnp.arange(8)
     pairs = jf.train.couple(jr.key(1), x0, x1)
     x0, x1, label = x0[pairs.i0], x1[pairs.i1], label[pairs.i1]
+    assert pairs.converged and sorted(pairs.i0.tolist()) == label.tolist() == list(range(8))
     ```
     """
     check_kinds(couple, locals())
