@@ -111,6 +111,9 @@ def test_a_plan_that_was_not_found_says_so():
             pairs = jf.train.couple(KEY, x0, broken, plan)
             assert not pairs.converged and {*pairs.i0.tolist()} <= {*range(N)}
         assert sorted(jf.train.couple(KEY, x0, broken).i0.tolist()) == list(range(N))
+    label, huge = np.arange(N), jf.train.Assignment(1e38)  # whose sums are infinite
+    pairs = jf.train.couple(KEY, x0, x1, huge, labels=(label, label[::-1]))
+    assert not pairs.converged and sorted(pairs.i0.tolist()) == list(range(N))
 
 
 def test_a_large_penalty_mixes_no_label():

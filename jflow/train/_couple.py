@@ -26,8 +26,8 @@ class Pairs(NamedTuple):
     """What `couple` returns: `x0[i0]` goes with `x1[i1]`, row by row, and so do their labels.
 
     - `i0`, `i1`: rows of x0 and of x1. The rows of x1 come in their order, each exactly once.
-    - `converged`: whether the plan was found. Where a distance is not finite it was not, and the rows are paired
-      without regard to distance.
+    - `converged`: whether the plan was found. Where a cost is not finite, or above 1e30, it was not, and the rows are
+      paired without regard to it.
     - `partners`: the rows of x0 among which a row of x1 effectively chooses, `exp` of the mean entropy of its choice:
       1 for an assignment, n for independent pairs. A plan of Sinkhorn's near n is hardly better than none.
 
@@ -281,7 +281,7 @@ def couple(
         labels: Those of the rows of x0 and those of x1, for a plan with a penalty.
 
     Raises `ValueError` for batches of other sizes or shapes, labels without a penalty or a penalty without labels.
-    Where a distance is not finite, `converged` says so, and nothing raises. Under `jax.jit`, new values of epsilon and
+    Where a cost is not finite, `converged` says so, and nothing raises. Under `jax.jit`, new values of epsilon and
     penalty do not retrace.
 
     Source: Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2023, arXiv:2302.00482.
@@ -317,6 +317,9 @@ def couple(
     return _couple(stream(key, "couple"), x0, x1, plan, both)
 
 
+_MOST = 1e30  # of a cost, that their sums are finite too
+
+
 @eqx.filter_jit
 def _couple(key, x0, x1, plan, labels):
     x0, x1 = _matrix(x0), _matrix(x1)
@@ -332,7 +335,7 @@ def _couple(key, x0, x1, plan, labels):
     if labels is not None:
         unequal = (labels[0][:, None] != labels[1][None]).reshape(*cost.shape, -1).any(axis=-1)
         cost = cost + jnp.asarray(plan.penalty, cost.dtype) * unequal
-    finite = jnp.all(jnp.isfinite(cost))
+    finite = jnp.all(jnp.abs(cost) < _MOST)
     i0, converged, partners = plan.rows(key, jnp.where(finite, cost, 0))  # of NaN an assignment would find no end
     return Pairs(i0, jnp.arange(len(cost)), converged & finite, partners)
 
