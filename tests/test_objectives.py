@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from references import PATHS, schedule
+from references import PATHS, refuses, schedule
 
 import jflow as jf
 
@@ -72,7 +72,7 @@ OBJECTIVES = {
     "score": Objective("CondOT", "score", laws.Uniform(0.0, 0.9)),
     "two heads": Objective("CondOT", ("velocity", "score"), laws.Uniform(0.0, 0.9)),
 }  # fmt: skip
-FAST = ("flow matching", "edm", "two heads")
+FAST = ("flow matching", "edm")
 
 
 def linear(t, x, args, theta):
@@ -228,3 +228,13 @@ def test_a_network_in_reversed_time_is_the_same_objective(predicts):
     a, b = (jax.jit(jax.grad(loss))(net, jr.key(5), x1) for net in (theirs, own))
     for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(u, v, rtol=1e-4)
+
+
+def test_a_network_in_reversed_time_must_be_one():
+    def net(s, x, args):
+        return x
+
+    refuses(lambda: jf.nn.Reversed(net, "speed"), "one of")
+    refuses(lambda: jf.nn.Reversed(lambda x: x, "data"), r"callable as net\(t, x, args\)", TypeError)
+    wrong = jf.Field(jf.nn.Reversed(net, ("velocity", "noise")), jf.CondOT(), ("velocity", "noise"))
+    refuses(lambda: wrong.velocity(0.5, jnp.ones(2)), "must return a tuple of 2 outputs")

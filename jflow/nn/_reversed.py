@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._field import check_net
 from .._prediction import Prediction, heads
 from .._types import Event, Noun, PRNGKey, Time
 
 
 class Reversed(Noun):
-    """A network trained with time reversed, `t = 1` noise and `t = 0` data, as one in our time.
+    """A network trained with time reversed, `t = 1` noise and `t = 0` data, as a network in our time.
 
     `net(1 - t, x, args)`, with the other sign for a velocity, since `dx/ds = -dx/dt` where `s = 1 - t`; data, noise,
     score and v are the same in both times. The field's path is that of the paper in our time, as `CondOT` for
@@ -32,16 +33,24 @@ class Reversed(Noun):
     predicts: Prediction | tuple[Prediction, ...] = eqx.field(static=True)
 
     def __init__(self, net: Callable[..., PyTree], predicts: Prediction | tuple[Prediction, ...]):
-        """Wraps `net(s, x, args)`, which predicts `predicts`; raises `ValueError` for an unknown prediction."""
+        """Wraps `net(s, x, args)`, which predicts `predicts`, a name or a tuple of names for several heads.
+
+        Raises `ValueError` for an unknown prediction, `TypeError` where the network does not take these arguments.
+        """
         self.net, self.predicts = net, predicts
 
     def __check_init__(self):
         heads(self.predicts)
+        check_net(self.net, False)
 
     def __call__(self, t: Time, x: PyTree, args: Any = None, key: PRNGKey | None = None) -> Event:
         """The prediction at our time `t`; `key` is for a network that draws."""
-        value = self.net(1 - t, x, args, **({} if key is None else {"key": key}))
-        many = isinstance(self.predicts, tuple)
-        values = zip(value if many else (value,), heads(self.predicts), strict=True)
-        turned = tuple(jtu.tree_map(jnp.negative, v) if head.name == "velocity" else v for v, head in values)
-        return turned if many else turned[0]
+        value, own = self.net(1 - t, x, args, **({} if key is None else {"key": key})), heads(self.predicts)
+        values = value if isinstance(self.predicts, tuple) else (value,)
+        if not isinstance(values, (tuple, list)) or len(values) != len(own):
+            raise ValueError(
+                f"A network of {len(own)} heads must return a tuple of {len(own)} outputs. Got {type(value).__name__}."
+            )
+        pairs = zip(values, own, strict=True)
+        turned = tuple(jtu.tree_map(jnp.negative, v) if head.name == "velocity" else v for v, head in pairs)
+        return turned if isinstance(self.predicts, tuple) else turned[0]
