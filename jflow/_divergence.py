@@ -48,7 +48,7 @@ class AbstractDivergence(Noun):
         """What is drawn once and held fixed during a solve."""
 
     @abc.abstractmethod
-    def trace(self, product: Callable[[Array], Array], flat: Float[Array, " d"], probes: PyTree) -> Array:
+    def trace(self, product: Callable[[Array], Array], flat: PyTree, probes: PyTree) -> Float[Array, "*estimates"]:
         """The trace of a matrix, by its `product` with vectors like `flat`: a scalar, or one estimate a probe."""
 
     def __call__(

@@ -171,6 +171,20 @@ def test_an_estimate_is_unbiased_and_its_standard_error_is_honest():
 
 
 @pytest.mark.slow
+def test_an_estimate_has_a_gradient(x64):
+    matrix, x0 = jr.normal(jr.key(0), (6, 6)) / 4, jr.normal(jr.key(1), (6,))
+    flow_map = jf.FlowMap(lambda s, t, x, args: jnp.tanh(args * matrix @ x) * (1 + s * t), jf.CondOT())
+
+    @jax.jit
+    def value(scale):
+        estimate = {"divergence": jf.Hutchinson(2), "key": jr.key(2)}
+        return jf.decode(flow_map, x0, jumps([0.0, 0.4, 1.0]), args=scale, log_prob=True, **estimate).log_prob
+
+    slope, h = jax.grad(value)(0.7), 1e-5
+    np.testing.assert_allclose(slope, (value(0.7 + h) - value(0.7 - h)) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_large_event_is_inverted_without_its_matrix():
     """200 components: more than the size up to which a system is solved by its matrix."""
     matrix = jr.normal(jr.key(0), (200, 200)) / math.sqrt(200)
@@ -187,9 +201,7 @@ def test_the_determinant_is_that_within_the_space_of_the_source(predicts):
     """Clouds with their centre at zero: a jump scales by `c`, on the space of `(5 - 1) 2` dimensions."""
     path = jf.CondOT(source=jf.Normal(jf.ZeroCentre()))
     flow_map = jf.FlowMap(lambda s, t, x, args: -0.6 * x * (1 + 0 * s * t), path, predicts)
-    c = 1 - 0.6 * 0.5 if predicts == "velocity" else 0.5 - 0.5 * 0.6 + 0.5 * 0.0
-    if predicts == "data":  # alpha D + sigma (x - alpha_0 D)/sigma_0 at t = 1/2
-        c = -0.5 * 0.6 + 0.5
+    c = 1 - 0.5 * 0.6 if predicts == "velocity" else 0.5 * -0.6 + 0.5  # x + u/2; (data + noise)/2 with x the noise
     x = path.source.sample(jr.key(0), jnp.zeros((5, 2)))
     sol = jf.log_prob(flow_map, x, jumps([0.0, 0.5]))
     np.testing.assert_allclose(sol.log_prob, path.source.log_prob(x / c) - 8 * np.log(c), atol=1e-4)

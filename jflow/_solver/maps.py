@@ -162,7 +162,8 @@ def log_det(
 
     if divergence is None or not divergence.estimates:
         eye = jnp.eye(flat.size, dtype=flat.dtype)
-        sign, value = jnp.linalg.slogdet(lax.map(product, eye, batch_size=min(64, flat.size)))
+        rows = jax.vmap(product)(eye) if flat.size <= 64 else lax.map(product, eye, batch_size=64)  # J transposed
+        sign, value = jnp.linalg.slogdet(rows)
         return after, sign, value
     pull = jax.linear_transpose(product, flat)
     values = divergence.trace(lambda v: _log_product(product, lambda u: pull(u)[0], v), flat, probes)
@@ -193,7 +194,7 @@ def _log_product(product, pull, v):
         return (left, right, after), (jnp.where((q == 0).all(), 1, alpha), beta)
 
     empty = jnp.zeros((m, v.size), v.dtype)
-    (_, right, _), (alpha, beta) = lax.scan(body, (empty, empty, v / length), jnp.arange(m))
+    (_, right, _), (alpha, beta) = lax.scan(body, (empty, empty, v / jnp.where(length == 0, 1, length)), jnp.arange(m))
     _, values, rows = jnp.linalg.svd(jnp.diag(alpha) + jnp.diag(beta[:-1], 1))
     return length * (right.T @ (rows.T @ (jnp.log(values) * rows[:, 0])))
 
