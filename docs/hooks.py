@@ -36,7 +36,7 @@ def on_page_content(content, page, config, files):
 
     def drawn(found):
         display = "block" if found[2] == "[" else "inline"
-        return convert(html.unescape(found[3]), display=display)
+        return convert(html.unescape(found[3]).replace(r"\|", r"\Vert "), display=display)  # it does not know the former
 
     return FORMULA.sub(drawn, content)
 
