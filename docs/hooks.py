@@ -36,7 +36,8 @@ def on_page_content(content, page, config, files):
 
     def drawn(found):
         display = "block" if found[2] == "[" else "inline"
-        return convert(html.unescape(found[3]).replace(r"\|", r"\Vert "), display=display)  # it does not know the former
+        latex = html.unescape(found[3]).replace(r"\|", r"\Vert ")  # the first of these it does not know
+        return convert(latex, display=display)
 
     return FORMULA.sub(drawn, content)
 
