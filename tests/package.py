@@ -8,7 +8,7 @@ from pathlib import Path
 import jflow as jf
 
 assert Path(jf.__file__).is_relative_to(sys.prefix), f"jflow must be the installed wheel. Got {jf.__file__}."
-extras = [name for name in ("orbax", "grain", "tyro", "matplotlib", "sklearn") if importlib.util.find_spec(name)]
+extras = [name for name in ("grain", "tyro", "matplotlib", "PIL", "sklearn") if importlib.util.find_spec(name)]
 assert not extras, f"The environment must have no package of an extra. Got {extras}."
 assert "flax" not in sys.modules and "optax" not in sys.modules
 lines = re.search(r"^## Ten lines\n+```python\n(.*?)^```", Path(sys.argv[1]).read_text(), re.MULTILINE | re.DOTALL)
