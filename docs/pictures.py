@@ -88,7 +88,6 @@ def noise():
             return jf.decode(world, start, sampler, key=None if eta is None else key, saveat=EVERY).xs
 
         xs = eqx.filter_vmap(one)(jr.split(jr.key(3), 12))
-        xs = jnp.where(jnp.isfinite(xs), xs, 0.0)
         jf.plot.trajectories(xs, ax=grid[2 * i])
         plane(grid[2 * i], "one start, ODE" if eta is None else "one start, eta = 1")
         x = jf.generate(world, jr.key(4), 2000, (2,), sampler, progress=False).x
