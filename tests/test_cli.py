@@ -460,10 +460,10 @@ def test_a_truncated_data_file_raises(tmp_path, monkeypatch, capsys):
 def test_draws_that_diverge_are_reported_not_written(moons, tmp_path, monkeypatch, capsys):
     load = _run.load
 
-    def broken(folder):
+    def broken(folder, recipes):
         import jax
 
-        run = load(folder)
+        run = load(folder, recipes)
         field = jax.tree_util.tree_map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, run.field)
         return _run.Run(run.folder, run.recipe, field, run.step)
 
