@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import os
 import sys
-import types
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,8 +65,7 @@ def train(recipe: Moons | Digits | Mnist | Images, *, out: Path | None = None, o
         out: The run folder; runs/RECIPE by default.
         overwrite: Begin anew, whatever run the folder holds.
     """
-    name = type(recipe).__name__.lower()
-    _train(recipe, Path("runs", name) if out is None else out, overwrite)
+    _train(recipe, out, overwrite)
 
 
 def sample(
@@ -262,11 +260,14 @@ def _own_recipe(name: str) -> type[AbstractRecipe]:
     return recipe
 
 
-def _training(recipe: type[AbstractRecipe]) -> Any:
+def _training(kind: type[AbstractRecipe]) -> Any:
     """`train` for this recipe alone."""
-    command = types.FunctionType(train.__code__, globals(), "train", train.__defaults__)
-    command.__doc__, command.__kwdefaults__ = train.__doc__, train.__kwdefaults__
-    command.__annotations__ = {**train.__annotations__, "recipe": recipe}
+
+    def command(recipe, *, out=None, overwrite=False):
+        _train(recipe, out, overwrite)
+
+    command.__doc__ = train.__doc__
+    command.__annotations__ = {"recipe": kind, "out": Path | None, "overwrite": bool, "return": None}
     return command
 
 
@@ -304,7 +305,8 @@ def _list_commands(argv: Sequence[str], commands: dict[str, Any]) -> bool:
     return True
 
 
-def _train(recipe: Any, folder: Path, overwrite: bool) -> Run:
+def _train(recipe: Any, out: Path | None, overwrite: bool) -> Run:
+    folder = Path("runs", type(recipe).__name__.lower()) if out is None else out
     step = begin(recipe, folder, overwrite=overwrite)
     if step < recipe.steps:
         print(f"Training in {folder}, from step {step} to {recipe.steps}", flush=True)

@@ -16,7 +16,8 @@ from jflow.data._folder import fit
 from . import _images
 from ._recipe import _MOST, AbstractRecipe, Bar, check_integers, check_options
 
-_MOST_JUDGED = 10_000  # training images that draws are compared with
+_MOST_JUDGED = 10_000  # training images that draws are compared with, as long as their numbers are no more than
+_MOST_NUMBERS = 2**27
 _MOST_TEST = 1000
 
 
@@ -47,7 +48,7 @@ class Images(AbstractRecipe):
     """Numbers of a token of the DiT."""
     depth: int = 6
     """Blocks of the DiT."""
-    steps: int = 2000
+    steps: int = 1500
     """Steps of the optimiser."""
     batch_size: int = 64
     """Pictures a step."""
@@ -194,8 +195,9 @@ def _divided(data: jf.data.Dataset, seed: int) -> tuple[jf.data.Dataset, jf.data
 
 
 def _plain(data: jf.data.Dataset) -> Any:
-    """At most 10,000 of the images, as numbers."""
-    part = np.random.default_rng(0).permutation(len(data))[:_MOST_JUDGED]
+    """The images, or as many as draws are compared with, as numbers."""
+    most = max(1, min(_MOST_JUDGED, _MOST_NUMBERS // data.x[0].size))
+    part = np.random.default_rng(0).permutation(len(data))[:most]
     return jf.data.Dataset(**{"label": None, **data[np.sort(part)]}, name=data.name, num_classes=data.num_classes)
 
 
