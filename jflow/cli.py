@@ -263,11 +263,10 @@ def _own_recipe(name: str) -> type[AbstractRecipe]:
 def _training(kind: type[AbstractRecipe]) -> Any:
     """`train` for this recipe alone."""
 
-    def command(recipe, *, out=None, overwrite=False):
+    def command(recipe: kind, *, out: Path | None = None, overwrite: bool = False) -> None:  # pyright: ignore
         _train(recipe, out, overwrite)
 
     command.__doc__ = train.__doc__
-    command.__annotations__ = {"recipe": kind, "out": Path | None, "overwrite": bool, "return": None}
     return command
 
 

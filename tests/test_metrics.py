@@ -172,7 +172,7 @@ def test_kid_is_unbiased_and_its_mean_the_closed_value(rng):
     """For numbers, `(a b + 1)^3` compares moments: `3 (m1 - m1')^2 + 3 (m2 - m2')^2 + (m3 - m3')^2`."""
 
     def values(mean, std):
-        pairs = rng.standard_normal((4000, 2, 10))
+        pairs = rng.standard_normal((400, 2, 10))
         return np.array([metrics.kid(x, mean + std * y) for x, y in pairs])
 
     same, other = values(0.0, 1.0), values(0.3, 1.2)
@@ -225,14 +225,14 @@ def test_precision_and_recall_tell_a_missing_mode_from_a_wrong_one(rng):
 
 def test_precision_of_uniform_draws_around_two_points(rng):
     """The gaps of uniform points are exchangeable: a draw is beyond balls of radius `|a - b|` with probability 1/3."""
-    found = np.array([metrics.precision_recall(rng.random(30), rng.random(2), 1)[0] for _ in range(2000)])
-    assert abs(found.mean() - 2 / 3) < 4 * found.std() / np.sqrt(2000)
+    found = np.array([metrics.precision_recall(rng.random(30), rng.random(2), 1)[0] for _ in range(300)])
+    assert abs(found.mean() - 2 / 3) < 4 * found.std() / np.sqrt(300)
 
 
 def test_frechet_distance_warns_where_points_are_few(rng):
     x, y = rng.standard_normal((2, 40, 20))
     metrics.frechet_distance(x, y)
-    with pytest.warns(UserWarning, match=r"of 20 components needs 40 points .* Got samples of 39 and 40; .* kid"):
+    with pytest.warns(UserWarning, match=r"of 20 components needs 40 points .* Got samples of 39 and 40; .*kid"):
         metrics.frechet_distance(x[:39], y)
 
 
@@ -244,7 +244,7 @@ def test_the_bias_of_the_frechet_distance_falls_as_one_over_n(rng):
         pairs = rng.standard_normal((runs, 2, n, 4))
         return np.mean([metrics.frechet_distance(x, std * y + shift) for x, y in pairs])
 
-    exact, few, many = ((std - 1) ** 2).sum() + (shift**2).sum(), mean(100, 1000), mean(400, 1000)
+    exact, few, many = ((std - 1) ** 2).sum() + (shift**2).sum(), mean(100, 400), mean(400, 400)
     assert few > many > exact
     assert (4 * many - few) / 3 == pytest.approx(exact, rel=0.02)
 

@@ -175,7 +175,7 @@ def _decode(file: pathlib.Path, size: int, grey: bool) -> np.ndarray:
 
 def _fitted(image: Any, size: int, grey: bool) -> np.ndarray:
     """A picture of pillow as bytes `(size, size, C)`."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if image.mode.startswith("I"):  # 16 bits, which pillow would cut at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
@@ -183,8 +183,10 @@ def _fitted(image: Any, size: int, grey: bool) -> np.ndarray:
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = ImageOps.fit(image.convert("L" if grey else "RGB"), (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(size, size, -1)
+    side = min(image.size)  # cut first: what is cut off is not to tinge the edge
+    left, top = ((length - side) // 2 for length in image.size)
+    image = image.convert("L" if grey else "RGB").crop((left, top, left + side, top + side))
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)).reshape(size, size, -1)
 
 
 def _few(lines: list[str]) -> str:

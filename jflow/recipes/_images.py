@@ -48,12 +48,13 @@ def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, cla
     return Bar(f"accuracy of {num} draws, scale {scale:g}", figure, **target)
 
 
-def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int) -> list[Bar]:
+def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int, most: int = 600) -> list[Bar]:
     """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
 
-    Means over five times 600 draws, the classes in the proportions of training, and five times 600 training images.
+    Means over five times `most` draws, the classes in the proportions of training, and five times as many training
+    images.
     """
-    n, key, rng = min(600, len(train)), jr.key(seed), np.random.default_rng(seed)
+    n, key, rng = min(most, len(train)), jr.key(seed), np.random.default_rng(seed)
     label = None if train.label is None else np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
     drawn = np.split(draw(5 * n, label=label, stream=3), 5)
     real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
