@@ -472,6 +472,7 @@ def test_a_dit_reads_a_sequence_as_far_as_its_mask_goes():
     assert jnp.abs(none - out).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_dit_starts_without_its_sequence_and_attends_by_softmax():
     net, numbers = dit(token_size=3), np.random.default_rng(6)
     reading = net.readings[0]
@@ -499,6 +500,6 @@ def test_a_dit_starts_without_its_sequence_and_attends_by_softmax():
 def test_a_condition_that_is_no_sequence_raises(args, says):
     net = abstract(dit, token_size=3)
     with pytest.raises(ValueError, match=says):
-        jax.eval_shape(net, 0.5, jnp.zeros(SHAPE), args)
+        jax.eval_shape(lambda net: net(0.5, jnp.zeros(SHAPE), args), net)
     with pytest.raises(ValueError, match=r"sequences \(token_size\). Got num_classes=3"):
         dit(token_size=3, num_classes=3)
