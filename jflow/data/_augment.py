@@ -6,11 +6,11 @@ import jax.random as jr
 from jaxtyping import Array, Shaped
 
 from .._kinds import check_kinds
-from .._types import PRNGKey
+from .._types import Checked, PRNGKey
 from .._validate import check_count, stream
 
 
-def flip(key: PRNGKey, x: Shaped[Array, "h w c"]) -> Shaped[Array, "h w c"]:
+def flip(key: PRNGKey, x: Checked[Shaped[Array, "h w c"]]) -> Shaped[Array, "h w c"]:
     """One image `(H, W, C)`, with probability 1/2 its mirror image, left and right exchanged.
 
     ```python
@@ -23,7 +23,7 @@ def flip(key: PRNGKey, x: Shaped[Array, "h w c"]) -> Shaped[Array, "h w c"]:
     return jnp.where(jr.bernoulli(stream(key, "flip")), _image(x)[:, ::-1], x)
 
 
-def crop(key: PRNGKey, x: Shaped[Array, "h w c"], margin: int) -> Shaped[Array, "h w c"]:
+def crop(key: PRNGKey, x: Checked[Shaped[Array, "h w c"]], margin: int) -> Shaped[Array, "h w c"]:
     """One image `(H, W, C)` moved by up to `margin` pixels each way, uniformly; its edge pixels fill the gap.
 
     This is a random crop of its own size from the image with `margin` copies of its edge on each side.
