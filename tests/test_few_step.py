@@ -224,16 +224,6 @@ def test_guidance_trained_in_moves_the_velocity(x64):
     assert min(abs(value - loss) for value in values) < 1e-9
 
 
-def test_attention_has_the_derivative_that_the_tangent_needs():
-    from flax import nnx
-
-    attention = jf.nn.SelfAttention(8, 2, rngs=nnx.Rngs(0))
-    x, v = jr.normal(jr.key(0), (5, 8)), jr.normal(jr.key(1), (5, 8))
-    _, rate = jax.jvp(attention, (x,), (v,))
-    h = 1e-2
-    np.testing.assert_allclose(rate, (attention(x + h * v) - attention(x - h * v)) / (2 * h), atol=2e-3)
-
-
 def test_weights():
     adaptive, huber = fs.AdaptiveWeight(c=0.5), fs.PseudoHuber(c=2.0)
     assert jnp.allclose(adaptive(jnp.asarray(1.5)), 0.75)
