@@ -12,7 +12,20 @@ import numpy as np
 
 from . import __version__
 from ._extra import from_extra
-from .recipes import RECIPES, Digits, Mnist, Moons, Run, begin, check_out, load, load_model, whole_file
+from .recipes import (
+    RECIPES,
+    Digits,
+    DigitsMeanflow,
+    Mnist,
+    Moons,
+    MoonsMeanflow,
+    Run,
+    begin,
+    check_out,
+    load,
+    load_model,
+    whole_file,
+)
 from .recipes import train as train_run
 
 
@@ -23,7 +36,7 @@ class Drawing:
     sampler: str | None = None
     """The sampler, a name of jflow.samplers as heun_flow, ddim or dpmpp_2m; by default the recipe's own."""
     steps: int | None = None
-    """Its steps; by default 10."""
+    """Its steps; by default the recipe's own number, 10 for one by name."""
     eta: float | None = None
     """How much noise it adds, for a sampler that takes an eta, as ddim: 0 none, 1 that of the reverse SDE."""
     shift: float | None = None
@@ -39,7 +52,12 @@ class Drawing:
 _DRAWING = Drawing()
 
 
-def train(recipe: Moons | Digits | Mnist, *, out: Path | None = None, overwrite: bool = False) -> None:
+def train(
+    recipe: Moons | Digits | Mnist | MoonsMeanflow | DigitsMeanflow,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     """Train a recipe into a run folder, or go on with a run that was interrupted.
 
     Args:
@@ -47,8 +65,7 @@ def train(recipe: Moons | Digits | Mnist, *, out: Path | None = None, overwrite:
         out: The run folder; runs/RECIPE by default.
         overwrite: Begin anew, whatever run the folder holds.
     """
-    name = type(recipe).__name__.lower()
-    _train(recipe, Path("runs", name) if out is None else out, overwrite)
+    _train(recipe, Path("runs", recipe.name()) if out is None else out, overwrite)
 
 
 def sample(

@@ -42,7 +42,7 @@ def test_every_option_is_documented_and_typed(name):
     for field in dataclasses.fields(recipe):
         declared = source[source.index(f"    {field.name}: ") :].splitlines()
         assert declared[1].strip().startswith('"""'), f"{name}.{field.name} has no docstring"
-    assert recipe.__doc__ and name == recipe.__name__.lower()
+    assert recipe.__doc__ and name == recipe.name()
 
 
 @pytest.mark.parametrize("name", ["moons", "digits"])

@@ -1,13 +1,12 @@
 """A transformer over patches, modulated by the time and the condition."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._kinds import check_kinds
 from .._validate import as_array
@@ -190,7 +189,7 @@ class DiT(nnx.Module):
         """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
-    def __call__(self, *given: Any) -> Float[Array, "*event"]:
+    def __call__(self, *given: PyTree) -> Float[Array, "*event"]:
         """`net(t, x, args)`, with two times `net(s, t, x, args)`: the output for one image `x`, in the type of compute.
 
         Raises `TypeError` for another number of arguments, and `ValueError` for a batched time, an image of another

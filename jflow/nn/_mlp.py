@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._kinds import check_kinds
 from ._arguments import kept
@@ -82,7 +81,7 @@ class MLP(nnx.Module):
         """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
-    def __call__(self, *given: Any) -> Float[Array, "*event"]:
+    def __call__(self, *given: PyTree) -> Float[Array, "*event"]:
         """`net(t, x, args)`, with two times `net(s, t, x, args)`: the output for one event `x`, in the type of compute.
 
         Raises `TypeError` for another number of arguments, and `ValueError` for a batched time, an event of another

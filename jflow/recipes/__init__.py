@@ -9,16 +9,20 @@ from ._folder import check_out, read_config, whole_file
 from ._recipe import AbstractRecipe, Bar
 from ._run import RECIPES, Run, begin, load, load_model, train
 from .digits import Digits
+from .digits_meanflow import DigitsMeanflow
 from .mnist import Mnist
 from .moons import Moons
+from .moons_meanflow import MoonsMeanflow
 
 __all__ = [
     "RECIPES",
     "AbstractRecipe",
     "Bar",
     "Digits",
+    "DigitsMeanflow",
     "Mnist",
     "Moons",
+    "MoonsMeanflow",
     "Run",
     "begin",
     "check_out",

@@ -1,6 +1,5 @@
 """Pictures and figures that recipes of class-conditional images share."""
 
-import functools as ft
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,39 +32,47 @@ def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, cla
     return Bar(f"accuracy of {num} draws, scale {scale:g}", figure, **target)
 
 
-def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int) -> list[Bar]:
+def distances(
+    draw: Callable[..., Any], train: Any, test: Any, seed: int, *, energy: float = 1.3, sliced: float | None = 1.3
+) -> list[Bar]:
     """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
 
     Means over five times 600 draws, the classes in the proportions of training, and five times 600 training images.
+    `energy` and `sliced` are the most that the two ratios must be.
     """
     n, key, rng = min(600, len(train)), jr.key(seed), np.random.default_rng(seed)
     label = np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
     drawn = np.split(draw(5 * n, label=label, stream=3), 5)
     real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
     bars = []
-    for name, distance in (
-        ("energy distance", jf.metrics.energy_distance),
-        ("sliced Wasserstein", lambda x, y: jf.metrics.sliced_wasserstein(key, x, y)),
+    for name, most, distance in (
+        ("energy distance", energy, jf.metrics.energy_distance),
+        ("sliced Wasserstein", sliced, lambda x, y: jf.metrics.sliced_wasserstein(key, x, y)),
     ):
         ratio = np.mean([distance(x, test.x) for x in drawn]) / np.mean([distance(x, test.x) for x in real])
-        bars.append(Bar(f"{name} to test, over that of training images", float(ratio), at_most=1.3))
+        bars.append(Bar(f"{name} to test, over that of training images", float(ratio), at_most=most))
     nearest = [np.median(jf.metrics.nearest_distance(x, train.x)) for x in (np.concatenate(drawn), test.x)]
     ratio = float(nearest[0] / nearest[1])
     return [*bars, Bar("median distance to nearest training image, over test's", ratio, at_least=0.9)]
 
 
 def pictures(recipe: AbstractRecipe, field: Any, train: Any, folder: Path) -> None:
-    """Training images beside draws at scales 1 and 2, a column a class; and an animation of the latter."""
+    """Training images beside draws at scales 1 and 2, or of one and two jumps, a column a class; an animation."""
     from matplotlib.figure import Figure
 
-    classes, draw = recipe.num_classes or 1, ft.partial(recipe.draw, field, recipe.sampler(steps=40), seed=recipe.seed)
+    classes = recipe.num_classes or 1
     order = [np.flatnonzero(train.label == c)[row] for row in range(_ROWS) for c in range(classes)]
-    frames = draw(len(order), scale=2.0, frames=True)
-    sheets = {
-        "training images": train.x[order],
-        "draws, scale 1": draw(len(order)),
-        "draws, scale 2": frames[:, -1],
-    }
+
+    def draw(steps, **options):
+        return recipe.draw(field, recipe.sampler(steps=steps), len(order), seed=recipe.seed, **options)
+
+    sheets = {"training images": train.x[order]}
+    if isinstance(field, jf.FlowMap):
+        sheets |= {"draws, one call": draw(1), "draws, two calls": draw(2)}
+        frames = draw(8, frames=True)
+    else:
+        frames = draw(40, scale=2.0, frames=True)
+        sheets |= {"draws, scale 1": draw(40), "draws, scale 2": frames[:, -1]}
     figure = Figure(figsize=(12, 4 * _ROWS / classes), dpi=150, layout="constrained")
     for ax, (title, x) in zip(figure.subplots(1, 3), sheets.items(), strict=True):
         jf.plot.image_grid(x, ncols=classes, title=title, ax=ax)
