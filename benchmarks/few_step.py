@@ -17,7 +17,6 @@ import time
 
 import diffrax as dfx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
@@ -69,7 +68,7 @@ def train(name, field, loss, minutes, rate):
         state = jf.train.init(field, optax.adam(optax.cosine_decay_schedule(rate, steps)), ema=0.999)
         for i in range(steps):
             batch = draw(jr.fold_in(jr.key(1), i), BATCH)
-            state, info = jf.train.step(state, loss, jr.fold_in(jr.key(2), i), batch)
+            state, _ = jf.train.step(state, loss, jr.fold_in(jr.key(2), i), batch)
         return jax.block_until_ready(state.ema)
 
     run(2)  # what compiles is not training
