@@ -59,7 +59,7 @@ def reflow(
     Raises `ValueError` for a file that exists, a sampler with noise or from another time, a path that starts with data
     in it, or samples that diverge.
 
-    Source: Liu et al. 2022, arXiv:2209.03003, section 2.2.
+    Source: Liu et al. 2022, arXiv:2209.03003 (reflow).
 
     ```python
     import tempfile
