@@ -1,7 +1,7 @@
 """No seed of the digits' flow map diverges: `python benchmarks/few_step_seeds.py --seeds 20`.
 
-Trains the recipe `digits-meanflow` for 300 steps from each seed and prints the mean loss of the last 50 steps, the largest
-gradient norm, and the accuracy and the energy distance of draws of one call, as the recipe's report has them.
+Trains the recipe `digits-meanflow` for 300 steps from each seed and prints the mean loss of the last 50 steps, the
+largest gradient norm, and the accuracy and the energy distance of draws of one call, as the recipe's report has them.
 """
 
 import argparse
