@@ -338,7 +338,7 @@ def test_help_shows_every_option_with_its_default(command, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["train", "nothing"], "must be one of moons, digits, mnist. Got 'nothing'"),
+        (["train", "nothing"], "must be one of moons, digits, mnist, moons-meanflow, digits-meanflow. Got 'nothing'"),
         (["train", "moons", "--steps", "many"], "--steps"),
         (["train", "moons", "--steps", "0"], "steps must be at least 1. Got 0"),
         (["train", "moons", "--batch-size", "0"], "batch_size must be at least 1. Got 0"),

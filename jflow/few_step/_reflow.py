@@ -75,7 +75,7 @@ def reflow(
     check_key(key, "reflow")
     if os.path.exists(file):
         raise ValueError(f"Pairs must be written into a new file. Got {file}, which exists: choose another name.")
-    path = field.path
+    path: Any = field.path
     check_affine(path, "Reflow")
     if not (path.alpha(jnp.zeros(())) == 0 and path.sigma(jnp.zeros(())) == 1):
         raise ValueError(
