@@ -401,3 +401,122 @@ def test_errors_name_the_fix():
 def test_only_checkpoints_import_orbax():
     for file in Path(jf.train.__file__).parent.glob("*.py"):
         assert not re.search(r"^(import|from) (orbax|flax)", file.read_text(), re.MULTILINE), file
+
+
+def power_weights(width, n):
+    """The weights of n points in a power average, and its gamma, from the definition of the width."""
+    low, high = 0.0, 1e6
+    for _ in range(200):  # the width falls in gamma
+        g = (low + high) / 2
+        low, high = (g, high) if np.sqrt((g + 1) / ((g + 2) ** 2 * (g + 3))) > width else (low, g)
+    k = np.arange(1, n + 1) / n
+    return k ** (g + 1) - (k - 1 / n) ** (g + 1), g
+
+
+def test_power_averages_are_their_sums_beside_a_decay():
+    widths, decay = (0.05, 0.1, 12**-0.5), 0.9
+    ema = (*map(jf.train.PowerEMA, widths[:2]), decay, jf.train.PowerEMA(widths[2]))
+    state, points = jf.train.init(linear(), optax.sgd(0.1), ema=ema), []
+    assert all(same(average, linear()) for average in state.ema)
+    recursion = dict.fromkeys(widths, 0.0)
+    for n in range(1, 31):
+        state, _ = jf.train.step(state, square, jr.key(0), jr.normal(jr.key(n), (4, 2)))
+        points.append(np.asarray(state.field.weight, np.float64))
+        averages = [average.weight for average in state.ema]
+        decayed = averages.pop(2)
+        for width, average in zip(widths, averages, strict=True):
+            weights, g = power_weights(width, n)
+            keep = (1 - 1 / n) ** (g + 1)
+            recursion[width] = keep * recursion[width] + (1 - keep) * points[-1]
+            np.testing.assert_allclose(np.tensordot(weights, points, 1), recursion[width], rtol=1e-10)
+            np.testing.assert_allclose(average, recursion[width], rtol=2e-5, atol=1e-6)
+        weights = decay ** np.arange(n - 1, -1, -1.0)
+        np.testing.assert_allclose(decayed, np.tensordot(weights / weights.sum(), points, 1), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(averages[-1], np.mean(points, 0), rtol=2e-5)
+    assert [jf.train.PowerEMA(w).gamma for w in (0.05, 0.1)] == pytest.approx([16.97, 6.94], abs=5e-3)
+    assert jf.train.PowerEMA(widths[2]).gamma == pytest.approx(0.0, abs=1e-9)
+
+
+def power_law(degree):
+    """A scalar that is n^degree after n moves."""
+    rate = lambda count: (count + 1.0) ** degree - jnp.asarray(count, float) ** degree  # noqa: E731
+    return optax.sgd(rate), lambda net, key, x: -net["w"]
+
+
+def test_the_averages_of_powers_are_closed_and_those_of_a_constant_are_it():
+    """Mean of k^p under weights k^(g+1) - (k-1)^(g+1), g = 1 of width sqrt(2)/6, summed by hand for p = 1 and 2."""
+    ema, n = (jf.train.PowerEMA(2**0.5 / 6), jf.train.PowerEMA(12**-0.5)), 50
+    closed = {
+        1: ((n + 1) * (4 * n - 1) / (6 * n), (n + 1) / 2),
+        2: ((n + 1) * (3 * n**2 + n - 1) / (6 * n), (n + 1) * (2 * n + 1) / 6),
+    }
+    for degree, expected in closed.items():
+        optimizer, fall = power_law(degree)
+        state = jf.train.init({"w": jnp.zeros(())}, optimizer, ema=ema)
+        for i in range(n):
+            state, _ = jf.train.step(state, fall, jr.key(i), jnp.ones(1))
+        assert state.field["w"] == n**degree
+        np.testing.assert_allclose([average["w"] for average in state.ema], expected, rtol=1e-5)
+    state = jf.train.init(linear(), optax.set_to_zero(), ema=ema)
+    for _ in range(20):
+        state, _ = jf.train.step(state, square, jr.key(0), jnp.ones((1, 2)))
+        assert all(same(average, linear()) for average in state.ema)
+
+
+def fit_averages(folder, ema, n=400, degree=2, save_every=50, **options):
+    optimizer, fall = power_law(degree)
+    state = jf.train.init({"w": jnp.zeros((), jnp.float32)}, optimizer, ema=ema)
+    settings = {"steps": n, "key": jr.key(0), "save_every": save_every, "progress": False, **options}
+    return jf.train.fit(state, fall, lambda i: jnp.ones(1), run_dir=folder, **settings)[0]
+
+
+def test_post_hoc_averages_of_a_polynomial(tmp_path):
+    """The average of a parabola at any width between those stored, against its sum in float64, and its limit
+    (g+1)/(g+3) n^2; what was stored comes back as it was."""
+    like, n = {"w": jnp.zeros(())}, 400
+    pair = (jf.train.PowerEMA(0.05), jf.train.PowerEMA(0.1))
+    state = fit_averages(tmp_path, pair)
+    for width in (0.05, 0.06, 0.075, 0.09, 0.1, 0.12):
+        weights, g = power_weights(width, n)
+        found = jf.train.posthoc(tmp_path, width, like)["w"]
+        assert found == pytest.approx(weights @ np.arange(1.0, n + 1) ** 2, rel=1e-3), width
+        assert found == pytest.approx((g + 1) / (g + 3) * n**2, rel=5e-3), width
+    for average, width in zip(state.ema, (0.05, 0.1), strict=True):
+        assert jf.train.posthoc(tmp_path, width, like)["w"] == pytest.approx(float(average["w"]), rel=1e-6)
+    # a run that goes on forgets the snapshots of steps that it takes again, and adds its own
+    stored = sorted(file.name for file in (tmp_path / "averages").iterdir())
+    assert len(stored) == 16 and "400-0.05.safetensors" in stored
+    (tmp_path / "averages" / "999-0.05.safetensors").write_bytes(b"")
+    (tmp_path / "averages" / ".partial-x").mkdir()
+    fit_averages(tmp_path, pair, n=450)
+    assert sorted(file.name for file in (tmp_path / "averages").iterdir()) == sorted(
+        [*stored, "450-0.05.safetensors", "450-0.1.safetensors"]
+    )
+    weights, _ = power_weights(0.075, 450)
+    found = jf.train.posthoc(tmp_path, 0.075, like)["w"]
+    assert found == pytest.approx(weights @ np.arange(1.0, 451) ** 2, rel=1e-3)
+    with pytest.raises(ValueError, match=r"averages of the same widths.*ema1: saved PowerEMA.width=0.1"):
+        fit_averages(tmp_path, (pair[0], jf.train.PowerEMA(0.2)), n=500)
+    file = tmp_path / "averages" / "100-0.1.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"100-0\.1.*damaged"):
+        jf.train.posthoc(tmp_path, 0.075, like)
+
+
+def test_post_hoc_averages_that_cannot_be(tmp_path):
+    like = {"w": jnp.zeros(())}
+    refuses(lambda: jf.train.posthoc(tmp_path, 0.075, like), "must have the snapshots.* has none")
+    fit_averages(tmp_path, jf.train.PowerEMA(0.1), n=10)
+    refuses(lambda: jf.train.posthoc(tmp_path, 0.05, like), "snapshots can make.* 1 snapshots.* save_every")
+    refuses(lambda: jf.train.posthoc(tmp_path, 0.1), "a field like it")
+    refuses(lambda: jf.train.posthoc(tmp_path, 0.3, like), r"at most 1/sqrt\(12\)")
+    for width in (0.0, -1.0, 0.3):
+        refuses(lambda width=width: jf.train.PowerEMA(width), "The width of a PowerEMA")
+    for ema, error, match in (
+        ((), ValueError, "empty tuple"),
+        ("0.9", TypeError, "Got str"),
+        ((0.9, None), TypeError, "Got NoneType"),
+        ((0.9, 1.5), ValueError, "decay in"),
+        (True, TypeError, "Got bool"),
+    ):
+        refuses(lambda ema=ema: jf.train.init(linear(), OPTIMIZER, ema=ema), match, error)

@@ -3,9 +3,11 @@
 A loss is `loss(field, key, example)` of one example; `step` vmaps it over the batch and takes the mean.
 """
 
+from ._average import PowerEMA
 from ._checkpoint import restore, save
 from ._fit import fit
+from ._posthoc import posthoc
 from ._state import State, init
 from ._step import Info, step
 
-__all__ = ["Info", "State", "fit", "init", "restore", "save", "step"]
+__all__ = ["Info", "PowerEMA", "State", "fit", "init", "posthoc", "restore", "save", "step"]

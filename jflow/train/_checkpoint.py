@@ -21,6 +21,7 @@ from jaxtyping import Array, Key
 
 from .._extra import from_extra
 from .._kinds import check_kinds
+from ._average import each, power_rules
 from ._record import TRAINED, differences, record
 from ._state import State
 
@@ -205,8 +206,9 @@ class Checkpoints:
         wanted = _record(state)
         if other := differences(manifest.get("field", wanted), wanted):  # the first checkpoints did not record it
             raise ValueError(
-                "A checkpoint must be restored into a field of the same prediction, path and source: the same weights "
-                f"mean something else in another. Got {self.folder / str(step)}, which differs in {other}."
+                "A checkpoint must be restored into a field of the same prediction, path and source, and averages of "
+                "the same widths: the same weights mean something else in another. "
+                f"Got {self.folder / str(step)}, which differs in {other}."
             )
 
 
@@ -309,8 +311,9 @@ def _short(error: Exception) -> str:
 
 
 def _record(state: State) -> dict[str, str]:
-    """What the field of a state is beside its arrays."""
-    return record(state.layout.field(itertools.repeat(TRAINED), state.frozen))
+    """What the field of a state is beside its arrays, and the widths of its averages."""
+    rules = {f"ema{i}": str(rule) for i, rule in enumerate(power_rules(state.layout.ema))}
+    return record(state.layout.field(itertools.repeat(TRAINED), state.frozen)) | rules
 
 
 def _check_sum(manifest: dict[str, Any]) -> str:
@@ -325,7 +328,7 @@ def _named(state: State) -> dict[str, Array]:
         "field": state.layout.tree(state.params),
         "frozen": state.frozen,
         "opt_state": state.opt_state,
-        "average": None if state.average is None else state.layout.tree(state.average),
+        "average": each(state.layout.ema, state.average, lambda _, average: state.layout.tree(average)),
         "moves": state.moves,
         "step": state.step,
     }

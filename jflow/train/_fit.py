@@ -21,6 +21,7 @@ from .._kinds import check_kinds
 from .._validate import check_count
 from ._checkpoint import Checkpoints, open_checkpoints, writable
 from ._metrics import Metrics, open_metrics
+from ._posthoc import Snapshots
 from ._state import State
 from ._step import Info, Loss, step
 
@@ -57,8 +58,10 @@ def fit(
         batches: The batch of step `i`, for `i` in `range(steps)`; see `step`.
         steps: The step at which training ends.
         key: One typed key of the run, of any implementation.
-        run_dir: A folder for `metrics.jsonl` and `checkpoints/`; `None` writes nothing.
-        save_every: Steps between checkpoints. The last step has one.
+        run_dir: A folder for `metrics.jsonl`, `checkpoints/` and, of a state with a `PowerEMA`, `averages/`; `None`
+            writes nothing.
+        save_every: Steps between checkpoints, and between snapshots of a `PowerEMA`, which all stay, for `posthoc`. The
+            last step has one.
         log_every: Steps between lines `{"step", "loss", "grad_norm", "seconds"}`, `step` being the number of steps
             taken and the loss that of the last one, with the single numbers among its metrics. Losses reach the host
             only then.
@@ -97,7 +100,7 @@ def fit(
         )
     check_kinds(fit, locals())
     with contextlib.ExitStack() as stack:
-        checkpoints, metrics = None, None
+        checkpoints, metrics, snapshots = None, None, None
         if run_dir is not None:
             folder = writable(run_dir)
             checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", keep))
@@ -105,6 +108,7 @@ def fit(
                 state = checkpoints.restore(state, key)
                 checkpoints.set_aside(int(state.step))
             metrics = stack.enter_context(open_metrics(folder / "metrics.jsonl", int(state.step)))
+            snapshots = Snapshots(folder, int(state.step))
         start = int(state.step)
         bar = stack.enter_context(tqdm(total=max(steps, start), initial=start, disable=not progress, unit="step"))
         interrupted = stack.enter_context(_deferred_interrupt())
@@ -116,7 +120,7 @@ def fit(
             if last or (i + 1) % log_every == 0:
                 recorder.fetch(log=True)
             if last or stop or (i + 1) % save_every == 0:
-                recorder.save(state, key)
+                recorder.save(state, key, None if stop else snapshots)
                 if on_save is not None and not stop:
                     on_save(state)
             if stop:
@@ -160,7 +164,7 @@ class _Recorder:
                 own = {"loss": loss, "grad_norm": norm}
                 self._metrics.write(self._start + len(self.losses), **_numbers(infos[-1].metrics), **own)
 
-    def save(self, state: State, key: Key[Array, ""]) -> None:
+    def save(self, state: State, key: Key[Array, ""], snapshots: Snapshots | None) -> None:
         if self._checkpoints is None or self._metrics is None:
             return
         if self._pending:
@@ -171,6 +175,8 @@ class _Recorder:
                 "took the parameters out of the finite numbers, from a finite gradient. Look at its learning rate."
             )
         self._metrics.sync()
+        if snapshots is not None:  # before the checkpoint, after which no run writes them again
+            snapshots.save(state)
         self._checkpoints.save(state, key)
 
     def _explain(self, info: Info) -> str:

@@ -1,7 +1,6 @@
 """One training step: gradient of the mean loss over a batch, optimiser, running average."""
 
 import functools as ft
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,8 @@ from .._event import joined
 from .._kinds import check_kinds
 from .._mesh import automatic
 from .._validate import is_real, shown
-from ._state import State, average_dtype
+from ._average import average_dtype, average_weight, each, towards
+from ._state import State
 
 Loss = Callable[[PyTree, Key[Array, ""], PyTree], PyTree]
 """`loss(field, key, example) -> scalar`, of one example; or `-> (scalar, metrics)`."""
@@ -127,10 +127,12 @@ def _update(
     new = params, slots, state.moves + moved.astype(state.moves.dtype)
     old = state.params, state.slots, state.moves
     params, slots, moves = jtu.tree_map(lambda a, b: jnp.where(finite, a, b), new, old)
-    average = None
-    if state.average is not None and layout.decay is not None:  # kept by a weight of 0: a choice is a kernel a leaf
-        weight = jnp.where(moved, _average_weight(layout.decay, moves), 0.0)
-        average = tuple(_towards(a, p, weight) for a, p in zip(state.average, params, strict=True))
+
+    def follow(rule, average):  # kept by a weight of 0: a choice is a kernel a leaf
+        weight = jnp.where(moved, average_weight(rule, moves), 0.0)
+        return tuple(towards(a, p, weight) for a, p in zip(average, params, strict=True))
+
+    average = each(layout.ema, state.average, follow)
     return State(params, state.frozen, slots, average, moves, state.step + 1, layout)
 
 
@@ -149,25 +151,10 @@ def _moved(old: PyTree, new: PyTree) -> Bool[Array, ""]:
     return ft.reduce(jnp.logical_or, [a != b for a, b in pairs]) if pairs else jnp.array(True)
 
 
-def _average_weight(decay: float, n: Array) -> Array:
-    """The weight of the `n`-th point in the bias-corrected average, `(1 - d) / (1 - d^n)`.
-
-    With it `m_n = m_(n-1) + w_n (p_n - m_(n-1))` is `sum_i d^(n-i) p_i / sum_i d^(n-i)` at every `n`, and the
-    average of a constant is that constant bit for bit; an uncorrected sum that is divided at the end stalls
-    short of it by up to 2^-24 / (1 - d).
-    """
-    if decay == 0:
-        return jnp.ones(())
-    return (1 - decay) / -jnp.expm1(jnp.asarray(n, float) * math.log(decay))
-
-
-def _towards(average, p, weight):
-    return average + weight.astype(average.dtype) * (p.astype(average_dtype(p)) - average)
-
-
 def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
     """The Euclidean norm over all arrays, summed in float32 or wider; small ones as one, for a sum is a kernel."""
-    wide = [jnp.abs(g.astype(average_dtype(g))).ravel() for g in grads]
+    wide = [g.astype(average_dtype(g)).ravel() for g in grads]
+    wide = [jnp.abs(g) if jnp.iscomplexobj(g) else g for g in wide]  # a kernel each
     small = [g for g in wide if g.size < _SMALL]
     parts = [g for g in wide if g.size >= _SMALL] + ([jnp.concatenate(small)] if small else [])
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in parts))
