@@ -4,10 +4,10 @@ A loss is `loss(field, key, example)` of one example; `step` vmaps it over the b
 """
 
 from ._average import PowerEMA
-from ._checkpoint import restore, save
+from ._checkpoint import restore, save, warm_start
 from ._fit import fit
 from ._posthoc import posthoc
 from ._state import State, init
-from ._step import Info, step
+from ._step import Info, mean_loss, step
 
-__all__ = ["Info", "PowerEMA", "State", "fit", "init", "posthoc", "restore", "save", "step"]
+__all__ = ["Info", "PowerEMA", "State", "fit", "init", "mean_loss", "posthoc", "restore", "save", "step", "warm_start"]

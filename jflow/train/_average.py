@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -80,7 +81,7 @@ def checked(ema: Any) -> Rules:
                 "ema must be a decay, as 0.999, a PowerEMA, a tuple of these, or None for no average. Got "
                 f"{type(rule).__name__}."
             )
-        if number and not 0 <= rule < 1:
+        if not isinstance(rule, PowerEMA) and number and not 0 <= rule < 1:
             raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {rule}.")
     if ema == ():
         raise ValueError("ema must be None for no average. Got an empty tuple.")
@@ -117,6 +118,6 @@ def towards(average: Array, p: Array, weight: Float[Array, ""]) -> Array:
     return average + weight.astype(average.dtype) * (p.astype(average_dtype(p)) - average)
 
 
-def average_dtype(p: Array) -> DTypeLike:
+def average_dtype(p: Array | jax.ShapeDtypeStruct) -> DTypeLike:
     """float32, or the parameter's own type where that is wider."""
     return joined(p.dtype, jnp.float32)

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import PyTree
 
 from .._kinds import check_kinds
 from ._average import PowerEMA, each, power_rules
@@ -21,7 +22,7 @@ _ENTRY = re.compile(r"(\d+)-[\d.e-]+\.safetensors")
 _MOST_ERROR = 0.2
 
 
-def posthoc(run_dir: str | Path, width: float, net: Any = None) -> Any:
+def posthoc(run_dir: str | Path, width: float, net: PyTree | None = None) -> PyTree:
     """The field with the `PowerEMA` of another width, from the snapshots that `fit` stored in `run_dir/averages`.
 
     Each snapshot is an average with a known profile of weights over the moves. Their combination whose profile is

@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -109,6 +110,7 @@ class State(eqx.Module):
     @property
     def field(self) -> PyTree:
         """The field with its current parameters."""
+        check_alive(self)
         return self.layout.field(self.params, self.frozen)
 
     @property
@@ -123,6 +125,8 @@ class State(eqx.Module):
                 "jflow.train.init(..., ema=0.999)."
             )
 
+        check_alive(self)
+
         def field(_, average):
             params = [a.astype(p.dtype) for a, p in zip(average, self.params, strict=True)]
             return self.layout.field(params, self.frozen)
@@ -132,7 +136,18 @@ class State(eqx.Module):
     @property
     def opt_state(self) -> PyTree:
         """The state of the optimiser, as its `init` and `update` know it."""
+        check_alive(self)
         return self.layout.slots.fill(self.slots)
+
+
+def check_alive(state: State) -> None:
+    """Raises `ValueError` for a state whose arrays went into the next one."""
+    if isinstance(state.step, jax.Array) and not isinstance(state.step, jax.core.Tracer) and state.step.is_deleted():
+        raise ValueError(
+            "A state must be the one that the last step, or fit, returned. Got an earlier one, whose arrays went into "
+            "the next: write state, info = jflow.train.step(state, ...), and copy what is to outlive a step, as "
+            "jax.tree.map(jax.numpy.copy, equinox.filter(state.ema, equinox.is_array))."
+        )
 
 
 def init(
@@ -242,7 +257,9 @@ def _as_array(leaf):
 
 def _copies(arrays: Iterable[Array]) -> tuple[Array, ...]:
     """Fresh buffers of strong types: a weak one turns strong in the first step and retraces the second."""
-    return tuple(
-        leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, leaf.dtype, copy=True)
-        for leaf in arrays
-    )
+    typed = [leaf if _is_key(leaf) else jnp.asarray(leaf, leaf.dtype) for leaf in arrays]
+    return tuple(jax.device_put(typed, may_alias=False))  # compiles nothing
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
