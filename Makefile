@@ -36,9 +36,9 @@ test: $(STAMP)
 	$(PYTEST)
 	@$(MAKE) --no-print-directory lint typecheck
 
-# every test, the examples of docstrings and pages too; the summary says how long each tier took
-test-all: $(STAMP)
-	$(PYTEST) -m "slow or not slow"
+# every test: those, and the slow tier with the examples of docstrings and pages
+test-all: test
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -56,8 +56,8 @@ notebooks: $(STAMP)
 ifeq ($(NOTEBOOKS),)
 	@echo "no notebooks"
 else
-	$(BIN)/python -m jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=600 \
-		--output-dir .cache/notebooks $(NOTEBOOKS)
+	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P $(WORKERS) $(BIN)/python -m jupyter nbconvert --to notebook --execute \
+		--ExecutePreprocessor.timeout=600 --output-dir .cache/notebooks
 endif
 
 clean:
