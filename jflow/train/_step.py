@@ -231,7 +231,7 @@ def _update(
     moved = finite & _moved(opt_state, opt_state_new)
     new = params, slots, state.moves + moved.astype(state.moves.dtype)
     old = state.params, state.slots, state.moves
-    params, slots, moves = jtu.tree_map(ft.partial(_chosen, finite), new, old)
+    params, slots, moves = jtu.tree_map(lambda a, b: jnp.where(finite, a, b), new, old)
 
     def follow(rule, average):  # kept by a weight of 0: a choice is a kernel a leaf
         weight = jnp.where(moved, average_weight(rule, moves), 0.0)
@@ -239,12 +239,6 @@ def _update(
 
     average = each(layout.ema, state.average, follow)
     return State(params, state.frozen, slots, average, moves, state.step + 1, layout)
-
-
-def _chosen(finite: Bool[Array, ""], new: Array, old: Array) -> Array:
-    """One of two arrays, as a bare `select`: `jnp.where` spreads its condition first, a cost a leaf in compiling."""
-    alike = new.dtype == old.dtype and new.shape == old.shape
-    return jax.lax.select_n(finite, old, new) if alike else jnp.where(finite, new, old)
 
 
 def _moved(old: PyTree, new: PyTree) -> Bool[Array, ""]:
