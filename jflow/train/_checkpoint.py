@@ -166,6 +166,11 @@ class Checkpoints:
         with _written(self.folder):
             self._manager.save(step, args=items)
 
+    def wait(self) -> None:
+        """Returns when the files are written."""
+        with _written(self.folder):
+            self._manager.wait_until_finished()
+
     def restore(self, state: State, key: Key[Array, ""] | None = None, step: int | None = None) -> State:
         return self._newest_whole(step, lambda candidate: self._restore(state, key, candidate))
 

@@ -61,9 +61,8 @@ def fit(
     """Trains until `state.step == steps`; returns the state and the loss of every step taken here.
 
     Step `i`, counted from 0, is `step(state, loss, fold_in(key, i), batches(i))`. The run is so a function of the first
-    state, `batches` and `key`: stopped at any moment, even by `kill -9`, and called again with
-    the same arguments, it goes on from the last checkpoint in `run_dir` and ends bit for bit where it would
-    have.
+    state, `batches` and `key`: stopped at any moment, even by `kill -9`, and called again with the same arguments, it
+    goes on from the last checkpoint in `run_dir` and ends bit for bit where it would have.
 
     Args:
         state: What `init` made, or an earlier call returned.
@@ -88,8 +87,8 @@ def fit(
             last one, before the checkpoint. `line` holds the numbers of that step by name. A dictionary of numbers that
             it returns goes into the line, as `{"held_out": jf.train.mean_loss(state.ema, loss, key, test)}`. It must
             not keep the state, which the next step donates.
-        best: The name of a number of the lines, as `"held_out"`, "loss" or one that the loss reports: the state at
-            which it is lowest stays as a checkpoint in `run_dir/best`, for `restore`.
+        best: The name of a number of the lines, as `"held_out"`, `"loss"` or a metric of the loss: the state with the
+            lowest stays as a checkpoint in `run_dir/best`, for `restore`.
         max_skips: How many steps in a row may have a loss or a gradient that is not finite. They change nothing and
             are warned of in the log `jflow`; their losses come back as they are, and they have no line.
         progress: Whether a progress bar is shown, on a terminal, whose rate counts from the second step, and at the end
@@ -307,6 +306,7 @@ class _Recorder:
             self._check(state)
             self._least = value
             self._files.best.save(state, key)
+            self._files.best.wait()  # the next checkpoint counts on it: the line of this step is not written again
 
     def save(self, state: State, key: Key[Array, ""], *, snapshot: bool) -> None:
         if self._files is None:
