@@ -444,7 +444,7 @@ def test_fit_keeps_its_bar_off_pipes_and_tells_what_it_was(capsys, monkeypatch, 
     told = run(6)
     assert told.count("\n") == 1 and "fit: steps 0 to 6" in told and "a second; loss" in told
     assert "fit(..., steps=12) goes on from here" in told and "jf.save(file, state.ema)" in told
-    assert "has its 6 steps already; fit(..., steps=12) goes on" in run(6)
+    assert "has 6 steps already; fit(..., steps=12) goes on" in run(6)
     assert run(8, progress=False) == ""
     assert "fit: steps 8 to 9" in run(9)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
@@ -463,14 +463,14 @@ def test_fit_stops_where_numbers_are_not_finite():
         jf.train.fit(jf.train.init(make_field(), optax.sgd(1e30)), loss, batches, **settings)
 
 
-def test_fit_skips_steps_that_are_not_finite_up_to_a_limit(tmp_path, caplog):
+def test_fit_skips_steps_that_are_not_finite_up_to_a_limit(tmp_path, caplog, capsys):
     def bad(i):
         return {"x": batches(i)["x"] * (np.nan if i in (3, 4, 8, 12, 13, 14) else 1.0)}
 
     state = jf.train.init(make_field(), OPTIMIZER)
-    settings = {"key": jr.key(0), "log_every": 1, "save_every": 2, "max_skips": 2, "progress": False}
-    settings |= {"run_dir": tmp_path}
+    settings = {"key": jr.key(0), "log_every": 1, "save_every": 2, "max_skips": 2, "run_dir": tmp_path}
     state, losses = jf.train.fit(state, loss, bad, steps=12, **settings)
+    assert "steps 0 to 12 (3 skipped) in" in capsys.readouterr().err
     assert np.flatnonzero(~np.isfinite(losses)).tolist() == [3, 4, 8] and int(state.moves) == 9
     assert caplog.text.count("It is skipped") == 3 and "Step 4 (counted from 0), number 2 in a row, gave" in caplog.text
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -168,7 +168,7 @@ def fit(
             if stop:
                 raise KeyboardInterrupt
     if progress:
-        print(_told(start, steps, recorder.losses, time.monotonic() - begun, run_dir), file=sys.stderr)
+        print(_told(start, steps, recorder, time.monotonic() - begun, run_dir), file=sys.stderr)
     return state, np.asarray(recorder.losses, np.float32)
 
 
@@ -229,16 +229,17 @@ def _count_from_here(bar: Any, info: Info) -> None:
         bar.set_description("fit")
 
 
-def _told(start: int, steps: int, losses: list[float], seconds: float, run_dir: Any) -> str:
+def _told(start: int, steps: int, recorder: "_Recorder", seconds: float, run_dir: Any) -> str:
     """What a run was, and what goes on from it."""
-    more = f"fit(..., steps={2 * steps}) goes on from here"
+    more, losses = f"fit(..., steps={2 * max(start, steps)}) goes on from here", recorder.losses
     if not losses:
-        return f"fit: the run has its {start} steps already; {more if start == steps else f'{start} were taken'}."
+        return f"fit: the run has {start} steps already; {more}."
     rate = f", {(len(losses) - 1) / seconds:.3g} a second" if len(losses) > 1 and seconds > 0 else ""
     kept = "" if run_dir is None else f" in {run_dir}"
+    skipped = f" ({recorder.skipped} skipped)" if recorder.skipped else ""
     return (
-        f"fit: steps {start} to {steps}{kept}{rate}; loss {losses[0]:.4g} at the first, {losses[-1]:.4g} at the last. "
-        f"{more}; jf.generate(state.ema, key, n, shape) draws, jf.save(file, state.ema) keeps."
+        f"fit: steps {start} to {steps}{skipped}{kept}{rate}; loss {losses[0]:.4g} at the first, {losses[-1]:.4g} at "
+        f"the last. {more}; jf.generate(state.ema, key, n, shape) draws, jf.save(file, state.ema) keeps."
     )
 
 
@@ -260,7 +261,7 @@ class _Recorder:
         self._start, self._bar, self._files, self._batches = start, bar, files, batches
         self._pending: list[Info] = []
         self._last: Info | None = None
-        self._skips, self._max_skips = 0, max_skips
+        self.skipped, self._skips, self._max_skips = 0, 0, max_skips
         self._name = best
         self._least = math.inf if best is None or files is None else files.metrics.least(best)
 
@@ -279,6 +280,7 @@ class _Recorder:
                 self._fail(self._explain(info))
             if not info.finite:
                 _LOG.warning("%s It is skipped.", self._what(info))
+                self.skipped += 1
             self.losses.append(float(info.loss))
             self._last = info
 
