@@ -31,8 +31,8 @@ class AbstractDivergence(Noun):
         def probes(self, key, x):
             return None
 
-        def __call__(self, f, x, probes):
-            return f(x), -jnp.asarray(x.size, float)
+        def trace(self, product, flat, probes):
+            return -jnp.asarray(flat.size, float)
 
     assert Known()(lambda x: -x, jnp.ones(3), None)[1] == -3
     ```
@@ -48,10 +48,16 @@ class AbstractDivergence(Noun):
         """What is drawn once and held fixed during a solve."""
 
     @abc.abstractmethod
+    def trace(self, product: Callable[[Array], Array], flat: PyTree, probes: PyTree) -> Float[Array, "*estimates"]:
+        """The trace of a matrix, by its `product` with vectors like `flat`: a scalar, or one estimate a probe."""
+
     def __call__(
         self, f: Callable[[PyTree], PyTree], x: PyTree, probes: PyTree
     ) -> tuple[PyTree, Float[Array, "*estimates"]]:
         """`f(x)`, and the divergence: a scalar, or one estimate a probe."""
+        flat, unravel = ravel_pytree(x)
+        y, push = jax.linearize(f, x)
+        return y, self.trace(lambda v: ravel_pytree(push(unravel(v)))[0], flat, probes)
 
 
 class ExactDivergence(AbstractDivergence):
@@ -78,19 +84,18 @@ class ExactDivergence(AbstractDivergence):
     def probes(self, key, x):
         return None
 
-    def __call__(self, f, x, probes):
-        flat, y, push = _linearized(f, x)
+    def trace(self, product, flat, probes):
         d, chunk = flat.shape[0], min(self.chunk, flat.shape[0])
 
         def some(start):
             index = start + jnp.arange(chunk)
             basis = (index[:, None] == jnp.arange(d)[None]).astype(flat.dtype)
-            return jnp.sum(jax.vmap(push)(basis) * basis)
+            return jnp.sum(jax.vmap(product)(basis) * basis)
 
         starts = jnp.arange(0, d, chunk)
         if d <= chunk:
-            return y, some(0)
-        return y, lax.scan(lambda total, start: (total + some(start), None), jnp.zeros((), flat.dtype), starts)[0]
+            return some(0)
+        return lax.scan(lambda total, start: (total + some(start), None), jnp.zeros((), flat.dtype), starts)[0]
 
 
 class Hutchinson(AbstractDivergence):
@@ -129,9 +134,8 @@ class Hutchinson(AbstractDivergence):
         draw = jr.rademacher if self.law == "rademacher" else jr.normal
         return draw(stream(key, "divergence"), shape, dtype=state_dtype(x))
 
-    def __call__(self, f, x, probes):
-        _, y, push = _linearized(f, x)
-        return y, jnp.sum(jax.vmap(push)(probes) * probes, axis=1)
+    def trace(self, product, flat, probes):
+        return jnp.sum(jax.vmap(product)(probes) * probes, axis=1)
 
 
 class HutchPlusPlus(AbstractDivergence):
@@ -172,17 +176,9 @@ class HutchPlusPlus(AbstractDivergence):
             )
         return jr.rademacher(stream(key, "divergence"), (self.sketch + self.count, d), dtype=state_dtype(x))
 
-    def __call__(self, f, x, probes):
-        _, y, push = _linearized(f, x)
-        basis, _ = jnp.linalg.qr(lax.stop_gradient(jax.vmap(push)(probes[: self.sketch]).T))
-        on_range = jnp.sum(jax.vmap(push)(basis.T) * basis.T)
+    def trace(self, product, flat, probes):
+        basis, _ = jnp.linalg.qr(lax.stop_gradient(jax.vmap(product)(probes[: self.sketch]).T))
+        on_range = jnp.sum(jax.vmap(product)(basis.T) * basis.T)
         rest = probes[self.sketch :]
         rest = rest - (rest @ basis) @ basis.T
-        return y, on_range + jnp.sum(jax.vmap(push)(rest) * rest, axis=1)
-
-
-def _linearized(f, x):
-    """`x` as a vector, `f(x)`, and the Jacobian-vector product at `x` on vectors."""
-    flat, unravel = ravel_pytree(x)
-    y, push = jax.linearize(f, x)
-    return flat, y, lambda v: ravel_pytree(push(unravel(v)))[0]
+        return on_range + jnp.sum(jax.vmap(product)(rest) * rest, axis=1)

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from ._args import bare
-from ._event import cast_like, combine, safe_sqrt, state_dtype
+from ._event import cast_like, combine, safe_sqrt
 from ._field import AbstractField, check_affine
 from ._grid import UniformGrid
 from ._path import AbstractAffinePath
@@ -64,8 +62,11 @@ class FlowMap(AbstractField):
         return noise_map(self.path.source).project(value, args)
 
     def jump(self, s: Time, t: Time, x: PyTree, args: Any = None) -> Event:
-        """`X_{s,t}(x)`, the state at t from the state `x` at s."""
+        """`X_{s,t}(x)`, the state at t from the state `x` at s. Raises `ValueError` for `s > t`."""
         s, t = scalar_time(s), scalar_time(t)
+        known = concrete(s), concrete(t)
+        if None not in known and known[0] > known[1]:
+            raise ValueError(f"A jump must be forward, s <= t. Got {s} to {t}: jflow.encode inverts jumps.")
         value = self.average(s, t, x, args)
         if self.predicts == "velocity":
             return combine((1, x), (t - s, value))
@@ -110,6 +111,11 @@ class Jump(AbstractStepRule):
         """Whether a step takes noise."""
         return self.renoise is not None
 
+    @property
+    def is_map(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether a step is a map: unless it draws."""
+        return self.renoise is None
+
     def step(self, field, row, x, state, noise, args):
         if self.renoise is None:
             return field.jump(row.t0, row.t1, x, args), state
@@ -132,11 +138,3 @@ class Jump(AbstractStepRule):
             )
         if self.renoise is not None:
             check_score(field.path.source, "Jump(renoise=)")
-
-    def log_det(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> Float[Array, ""]:
-        """`log |det(I + (t - s) d_x u(s, t, x))|`, exact, by the whole Jacobian."""
-        if self.renoise is not None:
-            raise ValueError("A density must be of a map. Got Jump(renoise=), which draws: leave renoise out.")
-        flat, unravel = ravel_pytree(x)
-        jacobian = jax.jacfwd(lambda y: ravel_pytree(field.jump(row.t0, row.t1, unravel(y), args))[0])(flat)
-        return jnp.linalg.slogdet(jacobian)[1].astype(state_dtype(x))

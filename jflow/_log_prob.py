@@ -36,6 +36,15 @@ def log_prob(
 
     The ODE carries `x` from the last time of the sampler back to the first, with the divergence beside it.
 
+    With `FixedSteps(grid, Jump())` it is the density of what the jumps of a flow map sample, not that of its ODE:
+    `log p(x) = log p_0(x_0) - sum log |det d_x X_{s,t}|` over the steps. Each jump is inverted by Newton's method.
+    Status 4 marks a sample whose jumps fold there: no preimage was found, or two, or a determinant is negative. The
+    density is then a sum over preimages, and the number that is given holds one term of it. A second preimage may go
+    unseen, but each draw of `sample(log_prob=True)` with a negative determinant has status 4, and a map whose draws
+    have none folds nowhere that matters. An estimate by `divergence` does not know the sign of a determinant, looks for
+    no second preimage, and its standard error is that over the probes alone: for events of more than 32 components it
+    is biased where `d_x X` is ill-conditioned.
+
     A field that is singular at t = 1 (one that predicts data, noise or a score, with sigma(1) = 0) needs an end below
     1. The number is then the density of `alpha(t1) x1 + sigma(t1) x0` at `x`: the data's density smoothed by noise of
     that level, which in d dimensions moves the value by about `d sigma(t1)^2 / (2 s^2)` nats where the data has a
@@ -44,7 +53,8 @@ def log_prob(
     Args:
         field: The field, along a path in a flat space.
         x: One example.
-        sampler: That of `sample`, of the ODE; `AdaptiveSteps()`, at tolerance 1e-5 between 0 and 1, by default.
+        sampler: That of `sample`, of the ODE or of maps; `AdaptiveSteps()`, at tolerance 1e-5 between 0 and 1, by
+            default, also for a flow map, whose diagonal it follows.
         key: The probes of an estimate: the same `x` and `key` give the same number.
         args: The condition.
         start: A distribution with `log_prob` of the state at the noise end; by default the path's, `sigma(t0) x0`,
@@ -79,7 +89,7 @@ def log_prob(
 def _log_prob(field, x, key, sampler, args, start, divergence, saveat, dtype):
     field = lowered(field, dtype)
     density, out, t0, t1 = transport(field, x, sampler, args, "log_prob", False, divergence, key, saveat)
-    return with_density(density, out, t0, t1, start, None, args)
+    return with_density(field.path, density, out, t0, t1, start, None, args)
 
 
 def bits_per_dim(

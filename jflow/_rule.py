@@ -37,6 +37,8 @@ class AbstractStepRule(Noun):
 
     noisy: ClassVar[bool] = False
     """Whether a step takes noise."""
+    is_map: ClassVar[bool] = False
+    """Whether a step is a map, without noise and memory: then it has a log-determinant, an inverse and a density."""
 
     @abc.abstractmethod
     def step(
@@ -89,11 +91,3 @@ class AbstractStepRule(Noun):
         target's own memory. By default it raises, since no density of a step is known.
         """
         raise NotImplementedError(f"{type(self).__name__} must have a log_ratio for weights of particles. Got none.")
-
-    def log_det(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> Float[Array, ""]:
-        """`log |det|` of the derivative of the step in `x`, for steps that are maps. By default it raises."""
-        raise NotImplementedError(f"{type(self).__name__} must have a log_det for a density. Got none.")
-
-    def inverse(self, field: PyTree, row: PyTree, x: PyTree, args: Any) -> Event:
-        """The state before the step that led to `x`, for steps that are maps. By default it raises."""
-        raise NotImplementedError(f"{type(self).__name__} must have an inverse for a density. Got none.")

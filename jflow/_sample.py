@@ -21,6 +21,7 @@ from ._engine import (
     meet,
     meet_ode,
     ode_stepper,
+    rule_evaluations,
     run_adaptive,
     run_grid,
     stepper,
@@ -35,6 +36,7 @@ from ._noise_rule import AbstractNoiseRule
 from ._path import AbstractDifferentiablePath
 from ._recommended import recommended
 from ._sampler import AdaptiveSteps, FixedSteps, Sampler, SamplerLike, as_sampler
+from ._solver import carried
 from ._source import has_score, noise_map
 from ._types import Checked, DType, PRNGKey, Shape, Solution
 from ._validate import check_key, stream, streams
@@ -68,7 +70,7 @@ def sample(
         brownian: Another source of noise: `jflow.Recorded` normals for a fixed grid, or a diffrax path as
             `jflow.brownian_tree` makes it.
         log_prob: Whether the sample's log-density in nats is wanted beside it, for an ODE whose every step is a step of
-            the solver.
+            the solver, or for steps that are maps, as `Jump()` (see `log_prob`).
         divergence: How the divergence is computed for it; `ExactDivergence()` by default.
         saveat: As in diffrax, in times and states of the path; on a fixed grid `steps` and `t0`.
         dtype: The type of the state that the network is given, and of the result; the loop carries float32 or wider.
@@ -184,7 +186,7 @@ def _carry(field, x, key, sampler, args, start, brownian, divergence, saveat, ev
     field = lowered(field, dtype)
     if log_prob:
         density, out, t0, t1 = transport(field, x, sampler, args, "log_prob=True", True, divergence, key, saveat, event)
-        out = with_density(density, out, t0, t1, start, x, args)
+        out = with_density(field.path, density, out, t0, t1, start, x, args)
     elif isinstance(sampler, AdaptiveSteps):
         equation, (t0, t1) = adaptive_equation(field, sampler), ends(sampler)
         out = run_adaptive(equation, x, args, sampler, t0=t0, t1=t1, brownian=brownian, saveat=saveat, event=event)
@@ -210,12 +212,16 @@ def transport(
         out = run_adaptive(equation, state, args, sampler, t0=t0, t1=t1, saveat=saveat, event=event)
         return equation, out, *times
     steps = ode_stepper(field, sampler, what, state_dtype(x), forward=forward)
+    if steps.rule.is_map:
+        each = rule_evaluations(steps.rule, field, steps.row(0), x, None, args)
+        rule, state = carried(steps.rule, field, x, divergence, key, forward)
+        out = run_grid(rule.along(steps), state, args, saveat=saveat, visible=rule.visible)
+        return rule, rule.finished(out, each), steps.times[0], steps.times[-1]
     equation: Any = steps.rule.equation(field)  # pyright: ignore[reportAttributeAccessIssue]
     equation, state = with_divergence(equation, x, divergence, key) if dense else (equation, x)
     steps = Stepper(steps.rule, equation, steps.times, steps.rows, steps.n, steps.end)
     out = run_grid(steps, state, args, saveat=saveat, visible=equation.visible)
-    first, last = (0, -1) if forward else (-1, 0)
-    return equation, out, steps.times[first], steps.times[last]
+    return equation, out, *steps.times[:: steps.n if forward else -steps.n]
 
 
 def encode(
@@ -232,7 +238,8 @@ def encode(
     Args:
         field: As in `sample`.
         x: The data, or a state at the last time.
-        sampler: That of `sample`, of the ODE: its times increase. `AdaptiveSteps()` by default.
+        sampler: That of `sample`, of the ODE: its times increase. `AdaptiveSteps()` by default. Steps that are maps, as
+            `Jump()`, are inverted.
         args: As in `sample`.
         saveat: As in `sample`.
         dtype: As in `sample`.

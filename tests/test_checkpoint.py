@@ -278,9 +278,9 @@ CHILD = textwrap.dedent(
     if mode == "save":
         threading.Thread(target=watch, daemon=True).start()
     field = jf.Field(Net(eqx.nn.MLP(3, 2, 64, 2, key=jr.key(0))), jf.CondOT(), "velocity")
-    state = jf.train.init(field, optax.adamw(1e-3))
+    state = jf.train.init(field, optax.adamw(1e-3), ema=(0.999, jf.train.PowerEMA(0.1)))
     state, _ = jf.train.fit(state, loss, batches, steps=200, key=jr.key(1), run_dir=folder, save_every=20,
-                            log_every=7, progress=False)
+                            log_every=7, best="loss", progress=False)
     np.savez(folder / "end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
     """
 )
@@ -316,3 +316,8 @@ def test_kill_9_while_training_and_while_saving(tmp_path):
     assert lines(killed) == lines(tmp_path / "whole")
     assert [line[0] for line in lines(killed)] == [*range(7, 200, 7), 200]
     assert steps_in(killed / "checkpoints") == [160, 180, 200]
+    losses = {step: value for step, value, _ in lines(killed)}
+    assert steps_in(killed / "best") == steps_in(tmp_path / "whole" / "best") == [min(losses, key=losses.__getitem__)]
+    for file in (tmp_path / "whole" / "averages").iterdir():
+        assert file.read_bytes() == (killed / "averages" / file.name).read_bytes()
+    assert len(list((killed / "averages").iterdir())) == 10

@@ -1,7 +1,7 @@
 """The engine: equations in a clock, the loop of a grid, adaptive solves, the pool."""
 
 from .adaptive import check_source, check_tree, run_adaptive
-from .count import evaluation_nodes, levy_kinds
+from .count import evaluation_nodes, levy_kinds, rule_evaluations
 from .density import with_density, with_divergence
 from .equation import AbstractEquation, DriftEquation, FieldEquation
 from .grid_loop import run_grid

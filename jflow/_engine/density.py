@@ -89,9 +89,11 @@ def with_divergence(
 
 
 def with_density(
-    density: DensityEquation, solution: Solution, t0: Any, t1: Any, start: Any, first: Any, args: Any
+    path: Any, density: Any, solution: Solution, t0: Any, t1: Any, start: Any, first: Any, args: Any
 ) -> Solution:
     """The solution with its density: `log p(t1) = log p(t0) - integral of the divergence from t0 to t1`.
+
+    `density` is the equation. Where the steps are maps it is their rule, and the integral is their log-determinant.
 
     `start` is the distribution of the state at `t0`, by default the path's own. `first` is the state at `t0` of a
     forward solve. A backward solve ends at `t0`, so there `first` is `None` and the state is in the solution.
@@ -99,7 +101,7 @@ def with_density(
     x, total = solution.x
     if first is None:
         first, total = x, -total  # a backward solve accumulates minus the integral
-    path, dtype = density.equation.field.path, state_dtype(x)
+    dtype = state_dtype(x)
     t0, t1 = jnp.asarray(t0).astype(dtype), jnp.asarray(t1).astype(dtype)
     change = path.source.dimension(x, args) * (density.log_scale(t1) - density.log_scale(t0))
     log_p0 = path.start_log_prob(t0, first, args) if start is None else start.log_prob(first)

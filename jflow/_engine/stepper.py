@@ -18,7 +18,7 @@ from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
 from .._rule import AbstractStepRule
 from .._sampler import AdaptiveSteps, FixedSteps, SamplerLike, as_sampler
-from .._solver import AbstractFieldSolver, AbstractWrappedRule, with_solver
+from .._solver import AbstractFieldSolver, AbstractWrappedRule, check_is_map, inverse, log_det, step_of, with_solver
 from .._source import noise_map
 from .._types import Checked, DType, Event, PRNGKey
 from .count import evaluation_nodes, is_itself, rule_evaluations, unwrapped
@@ -137,11 +137,11 @@ class Stepper(eqx.Module):
 
     def log_det(self, row: PyTree, x: PyTree, args: Any = None) -> Float[Array, ""]:
         """`log |det|` of the derivative of a step. It raises unless the step is a map, as `jflow.Jump`."""
-        return self.rule.log_det(self.field, row, x, args)
+        return log_det(step_of(self.rule, self.field, row, args), x)[2]
 
     def inverse(self, row: PyTree, x: PyTree, args: Any = None) -> Event:
         """The state before a step that led to `x`. It raises unless the step is a map, as `jflow.Jump`."""
-        return self.rule.inverse(self.field, row, x, args)
+        return inverse(step_of(self.rule, self.field, row, args), x)[0]
 
 
 def stepper(
@@ -297,17 +297,19 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
 def ode_stepper(field: AbstractField, sampler: FixedSteps, what: str, dtype: DType, *, forward: bool) -> Stepper:
     """The steps of the ODE from noise to data, or back along the same grid. Every step is a step of the solver."""
     rule = meet_ode(field, sampler, what, forward=forward)
-    return bind(field, rule, sampler, "stop", dtype, turned=not forward)
+    return bind(field, rule, sampler, "stop", dtype, turned=not (forward or rule.is_map))
 
 
-def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: bool) -> SolverRule:
+def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: bool) -> AbstractStepRule:
     """The rule of fixed steps of the ODE, checked. Every step is a step of the solver. It computes nothing.
 
     Raises `ValueError` for a sampler with noise or with the end `"denoise"`, and where an end of the grid is singular.
     """
     _check_ode(sampler, what)
     if isinstance(sampler.solver, AbstractStepRule):
-        raise ValueError(f"{what} must have a diffrax solver. Got the step rule {type(sampler.solver).__name__}.")
+        rule, end = meet(field, sampler)
+        check_is_map(rule, what, end)
+        return rule
     clock = choose_clock(field, sampler)
     denoises = sampler.end == "denoise" if not forward else decide_end(field, sampler, clock.finite_end) == "denoise"
     if denoises:

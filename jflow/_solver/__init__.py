@@ -14,6 +14,11 @@ from .dpm_2 import DPM2 as DPM2
 from .dpmpp import DPMpp as DPMpp
 from .dpmpp_singlestep import DPMppSinglestep as DPMppSinglestep
 from .langevin import LangevinCorrector as LangevinCorrector
+from .maps import carried as carried
+from .maps import check_is_map as check_is_map
+from .maps import inverse as inverse
+from .maps import log_det as log_det
+from .maps import step_of as step_of
 from .non_stationary import NonStationary as NonStationary
 from .sa import SASolver as SASolver
 from .unipc import UniPC as UniPC

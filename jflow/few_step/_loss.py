@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._args import bare
@@ -56,7 +58,8 @@ def flow_map_loss(
         The loss, a scalar.
 
     Raises `ValueError` or `TypeError` for a law that never gives `s = t` where the velocity is learned there alone, a
-    teacher along another path, a network that does not depend on `s`, or a map of another output than the objective's.
+    teacher along another path, a network that does not depend on `s`, a map of another output than the objective's, a
+    law that gives `s > t`, or an error that is not finite outside of `jax.jit`.
 
     Source: that of the objective.
 
@@ -76,6 +79,7 @@ def flow_map_loss(
     s, t = (time.astype(state_dtype(x1)) for time in (s, t))
     x0 = path.source.sample(key_source, x1, args) if x0 is None else cast_like(as_state(x0, "x0"), x1, "x0")
     x, v = path.interpolate(s, x0, x1), path.velocity(s, x0, x1)
+    _check_order(law, path, s, t)
     _check_times(flow_map, s, t, x, args)
     if guidance is not None:
         w, without = guidance(args)
@@ -84,6 +88,7 @@ def flow_map_loss(
     if null is not None:
         args = jtu.tree_map(lambda own, none: jnp.where(dropped, jnp.asarray(none).astype(own.dtype), own), args, null)
     errors = objective.errors(flow_map, Example(s, t, x, v, x0, x1, args, key_own))
+    _check_finite(errors, s, t, objective)
     square = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(errors)) / size(errors)
     return jnp.asarray(square if weight is None else weight(square))  # pyright: ignore[reportArgumentType]
 
@@ -141,6 +146,32 @@ def _same(one, other):
     known = [(concrete(a), concrete(b)) for a, b in leaves]
     alike = all(a is None or b is None or bool((a == b).all()) for a, b in known)
     return type(one) is type(other) and jtu.tree_structure(one) == jtu.tree_structure(other) and alike
+
+
+def _check_order(law, path, s, t):
+    """Raises `ValueError` for a law that gives `s > t`: in this draw, or where that is traced in one of 16 others."""
+    s, t = concrete(s), concrete(t)
+    if s is None or t is None:
+        with jax.ensure_compile_time_eval():
+            pairs = jax.vmap(lambda key: law.sample(key, path))(jr.split(jr.key(0), 16))
+        s, t = concrete(pairs.s), concrete(pairs.t)
+    if s is not None and t is not None and (s > t).any():
+        s, t = (time[np.asarray(s > t)].ravel()[0] for time in (s, t))
+        raise ValueError(
+            f"A law of two times must give s <= t. Got s = {s:g} and t = {t:g} from "
+            f"{type(law).__name__}: return the smaller as s."
+        )
+
+
+def _check_finite(errors, s, t, objective):
+    """Raises `ValueError` where an error is known and not finite; under `jax.jit` a loss that is not finite says so."""
+    known = [concrete(leaf) for leaf in jtu.tree_leaves(errors)]
+    if not all(leaf is None or np.isfinite(leaf).all() for leaf in known):
+        raise ValueError(
+            f"The error of a flow map must be finite. Got another at s = {s}, t = {t} in "
+            f"{type(objective).__name__}: its network or the derivative of that is not finite there. Take a law that "
+            "keeps away from this time, or difference=0.005 in the place of the derivative where the objective has it."
+        )
 
 
 def _check_times(flow_map, s, t, x, args):

@@ -72,7 +72,7 @@ def diagnose(
     Returns:
         `Residuals`, numpy arrays.
 
-    Raises `ValueError` for a grid that does not increase, or `n < 2`.
+    Raises `ValueError` for a grid that does not increase, `n < 2`, or residuals that are not finite.
 
     ```python
     straight = jf.FlowMap(lambda s, t, x, args: jnp.ones_like(x), jf.CondOT())  # x moves by t - s
@@ -109,6 +109,12 @@ def diagnose(
         return jnp.asarray(rows)
 
     values = np.asarray(jax.jit(jax.vmap(one))(jr.split(stream(key, "diagnose"), n)), float)
+    if not (fine := np.isfinite(values).all((0, 2))).all():
+        i = int(np.argmin(fine))
+        raise ValueError(
+            f"Residuals must be finite. Got others from t = {grid[i]:g} to {grid[i + 1]:g}: the network, a derivative "
+            "of it or the teacher's velocity is not finite there. Take times that end short of it."
+        )
     mean, se = values.mean(0), values.std(0, ddof=1) / np.sqrt(n)
     return Residuals(*(column for i in range(3) for column in (mean[:, i], se[:, i])))
 
