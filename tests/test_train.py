@@ -397,6 +397,10 @@ def test_several_steps_in_one_call_are_those_steps(tmp_path):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"Got 3 with save_every=1000, log_every=50"):
         jf.train.fit(state, loss, batches, steps=15, key=jr.key(0), steps_per_call=3)
+    with pytest.raises(ValueError, match="one size"):
+        fresh = jf.train.init(make_field(), OPTIMIZER)
+        sizes = {"steps_per_call": 2, "log_every": 2, "save_every": 2}
+        jf.train.fit(fresh, loss, lambda i: batches(i, 8 - i), steps=2, key=jr.key(0), **sizes)
 
     def bad(i):
         return {"x": batches(i)["x"] * (np.nan if i == 4 else 1.0)}

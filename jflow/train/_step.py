@@ -178,7 +178,11 @@ def steps_at_once(
 ) -> tuple[State, Info]:
     """The steps from `first` on, of the keys `fold_in(key, i)`, in one program; `Info` has a leading axis."""
     check_alive(state)
-    size = _batch_size(batches[0])
+    size, *others = {_batch_size(batch) for batch in batches}
+    if others:
+        raise ValueError(
+            f"The batches of one call must be of one size. Got {size} and {others[0]}: set steps_per_call=1."
+        )
     _check_parts(size, microbatch, mesh)
     arrays, static = _split(loss)
     batch = jtu.tree_map(lambda *rows: np.stack(rows) if isinstance(rows[0], np.ndarray) else jnp.stack(rows), *batches)
