@@ -99,7 +99,7 @@ def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> R
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
         save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=sys.stderr.isatty(),
-        on_save=lambda state: _preview(recipe, state, folder),
+        every=(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder)),
     )  # fmt: skip
     run = Run(folder, recipe, state.ema, int(state.step))
     if len(losses) or not (folder / LOSS).exists():
