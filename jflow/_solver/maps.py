@@ -255,7 +255,9 @@ def _newton(residual, start, y, most, known=None):
 
     carry = (start, *at(start), jnp.ones((), start.dtype), jnp.ones((), jnp.int32), jnp.zeros((), bool))
     x, _, size, _, _, n, _ = lax.while_loop(more, body, carry)
-    return x, n, close(x, size, 1000)
+    # within the accuracy of a root every point is one, so a second root must be farther away than that
+    apart = True if known is None else _rms(x - known) > eps**0.25 * (_rms(x) + _rms(y))
+    return x, n, close(x, size, 1000) & apart
 
 
 def _rms(x):
