@@ -431,6 +431,8 @@ CALLS = {
     "data.loader": C(
         jf.data.loader, {"source": jf.data.from_array(XS), "batch_size": 2, "seed": 0}, lambda it: next(iter(it))
     ),
+    "data.flip": C(jf.data.flip, {"key": KEY, "x": jnp.zeros((2, 2, 1))}),
+    "data.crop": C(jf.data.crop, {"key": KEY, "x": jnp.zeros((2, 2, 1)), "margin": 1}),
     "data.digits": C(jf.data.digits, {"split": "test", "seed": 0}, lambda d: d.x),
     "data.moons": C(jf.data.moons, {"key": KEY, "n": 4, "noise": 0.05, "scale": 5.0}),
     "data.circles": C(jf.data.circles, {"key": KEY, "n": 4, "factor": 0.5, "noise": 0.05, "scale": 5.0}),
@@ -444,6 +446,8 @@ CALLS = {
         jf.metrics.sliced_wasserstein, {"key": KEY, "x": XS, "y": XS, "num_projections": 4, "p": 2}
     ),
     "metrics.frechet_distance": C(jf.metrics.frechet_distance, {"x": XS, "y": XS, "features": None}),
+    "metrics.kid": C(jf.metrics.kid, {"x": XS, "y": XS, "features": None}),
+    "metrics.precision_recall": C(jf.metrics.precision_recall, {"x": XS, "reference": XS, "k": 2, "features": None}),
     "metrics.nearest_distance": C(jf.metrics.nearest_distance, {"x": XS, "reference": XS}),
     "metrics.class_accuracy": C(
         jf.metrics.class_accuracy, {"x": XS, "label": np.arange(6), "classifier": lambda x: np.arange(6)}
@@ -477,7 +481,8 @@ CALLS = {
         lambda net: net.shape,
     ),
     "nn.DiT": C(
-        jf.nn.DiT, {"shape": (4, 4, 1), "patch": 2, "dim": 4, "layers": 1, "heads": 1, **NET}, lambda net: net.shape
+        jf.nn.DiT, {"shape": (4, 4, 1), "patch": 2, "dim": 4, "layers": 1, "heads": 1, "token_size": None, **NET},
+        lambda net: net.shape,
     ),
     "nn.Reversed": C(
         jf.nn.Reversed, {"net": Still(), "predicts": "velocity"}, lambda net: seen(jf.Field(net, PATH, "velocity"))

@@ -9,6 +9,7 @@ from ._folder import check_out, read_config, whole_file
 from ._recipe import AbstractRecipe, Bar
 from ._run import RECIPES, Run, begin, load, load_model, train
 from .digits import Digits
+from .images import Images
 from .mnist import Mnist
 from .moons import Moons
 
@@ -17,6 +18,7 @@ __all__ = [
     "AbstractRecipe",
     "Bar",
     "Digits",
+    "Images",
     "Mnist",
     "Moons",
     "Run",

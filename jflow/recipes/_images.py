@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.random as jr
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 import jflow as jf
@@ -15,6 +16,20 @@ from ._folder import ANIMATION, SAMPLES, whole_file
 from ._recipe import AbstractRecipe, Bar
 
 _ROWS = 8
+
+
+class PatchedUNet(nnx.Module):
+    """A U-Net whose pixels are patches of the image, of `patch` pixels a side: less cost by the square of that."""
+
+    def __init__(self, shape, patch, *, rngs, **options):
+        height, width, channels = shape
+        self.patch, self.inner = patch, (height // patch, width // patch, channels * patch**2)
+        self.unet = jf.nn.UNet(self.inner, rngs=rngs, **options)
+
+    def __call__(self, t, x, args=None):
+        tokens = jf.nn.patchify(x, self.patch)
+        out = self.unet(t, tokens.reshape(self.inner), args)
+        return jf.nn.depatchify(out.reshape(tokens.shape), self.patch, x.shape)
 
 
 def flat(x: Any) -> Float[np.ndarray, "n d"]:
@@ -33,13 +48,14 @@ def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, cla
     return Bar(f"accuracy of {num} draws, scale {scale:g}", figure, **target)
 
 
-def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int) -> list[Bar]:
+def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int, most: int = 600) -> list[Bar]:
     """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
 
-    Means over five times 600 draws, the classes in the proportions of training, and five times 600 training images.
+    Means over five times `most` draws, the classes in the proportions of training, and five times as many training
+    images.
     """
-    n, key, rng = min(600, len(train)), jr.key(seed), np.random.default_rng(seed)
-    label = np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
+    n, key, rng = min(most, len(train)), jr.key(seed), np.random.default_rng(seed)
+    label = None if train.label is None else np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
     drawn = np.split(draw(5 * n, label=label, stream=3), 5)
     real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
     bars = []
@@ -55,20 +71,24 @@ def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int) -> lis
 
 
 def pictures(recipe: AbstractRecipe, field: Any, train: Any, folder: Path) -> None:
-    """Training images beside draws at scales 1 and 2, a column a class; and an animation of the latter."""
+    """Training images beside draws, at scales 1 and 2 where there are classes, which take turns; and an animation."""
     from matplotlib.figure import Figure
 
     classes, draw = recipe.num_classes or 1, ft.partial(recipe.draw, field, recipe.sampler(steps=40), seed=recipe.seed)
-    order = [np.flatnonzero(train.label == c)[row] for row in range(_ROWS) for c in range(classes)]
-    frames = draw(len(order), scale=2.0, frames=True)
-    sheets = {
-        "training images": train.x[order],
-        "draws, scale 1": draw(len(order)),
-        "draws, scale 2": frames[:, -1],
-    }
-    figure = Figure(figsize=(12, 4 * _ROWS / classes), dpi=150, layout="constrained")
-    for ax, (title, x) in zip(figure.subplots(1, 3), sheets.items(), strict=True):
-        jf.plot.image_grid(x, ncols=classes, title=title, ax=ax)
+    columns = classes * max(1, 8 // classes) if classes <= 12 else 10
+    turn = np.arange(_ROWS * columns) % classes
+    label = np.zeros(len(train), int) if train.label is None else train.label
+    shown = [np.resize(np.flatnonzero(label == c), row // classes + 1)[-1] for row, c in enumerate(turn)]
+    frames = draw(len(turn), scale=1.0 if recipe.num_classes is None else 2.0, frames=True)
+    sheets = {"training images": train.x[shown]}
+    if recipe.num_classes is not None:
+        sheets["draws, scale 1"] = draw(len(turn))
+        sheets["draws, scale 2"] = frames[:, -1]
+    else:
+        sheets["draws"] = frames[:, -1]
+    figure = Figure(figsize=(4 * len(sheets), 4 * _ROWS / columns), dpi=150, layout="constrained")
+    for ax, (title, x) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
+        jf.plot.image_grid(x, ncols=columns, title=title, ax=ax)
     with whole_file(folder / SAMPLES) as path:
         figure.savefig(path)
-    jf.plot.animation(frames.swapaxes(0, 1), folder / ANIMATION, ncols=classes)
+    jf.plot.animation(frames.swapaxes(0, 1), folder / ANIMATION, ncols=columns)

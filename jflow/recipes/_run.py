@@ -18,10 +18,11 @@ from jflow.train._model import read_model, write_model
 from ._folder import LOSS, REPORT, SAMPLES, claim, read_config, whole_file, write_json
 from ._recipe import AbstractRecipe, Bar, check_draws, check_memory
 from .digits import Digits
+from .images import Images
 from .mnist import Mnist
 from .moons import Moons
 
-RECIPES: dict[str, type[AbstractRecipe]] = {"moons": Moons, "digits": Digits, "mnist": Mnist}
+RECIPES: dict[str, type[AbstractRecipe]] = {"moons": Moons, "digits": Digits, "mnist": Mnist, "images": Images}
 
 _SAVE_EVERY, _LOG_EVERY = 500, 10
 _SHEET = 80  # draws of a picture
@@ -138,7 +139,8 @@ def _recipe(where: Any, name: str, options: dict[str, Any], recipes: dict[str, t
     """The recipe that a run was made by."""
     if name not in recipes:
         raise ValueError(
-            f"A recipe must be one of {', '.join(recipes)}. Got {where}, which holds a run of {name}: choose another."
+            f"A recipe must be one of {', '.join(recipes)}. Got {where}, which holds a run of {name}: choose "
+            "another, or for a recipe in a file of your own pass --recipe FILE.py:CLASS."
         )
     try:
         return recipes[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
