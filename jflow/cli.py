@@ -18,9 +18,11 @@ from .recipes import (
     RECIPES,
     AbstractRecipe,
     Digits,
+    DigitsMeanflow,
     Images,
     Mnist,
     Moons,
+    MoonsMeanflow,
     Run,
     begin,
     check_out,
@@ -39,7 +41,7 @@ class Drawing:
     sampler: str | None = None
     """The sampler, a name of jflow.samplers as heun_flow, ddim or dpmpp_2m; by default the recipe's own."""
     steps: int | None = None
-    """Its steps; by default 10."""
+    """Its steps; by default the recipe's own number, 10 for one by name."""
     eta: float | None = None
     """How much noise it adds, for a sampler that takes an eta, as ddim: 0 none, 1 that of the reverse SDE."""
     shift: float | None = None
@@ -55,7 +57,12 @@ class Drawing:
 _DRAWING = Drawing()
 
 
-def train(recipe: Moons | Digits | Mnist | Images, *, out: Path | None = None, overwrite: bool = False) -> None:
+def train(
+    recipe: Moons | Digits | Mnist | Images | MoonsMeanflow | DigitsMeanflow,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     """Train a recipe into a run folder, or go on with a run that was interrupted.
 
     `jflow train FILE.py:CLASS` trains a recipe in a file of your own.
@@ -305,7 +312,7 @@ def _list_commands(argv: Sequence[str], commands: dict[str, Any]) -> bool:
 
 
 def _train(recipe: Any, out: Path | None, overwrite: bool) -> Run:
-    folder = Path("runs", type(recipe).__name__.lower()) if out is None else out
+    folder = Path("runs", recipe.name()) if out is None else out
     step = begin(recipe, folder, overwrite=overwrite)
     if step < recipe.steps:
         print(f"Training in {folder}, from step {step} to {recipe.steps}", flush=True)
@@ -319,7 +326,7 @@ def _recipes(own: str | None) -> dict[str, type[AbstractRecipe]]:
     if own is None:
         return RECIPES
     recipe = _own_recipe(own)
-    return {**RECIPES, recipe.__name__.lower(): recipe}
+    return {**RECIPES, recipe.name(): recipe}
 
 
 def _load(folder: Path, own: str | None) -> Run:

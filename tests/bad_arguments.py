@@ -384,10 +384,10 @@ CALLS = {
         lambda s: jf.train.step(s, loss, KEY, XS)[1],
     ),
     "train.step": C(
-        lambda loss, key, batch, mesh, state=None: jf.train.step(
-            globals()["state"]() if state is None else state, loss, key, batch, mesh=mesh
+        lambda loss, key, batch, mesh, microbatch, state=None: jf.train.step(
+            globals()["state"]() if state is None else state, loss, key, batch, mesh=mesh, microbatch=microbatch
         ),
-        {"loss": loss, "key": KEY, "batch": XS, "mesh": None},
+        {"loss": loss, "key": KEY, "batch": XS, "mesh": None, "microbatch": 3},
         lambda out: out[1],
     ),
     "train.step, state": C(
@@ -397,7 +397,8 @@ CALLS = {
         lambda **given: jf.train.fit(state(), **given),
         {
             "loss": loss, "batches": lambda i: XS, "steps": 2, "key": KEY, "run_dir": None, "save_every": 1,
-            "log_every": 1, "keep": 1, "mesh": None, "couple": None, "progress": False,
+            "log_every": 1, "keep": 1, "mesh": None, "couple": None, "microbatch": None, "steps_per_call": 1,
+            "every": (1, lambda state, line: None), "best": None, "max_skips": 0, "progress": False,
         },
         lambda out: out[1],
     ),
@@ -420,6 +421,14 @@ CALLS = {
         lambda **given: jf.train.restore(**given), {"folder": OUT / "saved", "state": state(), "step": None,
         "key": None}
     ),
+    "train.warm_start": C(
+        jf.train.warm_start,
+        {"folder": OUT / "saved", "field": FIELD, "average": True, "step": None},
+        lambda out: out[0],
+    ),
+    "train.PowerEMA": C(jf.train.PowerEMA, {"width": 0.1}, lambda rule: rule.gamma),
+    "train.posthoc": C(jf.train.posthoc, {"run_dir": OUT / "run", "width": 0.1, "net": FIELD}),
+    "train.mean_loss": C(jf.train.mean_loss, {"field": FIELD, "loss": loss, "key": KEY, "batch": XS}),
     "data.from_array": C(
         jf.data.from_array, {"x": XS, "label": np.arange(6), "name": "a", "num_classes": 6}, lambda d: d.x, free="name"
     ),
@@ -522,6 +531,10 @@ CALLS = {
 }  # fmt: skip
 np.savez(OUT / "x.npz", x=XS)
 jf.train.save(OUT / "saved", state())
+jf.train.fit(
+    jf.train.init(FIELD, optax.sgd(0.1), ema=jf.train.PowerEMA(0.1)), loss, lambda i: XS, steps=2, key=KEY,
+    run_dir=OUT / "run", progress=False,
+)  # fmt: skip
 
 BAD = {
     "None": None, "text": "text", "empty text": "", "bytes": b"x", "nan": float("nan"), "inf": float("inf"),

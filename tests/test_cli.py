@@ -338,7 +338,8 @@ def test_help_shows_every_option_with_its_default(command, capsys):
     [
         (
             ["train", "nothing"],
-            "must be one of moons, digits, mnist, images, or FILE.py:CLASS for one of your own. Got",
+            "must be one of moons, digits, mnist, images, moons-meanflow, digits-meanflow, or FILE.py:CLASS for one of "
+            "your own. Got",
         ),
         (["train", "moons", "--steps", "many"], "--steps"),
         (["train", "moons", "--steps", "0"], "steps must be at least 1. Got 0"),

@@ -1,11 +1,16 @@
 """Objectives of flow maps on the exact map of a Gaussian: residuals, values and gradients at the optimum."""
 
+import json
+
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import jflow as jf
 from jflow import few_step as fs
@@ -224,16 +229,6 @@ def test_guidance_trained_in_moves_the_velocity(x64):
     assert min(abs(value - loss) for value in values) < 1e-9
 
 
-def test_attention_has_the_derivative_that_the_tangent_needs():
-    from flax import nnx
-
-    attention = jf.nn.SelfAttention(8, 2, rngs=nnx.Rngs(0))
-    x, v = jr.normal(jr.key(0), (5, 8)), jr.normal(jr.key(1), (5, 8))
-    _, rate = jax.jvp(attention, (x,), (v,))
-    h = 1e-2
-    np.testing.assert_allclose(rate, (attention(x + h * v) - attention(x - h * v)) / (2 * h), atol=2e-3)
-
-
 def test_weights():
     adaptive, huber = fs.AdaptiveWeight(c=0.5), fs.PseudoHuber(c=2.0)
     assert jnp.allclose(adaptive(jnp.asarray(1.5)), 0.75)
@@ -300,3 +295,95 @@ def test_a_map_is_checked_against_the_exact_flow(x64):
     wrong = eqx.tree_at(lambda m: m.net.off, exact(), jnp.asarray([0.1, 0.0, 0.0, 0.0]))
     report = jf.testing.check_map(wrong, WORLD, (0.0, 0.5), n=16)
     assert not report.ok and abs(report.checks[0].figure - 0.05) < 1e-6
+
+
+# ----------------------------------------------------------------------------------------------------- reflow
+
+COUPLED = jf.CondOT(source=jf.Normal(coupled=True))
+
+
+def reflowed(t, x, args=None):
+    """The velocity of the pairs `x1 = m + S x0`: `m + (S - I)((1 - t) I + t S)^-1 (x - t m)`."""
+    return MEAN + (STD - 1) / (1 - t + t * STD) * (x - t * MEAN)
+
+
+def straightness(field, n=200, steps=32):
+    """`E |X_1 - X_0 - v(t, X_t)|^2` over the trajectories of the field and uniform times."""
+    at = dfx.SaveAt(steps=True, t0=True)
+    out = jf.generate(
+        field, jr.key(5), n, (2,), jf.FixedSteps(jf.UniformGrid(steps), dfx.Heun(), end="stop"), saveat=at
+    )
+    v = jax.vmap(jax.vmap(field.velocity))(out.ts, out.xs)
+    return float(jnp.mean(jnp.sum((out.xs[:, -1:] - out.xs[:, :1] - v) ** 2, -1)))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pairs") / "pairs.npz"
+    sampler = jf.FixedSteps(jf.UniformGrid(32), dfx.Heun(), end="stop")
+    fs.reflow(file, WORLD.field(jf.CondOT()), jr.key(0), 2000, (2,), sampler, batch_size=500)
+    return file
+
+
+def test_pairs_are_those_of_the_flow_and_their_card_says_which(pairs):
+    """`x1 = m + S x0` for a Gaussian; x0 is the noise, and x1 sample i of `generate`."""
+    x = jf.data.from_npz(pairs).x
+    assert x.shape == (2000, 2, 2)
+    np.testing.assert_allclose(x[:, 1], MEAN + STD * x[:, 0], atol=0.01)
+    assert abs(x[:, 0].mean()) < 0.08 and abs(x[:, 0].std() - 1) < 0.05
+    with np.load(pairs) as arrays:
+        card = json.loads(str(arrays["card"]))
+    sampler = jf.from_json(card["sampler"])
+    assert (card["n"], card["nfe"], jf.from_json(card["path"])) == (2000, 64, jf.CondOT())
+    again = jf.generate(
+        WORLD.field(jf.CondOT()), jr.wrap_key_data(jnp.asarray(card["key"], jnp.uint32)), 3, (2,), sampler
+    )
+    np.testing.assert_allclose(again.x, x[:3, 1], atol=1e-5)
+
+
+def test_the_flow_of_gaussian_pairs_is_straight(pairs):
+    """The loss on pairs vanishes at the velocity in closed form, whose Euler step is exact; the first flow is bent."""
+    x = jnp.asarray(jf.data.from_npz(pairs).x[:500])
+    straight = jf.Field(reflowed, COUPLED, "velocity")
+    bent = jf.Field(lambda t, x, args: WORLD.field(jf.CondOT()).velocity(t, x), COUPLED, "velocity")
+
+    def loss(field):
+        one = jax.jit(jax.vmap(lambda key, x: jf.matching_loss(field, key, x[1], x0=x[0])))
+        return float(one(jr.split(jr.key(1), len(x)), x).mean())
+
+    assert loss(straight) < 1e-4 and loss(bent) > 0.1
+    assert straightness(straight) < 1e-4 and straightness(bent) > 0.1
+    step = jf.generate(straight, jr.key(2), 50, (2,), jf.FixedSteps(jf.UniformGrid(1), dfx.Euler(), end="stop"))
+    many = jf.generate(straight, jr.key(2), 50, (2,), jf.FixedSteps(jf.UniformGrid(32), dfx.Heun(), end="stop"))
+    np.testing.assert_allclose(step.x, many.x, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_training_on_pairs_straightens(pairs):
+    data = jf.data.from_npz(pairs)
+    net = jf.nn.MLP(2, width=32, depth=2, rngs=nnx.Rngs(0))
+    state = jf.train.init(jf.Field(net, COUPLED, "velocity"), optax.adam(5e-3), ema=None)
+
+    def loss(field, key, example):
+        return jf.matching_loss(field, key, example["x"][1], x0=example["x"][0])
+
+    for i in range(400):
+        state, _ = jf.train.step(state, loss, jr.fold_in(jr.key(0), i), jf.data.batch(data, 0, i, 256))
+    assert straightness(state.field) < 0.1 * straightness(WORLD.field(jf.CondOT()))
+
+
+def test_what_gives_no_pairs(tmp_path, pairs):
+    field = WORLD.field(jf.CondOT())
+
+    def write(field=field, file=tmp_path / "no.npz", **options):
+        fs.reflow(file, field, jr.key(0), 2, (2,), **options)
+
+    for message, options in {
+        "which exists": {"file": pairs},
+        "its source at t = 0": {"field": WORLD.field(jf.VP())},
+        "must follow the ODE": {"sampler": jf.AdaptiveSteps(eta=1.0)},
+        "start at t = 0": {"sampler": jf.FixedSteps(jf.UniformGrid(2, t0=0.5), end="stop")},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            write(**options)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """The networks: shapes, sizes, conditions, types, and what they are at the start and after one step."""
 
 import functools as ft
+import json
 import math
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+import jflow as jf
 from jflow import nn
+from jflow.nn._arguments import rebuilt, to_words
 
 SHAPE = (4, 4, 2)
 CLASSES = 3
@@ -85,6 +88,11 @@ def apply(net, t, x, args):
 @jit
 def apply_batch(net, t, x, args):
     return jax.vmap(net)(t, x, args)
+
+
+@jit
+def apply_two(net, s, t, x, args):
+    return net(s, t, x, args)
 
 
 # Shapes, batches, sizes
@@ -281,6 +289,56 @@ def test_L7_after_one_step_the_output_depends_on_time_and_label(make):
     assert float(jnp.abs(apply(net, jnp.float32(0.8), x[0], labels[0]) - base).max()) > 1e-5
     for label in labels[1:]:
         assert float(jnp.abs(apply(net, jnp.float32(0.3), x[0], label) - base).max()) > 1e-5
+
+
+# Two times
+
+
+@pytest.mark.parametrize("make", [mlp, *(pytest.param(make, marks=pytest.mark.slow) for make in (unet, dit))])
+def test_a_network_of_two_times_starts_as_the_one_of_the_first(make):
+    """At the start `net(s, t, x, args)` is `net(s, x, args)` bit for bit; filled, it depends on s, on t and on args."""
+    (s, t, other), x = jnp.asarray([0.2, 0.7, 0.9]), draw()[1]
+    one, two = make(num_classes=CLASSES), make(num_classes=CLASSES, times=2)
+    np.testing.assert_array_equal(apply_two(two, s, t, x, 1), apply(one, s, x, 1))
+    net = filled(make, num_classes=CLASSES, times=2)
+    base = apply_two(net, s, t, x, 1)
+    for changed in ((other, t, x, 1), (s, other, x, 1), (s, t, x, 2)):
+        assert float(jnp.abs(apply_two(net, *changed) - base).max()) > 1e-4
+    for given in ((s, x), (s, t, x, 1, None)):
+        with pytest.raises(TypeError, match=r"net\(s, t, x, args\)"):
+            net(*given)
+    with pytest.raises(TypeError, match=r"net\(t, x, args\)"):
+        one(s, t, x, 1)
+    with pytest.raises(ValueError, match="Got 3"):
+        make(times=3)
+    again = rebuilt(type(two), json.loads(json.dumps(to_words(two.arguments))))
+    assert again.times == 2 and jtu.tree_structure(again) == jtu.tree_structure(two)
+
+
+def tangent(s, t, x, v, **options):
+    """The derivative of a DiT's average velocity along `(1, v)` in `(s, x)`, and that function."""
+    flow_map = jf.FlowMap(filled(dit, num_classes=CLASSES, times=2, **options), jf.CondOT())
+    run = jit(lambda s, x: jax.jvp(lambda s, x: flow_map.average(s, t, x, 1), (s, x), (jnp.ones_like(s), v)))
+    return run(s, x)[1], lambda h: run(s + h, x + h * v)[0]
+
+
+def test_attention_has_a_jvp_along_time_and_state():
+    """The tangent that the objectives of flow maps need, against central differences."""
+    (_, x), (_, v) = draw(), draw(seed=2)
+    rate, along = tangent(jnp.float32(0.2), jnp.float32(0.7), x, v)
+    h = 3e-3
+    assert rate.dtype == jnp.float32
+    error = jnp.linalg.norm(rate - (along(h) - along(-h)) / (2 * h))
+    assert error < 0.01 * jnp.linalg.norm(rate)
+
+
+@pytest.mark.slow
+def test_the_tangent_of_a_network_in_bfloat16_is_float32():
+    (_, x), (_, v) = draw(), draw(seed=2)
+    exact, _ = tangent(jnp.float32(0.2), jnp.float32(0.7), x, v)
+    rate, _ = tangent(jnp.float32(0.2), jnp.float32(0.7), x, v, dtype=jnp.bfloat16)
+    assert rate.dtype == jnp.float32
+    assert jnp.linalg.norm(rate - exact) < 0.1 * jnp.linalg.norm(exact)
 
 
 # Patches, features, attention

@@ -18,7 +18,20 @@ import pytest
 from flax import nnx
 
 import jflow as jf
-from jflow.recipes import RECIPES, Bar, Digits, Mnist, Moons, _images, load, mnist, train, whole_file
+from jflow.recipes import (
+    RECIPES,
+    Bar,
+    Digits,
+    DigitsMeanflow,
+    Mnist,
+    Moons,
+    MoonsMeanflow,
+    _images,
+    load,
+    mnist,
+    train,
+    whole_file,
+)
 
 TINY = {"batch_size": 4, "steps": 2}
 
@@ -42,10 +55,10 @@ def test_every_option_is_documented_and_typed(name):
     for field in dataclasses.fields(recipe):
         declared = source[source.index(f"    {field.name}: ") :].splitlines()
         assert declared[1].strip().startswith('"""'), f"{name}.{field.name} has no docstring"
-    assert recipe.__doc__ and name == recipe.__name__.lower()
+    assert recipe.__doc__ and name == recipe.name()
 
 
-@pytest.mark.parametrize("name", ["moons", "digits"])
+@pytest.mark.parametrize("name", ["moons", "digits", "moons-meanflow", "digits-meanflow"])
 def test_a_batch_is_a_function_of_seed_and_step(name):
     one, same, other = RECIPES[name](**TINY), RECIPES[name](**TINY), RECIPES[name](**TINY, seed=1)
     assert np.array_equal(one.batch(3)["x"], same.batch(3)["x"])
@@ -67,7 +80,14 @@ def test_data_and_noise_of_moons_have_keys_of_their_own():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [Moons(**TINY), Digits(**TINY), Mnist(**TINY), Mnist(net="dit", **TINY)],
+    [
+        Moons(**TINY),
+        Digits(**TINY),
+        Mnist(**TINY),
+        Mnist(net="dit", **TINY),
+        MoonsMeanflow(**TINY),
+        DigitsMeanflow(**TINY),
+    ],
     ids=lambda recipe: getattr(recipe, "net", type(recipe).__name__),
 )
 def test_a_step_takes_the_batch_and_keeps_the_state(recipe, scans):
@@ -107,6 +127,32 @@ def test_the_default_sampler_is_ten_steps_of_heun_or_the_recommended_one_of_digi
     assert Moons(**TINY).sampler("dpm_adaptive") == jf.samplers.dpm_adaptive()
     with pytest.raises(ValueError, match=r"dpm_adaptive must have options among .* Got n"):
         Moons(**TINY).sampler("dpm_adaptive", 4)
+
+
+@pytest.mark.parametrize("kind", [MoonsMeanflow, DigitsMeanflow])
+def test_a_recipe_of_a_flow_map_jumps(kind):
+    """Two calls by default, as the map recommends; a named sampler follows the flow of the map's diagonal."""
+    recipe = kind(**TINY)
+    net = jf.FlowMap(lambda s, t, x, args: s * t * x, jf.CondOT())
+    assert recipe.sampler() == jf.recommended(net, 2) and recipe.sampler(steps=1) == jf.recommended(net, 1)
+    assert recipe.sampler("heun_flow") == jf.samplers.heun_flow(10)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        recipe.sampler(steps=0)
+    if recipe.num_classes:
+        with pytest.raises(ValueError, match=r"trained at, here 1\. Got scale = 2"):
+            recipe.draw(net, recipe.sampler(), 3, scale=2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [MoonsMeanflow, DigitsMeanflow])
+def test_a_recipe_of_a_flow_map_from_training_to_report(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(_images, "_ROWS", 1)
+    run = train(kind(**TINY), tmp_path / kind.name())
+    assert load(tmp_path / kind.name()).finished and (tmp_path / kind.name() / "samples.png").exists()
+    report = run.report(run.recipe.sampler(), 20)
+    assert all(np.isfinite(bar["figure"]) for bar in report["bars"]) and len(report["bars"]) >= 4
+    run.export(tmp_path / "map.safetensors")
+    assert isinstance(jf.load(tmp_path / "map.safetensors"), jf.FlowMap)
 
 
 def test_upright_undoes_shear_and_shift():

@@ -1,7 +1,8 @@
 """Few-step models: what a flow map is trained by, and the joint laws of its two times.
 
 `jflow.FlowMap` is the map `X_{s,t}`, `jflow.Jump` its step. Here are the losses whose optimum is the flow map of the
-data's own velocity, or of a teacher's: `flow_map_loss` takes one example, and the objective is one object.
+data's own velocity, or of a teacher's: `flow_map_loss` takes one example, and the objective is one object. `reflow`
+writes the pairs of a flow, on which `jflow.matching_loss` trains a straighter one.
 """
 
 from ._law import AbstractPairLaw, DyadicPairs, Pair, TimePairs, ToData
@@ -16,6 +17,7 @@ from ._objective import (
     Semigroup,
     Shortcut,
 )
+from ._reflow import reflow
 from ._weight import AdaptiveWeight, PseudoHuber
 
 __all__ = [
@@ -35,4 +37,5 @@ __all__ = [
     "TimePairs",
     "ToData",
     "flow_map_loss",
+    "reflow",
 ]

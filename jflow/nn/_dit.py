@@ -1,21 +1,20 @@
 """A transformer over patches, modulated by the time and the condition."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._kinds import check_kinds
 from .._validate import as_array, shown
 from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, normal
-from ._embed import Condition, FourierFeatures
-from ._events import as_event, image_shape, positive
+from ._embed import Condition, FourierFeatures, time_features
+from ._events import as_event, check_times, image_shape, parted, positive
 
 _PIXEL_FEATURES = 10  # what the head gives every pixel before the last convolution
 
@@ -166,6 +165,7 @@ class DiT(nnx.Module):
         condition_size: int | None = None,
         token_size: int | None = None,
         null: int | None = None,
+        times: int = 1,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -181,6 +181,8 @@ class DiT(nnx.Module):
             condition_size: The length of the vector, for a condition that is a vector; see `Condition`.
             token_size: The numbers of a token, for a condition that is a sequence with a mask; see the class.
             null: The label that stands for "no label", by default `num_classes`.
+            times: 1, or 2 for `net(s, t, x, args)` with `x` at `s`, as `jflow.FlowMap` needs it. `t - s` enters by a
+                linear map that is zero at the start, where the network is the one of the time `s`.
             dtype: The type of compute; parameters are float32.
             rngs: The random numbers of the initial parameters.
 
@@ -198,7 +200,9 @@ class DiT(nnx.Module):
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape
         tokens = (height // patch) * (width // patch)
+        self.times = check_times("DiT", times)
         self.time = FourierFeatures(dim, rngs=rngs)
+        self.length = linear(dim, dim, variance=0.0, dtype=None, rngs=rngs) if self.times == 2 else None
         self.condition = Condition(dim, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs)
         self.project = None if condition_size is None else linear(condition_size, dim, dtype=dtype, rngs=rngs)
         self.tokens = linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
@@ -218,12 +222,14 @@ class DiT(nnx.Module):
         """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
-    def __call__(self, t: ArrayLike, x: Float[Array, "*event"], args: Any = None) -> Float[Array, "*event"]:
-        """The output at the time `t`, for one image `x` under the condition `args`, in the type of compute.
+    def __call__(self, *given: PyTree) -> Float[Array, "*event"]:
+        """`net(t, x, args)`, with two times `net(s, t, x, args)`: the output for one image `x`, in the type of compute.
 
-        Raises `ValueError` for a batched `t`, an image of another shape, or a condition of another kind.
+        Raises `TypeError` for another number of arguments, and `ValueError` for a batched time, an image of another
+        shape, or a condition of another kind.
         """
-        time = self.time(t)
+        t, length, x, args = parted("DiT", self.times, given)
+        time = time_features(self.time, self.length, t, length)
         x = as_event("DiT", x, self.shape, self.dtype)
         sequence = None if self.token_size is None else self._sequence(args, x.dtype)
         c, condition = time.astype(x.dtype), self.condition(args if sequence is None else None)

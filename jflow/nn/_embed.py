@@ -58,6 +58,14 @@ class FourierFeatures(nnx.Module):
         return fourier_features(t, self.frequencies[...])
 
 
+def time_features(
+    time: FourierFeatures, linear: nnx.Linear | None, t: Array, length: Array | None
+) -> Float[Array, " size"]:
+    """The features of `t`, and for a network of two times plus a linear map of those of the length of the step."""
+    features = time(t)
+    return features if linear is None or length is None else features + linear(time(length))
+
+
 class Condition(nnx.Module):
     """The condition of a network as a vector of `self.size` numbers.
 

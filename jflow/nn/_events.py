@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from .._event import joined
-from .._validate import as_array
+from .._validate import as_array, scalar_time
 
 
 def positive(name: str, value: Any) -> int:
@@ -44,3 +44,28 @@ def as_event(network: str, x: ArrayLike, shape: tuple[int, ...], dtype: DTypeLik
         hint = "; a batch goes through jax.vmap, over t, x and args together" if x.shape[1:] == shape else ""
         raise ValueError(f"This {network} must have one event of shape {shape}. Got {x.shape}{hint}.")
     return x.astype(joined(x.dtype, jnp.float32) if dtype is None else dtype)
+
+
+def check_times(network: str, times: Any) -> int:
+    """The number of times of a network; raises `ValueError` where it is neither 1 nor 2."""
+    if times not in (1, 2) or isinstance(times, bool):
+        raise ValueError(
+            f"times of {network} must be 1, for net(t, x, args), or 2, for net(s, t, x, args). Got {times!r}."
+        )
+    return int(times)
+
+
+def parted(network: str, times: int, given: tuple[Any, ...]) -> tuple[Array, Array | None, Any, Any]:
+    """A call `net(t, x, args)`, or `net(s, t, x, args)`: the time of the state, the length `t - s`, `x` and `args`.
+
+    Raises `TypeError` for another number of arguments.
+    """
+    if len(given) not in (times + 1, times + 2):
+        call = "net(t, x, args)" if times == 1 else "net(s, t, x, args)"
+        raise TypeError(
+            f"This {network} must be called as {call}. Got {len(given)} arguments: the option times= of its "
+            "constructor says how many times it takes."
+        )
+    first, last = scalar_time(given[0]), scalar_time(given[times - 1])
+    args = given[times + 1] if len(given) > times + 1 else None
+    return first, None if times == 1 else last - first, given[times], args

@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from .._kinds import check_kinds
-from .._validate import scalar_time
 from ._arguments import kept
 from ._draw import drawn_at_once, linear
 from ._embed import Condition
-from ._events import as_event, positive
+from ._events import as_event, check_times, parted, positive
 
 
 class MLP(nnx.Module):
@@ -40,6 +38,7 @@ class MLP(nnx.Module):
         condition_size: int | None = None,
         embedding: int = 16,
         null: int | None = None,
+        times: int = 1,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -53,6 +52,8 @@ class MLP(nnx.Module):
             condition_size: The length of the vector, for a condition that is a vector; see `Condition`.
             embedding: The numbers that a label becomes. A vector is used as it is.
             null: The label that stands for "no label", by default `num_classes`.
+            times: 1, or 2 for `net(s, t, x, args)` with `x` at `s`, as `jflow.FlowMap` needs it. `t - s` enters by a
+                linear map that is zero at the start, where the network is the one of the time `s`.
             dtype: The type of compute; parameters are float32.
             rngs: The random numbers of the initial parameters.
 
@@ -65,13 +66,14 @@ class MLP(nnx.Module):
             self.in_size = math.prod(self.shape)
         else:
             self.shape, self.in_size = None, positive("in_size", in_size)
-        self.dtype = dtype
+        self.dtype, self.times = dtype, check_times("MLP", times)
         width, depth = positive("width", width), positive("depth", depth)
         self.condition = Condition(
             embedding, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs
         )
         sizes = [self.in_size + 1 + self.condition.size, *[width] * depth]
         self.hidden = nnx.List(linear(a, b, dtype=dtype, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.length = linear(1, width, variance=0.0, dtype=dtype, rngs=rngs) if self.times == 2 else None
         self.out = linear(width, self.in_size, dtype=dtype, rngs=rngs)
 
     @property
@@ -79,12 +81,13 @@ class MLP(nnx.Module):
         """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
-    def __call__(self, t: ArrayLike, x: Float[Array, "*event"], args: Any = None) -> Float[Array, "*event"]:
-        """The output at the time `t`, for one event `x` under the condition `args`, in the type of compute.
+    def __call__(self, *given: PyTree) -> Float[Array, "*event"]:
+        """`net(t, x, args)`, with two times `net(s, t, x, args)`: the output for one event `x`, in the type of compute.
 
-        Raises `ValueError` for a batched `t`, an event of another size, or a condition of another kind.
+        Raises `TypeError` for another number of arguments, and `ValueError` for a batched time, an event of another
+        size, or a condition of another kind.
         """
-        t = scalar_time(t)
+        t, length, x, args = parted("MLP", self.times, given)
         shape = jnp.shape(x)
         if self.shape is None and math.prod(shape) != self.in_size:
             raise ValueError(
@@ -95,6 +98,10 @@ class MLP(nnx.Module):
         condition = self.condition(args)
         parts = [x.ravel(), t[None]] if condition is None else [x.ravel(), t[None], condition]
         h = jnp.concatenate([part.astype(x.dtype) for part in parts])
-        for layer in self.hidden:
-            h = jax.nn.silu(layer(h))
-        return self.out(h).reshape(shape)
+        first, *others = self.hidden
+        h = first(h)
+        if self.length is not None and length is not None:
+            h = h + self.length(length[None].astype(x.dtype))
+        for layer in others:
+            h = layer(jax.nn.silu(h))
+        return self.out(jax.nn.silu(h)).reshape(shape)

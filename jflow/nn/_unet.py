@@ -1,19 +1,18 @@
 """A convolutional U-Net with the time and the condition in every layer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from .._kinds import check_kinds
 from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, ones, zeros
-from ._embed import Condition, FourierFeatures
-from ._events import as_event, image_shape, positive
+from ._embed import Condition, FourierFeatures, time_features
+from ._events import as_event, check_times, image_shape, parted, positive
 
 
 class _GroupNorm(nnx.Module):
@@ -125,6 +124,7 @@ class UNet(nnx.Module):
         null: int | None = None,
         attention: Sequence[int] = (),
         heads: int = 4,
+        times: int = 1,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -140,6 +140,8 @@ class UNet(nnx.Module):
             null: The label that stands for "no label", by default `num_classes`.
             attention: The levels, 0 the full resolution, whose residual layers end in self-attention.
             heads: The heads of the self-attention.
+            times: 1, or 2 for `net(s, t, x, args)` with `x` at `s`, as `jflow.FlowMap` needs it. `t - s` enters by a
+                linear map that is zero at the start, where the network is the one of the time `s`.
             dtype: The type of compute; parameters are float32.
             rngs: The random numbers of the initial parameters.
 
@@ -153,7 +155,9 @@ class UNet(nnx.Module):
         why = f"{halvings + 1} levels halve them {halvings} times"
         self.shape = image_shape("UNet", shape, 2**halvings, why, "use fewer levels")
         self.dtype, layers = dtype, positive("layers", layers)
+        self.times = check_times("UNet", times)
         self.time = FourierFeatures(embedding, rngs=rngs)
+        self.length = linear(embedding, embedding, variance=0.0, dtype=None, rngs=rngs) if self.times == 2 else None
         self.condition = Condition(
             embedding, num_classes=num_classes, condition_size=condition_size, null=null, rngs=rngs
         )
@@ -179,12 +183,14 @@ class UNet(nnx.Module):
         """The label that stands for "no label"; `None` for a network without labels."""
         return self.condition.null
 
-    def __call__(self, t: ArrayLike, x: Float[Array, "*event"], args: Any = None) -> Float[Array, "*event"]:
-        """The output at the time `t`, for one image `x` under the condition `args`, in the type of compute.
+    def __call__(self, *given: PyTree) -> Float[Array, "*event"]:
+        """`net(t, x, args)`, with two times `net(s, t, x, args)`: the output for one image `x`, in the type of compute.
 
-        Raises `ValueError` for a batched `t`, an image of another shape, or a condition of another kind.
+        Raises `TypeError` for another number of arguments, and `ValueError` for a batched time, an image of another
+        shape, or a condition of another kind.
         """
-        time = self.time(t)
+        t, length, x, args = parted("UNet", self.times, given)
+        time = time_features(self.time, self.length, t, length)
         x = as_event("UNet", x, self.shape, self.dtype)
         time, condition = time.astype(x.dtype), self.condition(args)
         condition = None if condition is None else condition.astype(x.dtype)

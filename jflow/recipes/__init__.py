@@ -9,18 +9,22 @@ from ._folder import check_out, read_config, whole_file
 from ._recipe import AbstractRecipe, Bar
 from ._run import RECIPES, Run, begin, load, load_model, train
 from .digits import Digits
+from .digits_meanflow import DigitsMeanflow
 from .images import Images
 from .mnist import Mnist
 from .moons import Moons
+from .moons_meanflow import MoonsMeanflow
 
 __all__ = [
     "RECIPES",
     "AbstractRecipe",
     "Bar",
     "Digits",
+    "DigitsMeanflow",
     "Images",
     "Mnist",
     "Moons",
+    "MoonsMeanflow",
     "Run",
     "begin",
     "check_out",

@@ -1,6 +1,5 @@
 """Pictures and figures that recipes of class-conditional images share."""
 
-import functools as ft
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,44 +47,63 @@ def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, cla
     return Bar(f"accuracy of {num} draws, scale {scale:g}", figure, **target)
 
 
-def distances(draw: Callable[..., Any], train: Any, test: Any, seed: int, most: int = 600) -> list[Bar]:
+def distances(
+    draw: Callable[..., Any],
+    train: Any,
+    test: Any,
+    seed: int,
+    *,
+    num: int = 600,
+    energy: float = 1.3,
+    sliced: float | None = 1.3,
+) -> list[Bar]:
     """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
 
-    Means over five times `most` draws, the classes in the proportions of training, and five times as many training
-    images.
+    Means over five times `num` draws, the classes in the proportions of training, and five times as many training
+    images. `energy` and `sliced` are the most that the two ratios must be.
     """
-    n, key, rng = min(most, len(train)), jr.key(seed), np.random.default_rng(seed)
+    n, key, rng = min(num, len(train)), jr.key(seed), np.random.default_rng(seed)
     label = None if train.label is None else np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
     drawn = np.split(draw(5 * n, label=label, stream=3), 5)
     real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
     bars = []
-    for name, distance in (
-        ("energy distance", jf.metrics.energy_distance),
-        ("sliced Wasserstein", lambda x, y: jf.metrics.sliced_wasserstein(key, x, y)),
+    for name, most, distance in (
+        ("energy distance", energy, jf.metrics.energy_distance),
+        ("sliced Wasserstein", sliced, lambda x, y: jf.metrics.sliced_wasserstein(key, x, y)),
     ):
         ratio = np.mean([distance(x, test.x) for x in drawn]) / np.mean([distance(x, test.x) for x in real])
-        bars.append(Bar(f"{name} to test, over that of training images", float(ratio), at_most=1.3))
+        bars.append(Bar(f"{name} to test, over that of training images", float(ratio), at_most=most))
     nearest = [np.median(jf.metrics.nearest_distance(x, train.x)) for x in (np.concatenate(drawn), test.x)]
     ratio = float(nearest[0] / nearest[1])
     return [*bars, Bar("median distance to nearest training image, over test's", ratio, at_least=0.9)]
 
 
 def pictures(recipe: AbstractRecipe, field: Any, train: Any, folder: Path) -> None:
-    """Training images beside draws, at scales 1 and 2 where there are classes, which take turns; and an animation."""
+    """Training images beside draws, at scales 1 and 2 where there are classes, which take turns; and an animation.
+
+    The draws of a flow map are of one jump and of two.
+    """
     from matplotlib.figure import Figure
 
-    classes, draw = recipe.num_classes or 1, ft.partial(recipe.draw, field, recipe.sampler(steps=40), seed=recipe.seed)
+    classes = recipe.num_classes or 1
     columns = classes * max(1, 8 // classes) if classes <= 12 else 10
     turn = np.arange(_ROWS * columns) % classes
     label = np.zeros(len(train), int) if train.label is None else train.label
     shown = [np.resize(np.flatnonzero(label == c), row // classes + 1)[-1] for row, c in enumerate(turn)]
-    frames = draw(len(turn), scale=1.0 if recipe.num_classes is None else 2.0, frames=True)
+
+    def draw(steps, **options):
+        return recipe.draw(field, recipe.sampler(steps=steps), len(turn), seed=recipe.seed, **options)
+
     sheets = {"training images": train.x[shown]}
-    if recipe.num_classes is not None:
-        sheets["draws, scale 1"] = draw(len(turn))
-        sheets["draws, scale 2"] = frames[:, -1]
-    else:
+    if isinstance(field, jf.FlowMap):
+        sheets |= {"draws, one call": draw(1), "draws, two calls": draw(2)}
+        frames = draw(8, frames=True)
+    elif recipe.num_classes is None:
+        frames = draw(40, frames=True)
         sheets["draws"] = frames[:, -1]
+    else:
+        frames = draw(40, scale=2.0, frames=True)
+        sheets |= {"draws, scale 1": draw(40), "draws, scale 2": frames[:, -1]}
     figure = Figure(figsize=(4 * len(sheets), 4 * _ROWS / columns), dpi=150, layout="constrained")
     for ax, (title, x) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
         jf.plot.image_grid(x, ncols=columns, title=title, ax=ax)

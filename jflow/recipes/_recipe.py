@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 import os
+import re
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -52,6 +53,11 @@ class AbstractRecipe(abc.ABC):
 
     steps: int
     seed: int
+
+    @classmethod
+    def name(cls) -> str:
+        """The name in `RECIPES` and on the command line: that of the class, with hyphens."""
+        return re.sub("(?!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     @abc.abstractmethod
     def init(self) -> jf.train.State:
@@ -152,8 +158,21 @@ class AbstractRecipe(abc.ABC):
             raise ValueError(f"A label must be one of 0 to {self.num_classes - 1}. Got {bad}.")
         if not np.isfinite(scale):
             raise ValueError(f"A guidance scale must be a finite number. Got {scale}.")
-        args = jf.Args(label.astype(np.int32), scale=None if scale == 1 else float(scale))
+        if scale == 1:
+            return field, label.astype(np.int32), 0
+        if isinstance(field, jf.FlowMap):
+            raise ValueError(
+                f"A flow map must be drawn from at the scale that it was trained at, here 1. Got scale = {scale:g}: "
+                "leave it out, or take a recipe of a field, as digits."
+            )
+        args = jf.Args(label.astype(np.int32), scale=float(scale))
         return jf.Guided(field, self.num_classes), args, jf.Args(0, scale=None)
+
+
+def jumps(steps: int) -> jf.FixedSteps:
+    """So many jumps of a flow map, of equal length: one call of the network each."""
+    check_integers(steps=(steps, 1, _MOST_STEPS))
+    return jf.FixedSteps(jf.UniformGrid(steps), jf.Jump(), end="stop")
 
 
 def check_options(recipe: Any) -> None:

@@ -18,11 +18,15 @@ from jflow.train._model import read_model, write_model
 from ._folder import LOSS, REPORT, SAMPLES, claim, read_config, whole_file, write_json
 from ._recipe import AbstractRecipe, Bar, check_draws, check_memory
 from .digits import Digits
+from .digits_meanflow import DigitsMeanflow
 from .images import Images
 from .mnist import Mnist
 from .moons import Moons
+from .moons_meanflow import MoonsMeanflow
 
-RECIPES: dict[str, type[AbstractRecipe]] = {"moons": Moons, "digits": Digits, "mnist": Mnist, "images": Images}
+RECIPES: dict[str, type[AbstractRecipe]] = {
+    recipe.name(): recipe for recipe in (Moons, Digits, Mnist, Images, MoonsMeanflow, DigitsMeanflow)
+}
 
 _SAVE_EVERY, _LOG_EVERY = 500, 10
 _SHEET = 80  # draws of a picture
@@ -81,7 +85,7 @@ def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> i
     state = jax.eval_shape(recipe.init)  # of a network that no memory holds, too
     check_memory("The network and its optimiser", sum(leaf.size for leaf in jax.tree.leaves(state)))
     recipe.batch(0)
-    claim(folder, type(recipe).__name__.lower(), recipe, overwrite=overwrite)
+    claim(folder, recipe.name(), recipe, overwrite=overwrite)
     return _newest(folder)
 
 
@@ -95,7 +99,7 @@ def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> R
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
         save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=sys.stderr.isatty(),
-        on_save=lambda state: _preview(recipe, state, folder),
+        every=(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder)),
     )  # fmt: skip
     run = Run(folder, recipe, state.ema, int(state.step))
     if len(losses) or not (folder / LOSS).exists():

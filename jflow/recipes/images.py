@@ -132,7 +132,7 @@ class Images(AbstractRecipe):
                 _images.accuracy(draw, num, self.num_classes, 1.0, classifier),
                 _images.accuracy(draw, num, self.num_classes, 2.0, classifier, at_least=real - 0.05),
             ]
-        return [*bars, *_images.distances(draw, train, test, seed, 200)]
+        return [*bars, *_images.distances(draw, train, test, seed, num=200)]
 
     def sheet(self, x, label):
         return jf.plot.image_grid(x, ncols=10)
