@@ -17,7 +17,6 @@ import pytest
 from drawings import draw_folder
 from PIL import Image
 from test_cli import message_of
-from test_docstrings import BLOCK
 
 from jflow import data
 from jflow.cli import main
@@ -478,10 +477,3 @@ def test_a_recipe_in_a_file_of_your_own(tmp_path, monkeypatch, capsys):
     }.items():
         assert says in message_of(capsys, "train", name)
     assert "steps" in message_of(capsys, "train", "mine.py:Points", "--steps", "many")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", ["pictures", "text"])
-def test_a_page_runs(page):
-    (code,) = BLOCK.findall((Path(__file__).parents[1] / "docs" / f"{page}.md").read_text())
-    exec(compile(code, f"<docs/{page}.md>", "exec"), {})
