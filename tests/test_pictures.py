@@ -473,7 +473,7 @@ def test_a_recipe_in_a_file_of_your_own(tmp_path, monkeypatch, capsys):
         "none.py:Points": "no such file",
         "mine.py:Nothing": "Got 'Nothing' of mine.py, which is missing",
         "mine.py:Other": "which is something else",
-        "mine:Points": "must be one of moons, digits, mnist, images, or FILE.py:CLASS",
+        "mine:Points": "or FILE.py:CLASS for one of your own. Got 'mine:Points'",
     }.items():
         assert says in message_of(capsys, "train", name)
     assert "steps" in message_of(capsys, "train", "mine.py:Points", "--steps", "many")
