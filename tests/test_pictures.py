@@ -17,7 +17,6 @@ import pytest
 from drawings import draw_folder
 from PIL import Image
 from test_cli import message_of
-from test_docstrings import BLOCK
 
 from jflow import data
 from jflow.cli import main
@@ -474,14 +473,7 @@ def test_a_recipe_in_a_file_of_your_own(tmp_path, monkeypatch, capsys):
         "none.py:Points": "no such file",
         "mine.py:Nothing": "Got 'Nothing' of mine.py, which is missing",
         "mine.py:Other": "which is something else",
-        "mine:Points": "must be one of moons, digits, mnist, images, or FILE.py:CLASS",
+        "mine:Points": "or FILE.py:CLASS for one of your own. Got 'mine:Points'",
     }.items():
         assert says in message_of(capsys, "train", name)
     assert "steps" in message_of(capsys, "train", "mine.py:Points", "--steps", "many")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", ["pictures", "text"])
-def test_a_page_runs(page):
-    (code,) = BLOCK.findall((Path(__file__).parents[1] / "docs" / f"{page}.md").read_text())
-    exec(compile(code, f"<docs/{page}.md>", "exec"), {})
