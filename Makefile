@@ -12,15 +12,20 @@ WORKERS ?= 2
 # each file's tests on one worker; a worker that crashes ends the run, which would else wait for it
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+DOCS := .cache/docs
+EMPTY := .cache/package
+QUIETLY := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-all lint format typecheck notebooks clean
+.PHONY: setup demo test test-all lint format typecheck notebooks docs package clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/pip || { test -n "$(PYTHON)" || \
+$(BIN)/pip:
+	@test -x $@ || { test -n "$(PYTHON)" || \
 		{ echo "make: no Python >= 3.11 with venv found; pass one as PYTHON=/path/to/python" >&2; exit 1; }; \
 		echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@$(PIP) install --quiet --constraint constraints.txt --upgrade pip
 	@$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt \
@@ -59,6 +64,29 @@ else
 	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P $(WORKERS) $(BIN)/python -m jupyter nbconvert --to notebook --execute \
 		--ExecutePreprocessor.timeout=600 --output-dir .cache/notebooks
 endif
+
+# the site, strict, into .cache/site; its tools have an environment of their own
+docs: $(DOCS)/.docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet
+	@echo "The site is .cache/site/index.html"
+
+$(DOCS)/.docs: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(DOCS) $(DOCS)/bin/pip
+	@$(DOCS)/bin/python $(QUIETLY) --upgrade pip
+	@$(DOCS)/bin/python $(QUIETLY) --build-constraint constraints.txt '.[docs]'
+	@touch $@
+
+# sdist, and the wheel made of it, into dist/; the wheel in an empty environment: its import, and the README's ten lines
+package:
+	@rm -rf dist $(EMPTY)
+	@$(MAKE) --no-print-directory VENV=$(EMPTY) $(EMPTY)/bin/pip
+	@$(EMPTY)/bin/python $(QUIETLY) --upgrade pip
+	@$(EMPTY)/bin/python $(QUIETLY) --target $(EMPTY)/tools hatchling
+	PYTHONPATH=$(EMPTY)/tools $(EMPTY)/bin/python -m hatchling build --target sdist --directory dist
+	@$(EMPTY)/bin/python -m pip wheel --quiet --no-deps --build-constraint constraints.txt --wheel-dir dist dist/*.tar.gz
+	@$(EMPTY)/bin/python $(QUIETLY) dist/*.whl
+	@ls dist
+	@env -u PYTHONPATH $(EMPTY)/bin/python -I tests/package.py README.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .cache .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ Such a distance is that of the padded laws, sizes included, and `x[mask_x]` are 
 """
 
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from jaxtyping import ArrayLike, Float, Int, Integer, Num, PyTree
 from ._extra import from_extra
 from ._kinds import check_kinds
 from ._types import PRNGKey
+from ._validate import check_count
 
 Sample = Num[ArrayLike, "_ ..."]
 Mask = tuple[ArrayLike, ArrayLike]
@@ -205,6 +207,41 @@ def c2st(
     return float(scores.mean())
 
 
+def c2st_power(
+    key: PRNGKey, n: int, size: int, *, accuracy: float | int = 0.6, folds: int = 5, classifier: PyTree = None
+) -> float:
+    """The score of `c2st` on a pair whose best score is known: how much a score of 1/2 on your own pair says.
+
+    The pair is `n` points each of `N(0, I)` and `N(mu, I)` of `size` components, with `|mu| = 2 Phi^-1(accuracy)`
+    spread evenly over these, so that the best classifier has the `accuracy`, `Phi(|mu| / 2)`. A score near `accuracy`
+    says that the test sees such a difference; a score near 1/2 that it does not, with so few points of so many
+    components: then a `c2st` of 1/2 is no sign of equal laws.
+
+    Args:
+        key: Decides the points, and what it decides in `c2st`.
+        n: The number of points of each sample, as of yours.
+        size: The number of components, as of yours.
+        accuracy: The accuracy of the best classifier, between 1/2 and 1.
+        folds: As in `c2st`.
+        classifier: As in `c2st`.
+
+    Source: Lopez-Paz and Oquab 2017, arXiv:1610.06545, section 3.1, on the power of the test.
+
+    ```python
+    score = jf.metrics.c2st_power(jr.key(0), 50, 1, accuracy=0.999)
+    assert score > 0.9
+    ```
+    """
+    check_kinds(c2st_power, locals())
+    check_count(n=n, size=size)
+    if not 0.5 < accuracy < 1:
+        raise ValueError(f"accuracy must be between 1/2 and 1. Got {accuracy}.")
+    key_points, key_test = jax.random.split(key)
+    x, y = np.array(jax.random.normal(key_points, (2, n, size)))
+    y += 2 * statistics.NormalDist().inv_cdf(accuracy) / math.sqrt(size)
+    return c2st(key_test, x, y, folds=folds, classifier=classifier)
+
+
 def frechet_distance(
     x: Sample, y: Sample, features: Callable[[ArrayLike], ArrayLike] | None = None, *, mask: Mask | None = None
 ) -> float:
@@ -212,8 +249,8 @@ def frechet_distance(
 
     `|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))`, `m` the means and `C` the covariances (divided by n - 1) of
     the components, or of `features(x)`, any function of a sample `(n, *event)` to vectors `(n, k)`: with
-    those of an Inception network this is FID. Biased upwards at small n. Raises `ValueError` for a sample of
-    one point.
+    those of an Inception network this is FID. Biased upwards, by about k^2 / n where all scales are equal: compare only
+    figures of one n. Warns where a sample has fewer than 2 k points, and raises `ValueError` for a sample of one point.
 
     Args:
         x: A sample, shape `(n, *event)`.
@@ -230,18 +267,178 @@ def frechet_distance(
     ```
     """
     check_kinds(frechet_distance, locals())
-    x, y = _unpadded(x, y, mask)
-    if features is not None:
-        x, y = features(x), features(y)
-    x, y = _pair(x, y)
+    x, y = _features(x, y, features, mask)
     if min(len(x), len(y)) < 2:
         raise ValueError(f"A covariance must have at least two points. Got samples of {len(x)} and {len(y)}.")
+    least, k = min(len(x), len(y)), x.shape[1]
+    if least < 2 * k:
+        warnings.warn(
+            f"A Fréchet distance of {k} components needs {2 * k} points of each sample at least, and is biased far "
+            f"upwards below. Got samples of {len(x)} and {len(y)}; draw more, or use jflow.metrics.kid.",
+            stacklevel=2,
+        )
     # With C = R'R and C' = S'S, tr (C C')^(1/2) is the sum of the singular values of R S'. This keeps the
     # full precision where the root of a product, nearly singular or not symmetric, loses half of the digits.
     root_x, root_y = (np.asarray(np.linalg.qr((z - z.mean(0)) / math.sqrt(len(z) - 1), mode="r")) for z in (x, y))
     overlap = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()
     shift = x.mean(0) - y.mean(0)
     return float(shift @ shift + (root_x**2).sum() + (root_y**2).sum() - 2 * overlap)
+
+
+def transport_cost(x0: Sample, x1: Sample, *, mask: Mask | None = None) -> float:
+    """The mean squared distance of pairs, `E |x1 - x0|^2`, row `i` of one sample with row `i` of the other.
+
+    Squared units of the data, summed over the components. It is at least the squared Wasserstein distance of order 2
+    between the samples, and equal to it for pairs of an optimal plan.
+
+    Args:
+        x0: The first of each pair, shape `(n, *event)`.
+        x1: The second of each pair, as many.
+        mask: A pair `(mask_x0, mask_x1)` of what is there in padded events, as the module says.
+
+    Raises `ValueError` for samples that are not pairs.
+
+    Source: Villani 2003, Topics in Optimal Transportation, introduction.
+
+    ```python
+    x = jr.normal(jr.key(0), (50, 2))
+    assert np.isclose(jf.metrics.transport_cost(x, x + 3), 18.0)
+    ```
+    """
+    check_kinds(transport_cost, locals())
+    x0, x1 = _pair(x0, x1, mask)
+    if len(x0) != len(x1):
+        raise ValueError(f"Pairs must be as many on both sides. Got {len(x0)} and {len(x1)} points.")
+    return float(((x1 - x0) ** 2).sum(axis=1).mean())
+
+
+def straightness(xs: Sample, ts: Num[ArrayLike, "..."] | None = None) -> float:
+    """How far trajectories are from straight lines at constant speed: `E int_0^1 |x'(t) - (x(1) - x(0))|^2 dt`.
+
+    Zero for straight ones alone, of which one step of Euler is exact. With each piece between saved times taken as
+    straight it is the mean of `sum_k |x_(k+1) - x_k|^2 / (t_(k+1) - t_k) - |x_n - x_0|^2 / T`, `T` the time in all.
+    In squared units of the data, over time, summed over the components: over `transport_cost(xs[:, 0], xs[:, -1])` it
+    has no unit.
+
+    Args:
+        xs: Trajectories of shape `(n, times, *event)`, as `jf.generate(..., saveat=SaveAt(t0=True, steps=True)).xs`.
+        ts: Their times, `(times,)` or `(n, times)`, increasing; by default evenly spaced over [0, 1].
+
+    Raises `ValueError` for fewer than two times, times that do not increase, and values that are not finite.
+
+    Source: Liu et al. 2023, arXiv:2209.03003, section 2.2.
+
+    ```python
+    t = np.linspace(0, 1, 101)
+    line = np.stack([3 * t, 4 * t], axis=1)
+    assert np.isclose(jf.metrics.straightness(line[None]), 0.0, atol=1e-9)
+    assert np.isclose(jf.metrics.straightness((line * t[:, None])[None]), 25 / 3, rtol=1e-3)  # of speed 10 t
+    ```
+    """
+    check_kinds(straightness, locals())
+    shape = np.shape(xs)
+    if len(shape) < 2 or shape[1] < 2:
+        raise ValueError(
+            "Trajectories must have an axis of samples, then one of at least two times. "
+            f"Got shape {shape}: pass one trajectory as xs[None]."
+        )
+    xs = _matrix(xs, "trajectories").reshape(*shape[:2], -1)
+    if ts is not None and np.shape(ts) not in (shape[1:2], shape[:2]):
+        raise ValueError(f"Times must be as many as states. Got shape {np.shape(ts)} for trajectories of {shape}.")
+    ts = np.linspace(0, 1, shape[1])[None] if ts is None else _matrix(ts, "times").reshape(-1, shape[1])
+    gaps = np.broadcast_to(np.diff(ts), (len(xs), shape[1] - 1))
+    if not (gaps > 0).all():
+        raise ValueError(f"Times must increase. Got a step of {gaps.min():g}.")
+    pieces = (np.diff(xs, axis=1) ** 2).sum(axis=2)
+    whole = ((xs[:, -1] - xs[:, 0]) ** 2).sum(axis=1)
+    return float(((pieces / gaps).sum(axis=1) - whole / gaps.sum(axis=1)).mean())
+
+
+def kid(
+    x: Sample, y: Sample, features: Callable[[ArrayLike], ArrayLike] | None = None, *, mask: Mask | None = None
+) -> float:
+    """Kernel distance of two samples: the squared MMD of the kernel `k(a, b) = (a.b / d + 1)^3`, without bias.
+
+    `sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1)) - 2 mean k(x_i, y_j)`, a
+    U-statistic: its mean over samples of equal laws is 0 at any n, and a single value may be negative. `a`, `b` are
+    the components or `features(x)`, `d` of them: with those of an Inception network this is KID. All pairs are taken,
+    not subsets. Raises `ValueError` for a sample of one point.
+
+    Args:
+        x: A sample, shape `(n, *event)`.
+        y: Another sample of events of the same shape.
+        features: A function from a sample `(n, *event)` to vectors `(n, d)`.
+        mask: As in `energy_distance`.
+
+    Source: Bińkowski, Sutherland, Arbel and Gretton 2018, Demystifying MMD GANs, arXiv:1801.01401, section 4.
+
+    ```python
+    x = jr.normal(jr.key(0), (200, 2))
+    assert abs(jf.metrics.kid(x[:100], x[100:])) < 1 < jf.metrics.kid(x[:100], x[100:] + 3)
+    ```
+    """
+    check_kinds(kid, locals())
+    x, y = _features(x, y, features, mask)
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"A kernel distance must have at least two points. Got samples of {len(x)} and {len(y)}.")
+
+    def total(a, b):
+        rows = max(1, _BLOCK // len(b))
+        blocks = (a[i : i + rows] for i in range(0, len(a), rows))
+        return sum(((block @ b.T / a.shape[1] + 1) ** 3).sum() for block in blocks)
+
+    def within(a):
+        own = (((a * a).sum(axis=1) / a.shape[1] + 1) ** 3).sum()
+        return (total(a, a) - own) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y)))
+
+
+def precision_recall(
+    x: Sample,
+    reference: Sample,
+    k: int = 3,
+    features: Callable[[ArrayLike], ArrayLike] | None = None,
+    *,
+    mask: Mask | None = None,
+) -> tuple[float, float]:
+    """How many draws look real, and how much of the real is drawn: precision and recall of draws, each in [0, 1].
+
+    Precision is the share of draws that lie in a ball around a point of `reference` whose radius is the distance to its
+    `k`-th nearest other point of `reference`; recall the same with draws and reference exchanged. Distances are those
+    of the components, or of `features(x)`. Both depend on n and k: compare figures of equal ones.
+
+    Args:
+        x: The draws, shape `(n, *event)`.
+        reference: A sample of real events of the same shape, held out from training.
+        k: Which neighbour the radius reaches.
+        features: A function from a sample `(n, *event)` to vectors.
+        mask: As in `energy_distance`.
+
+    Raises `ValueError` where a sample has no `k + 1` points.
+
+    Source: Kynkäänniemi et al. 2019, Improved precision and recall metric for assessing generative models,
+    arXiv:1904.06991, equations 1 and 2.
+
+    ```python
+    x = jr.normal(jr.key(0), (50, 2))
+    assert jf.metrics.precision_recall(x, x) == (1.0, 1.0)
+    assert jf.metrics.precision_recall(x, x + 100) == (0.0, 0.0)
+    ```
+    """
+    check_kinds(precision_recall, locals())
+    check_count(k=k)
+    x, reference = _centred(*_features(x, reference, features, mask))
+    if min(len(x), len(reference)) <= k:
+        raise ValueError(f"Each sample must have at least k + 1 = {k + 1} points. Got {len(x)} and {len(reference)}.")
+
+    def share(points, centres):
+        # a point is the nearest to itself, so that its k-th nearest other has the index k
+        radii = np.concatenate([np.partition(block, k, axis=1)[:, k] for block in _square_distances(centres, centres)])
+        near = np.concatenate([(block <= radii).any(axis=1) for block in _square_distances(points, centres)])
+        return float(near.mean())
+
+    return share(x, reference), share(reference, x)
 
 
 def nearest_distance(x: Sample, reference: Sample, *, mask: Mask | None = None) -> Float[np.ndarray, "n"]:
@@ -315,29 +512,36 @@ def _unpadded(x: Any, y: Any, mask: Any) -> tuple[Any, Any]:
 def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both samples as float64 matrices `(n, d)`."""
     x, y = _unpadded(x, y, mask)
-
-    def matrix(sample: Any, which: str) -> np.ndarray:
-        if isinstance(sample, jax.core.Tracer):
-            raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
-        array = np.asarray(sample)
-        if array.ndim == 0 or array.size == 0:
-            raise ValueError(f"A sample must have at least one point. Got the {which} of shape {array.shape}.")
-        array = array.astype(np.float64).reshape(len(array), -1)
-        finite = np.isfinite(array).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f"Samples must be finite. Got {(~finite).sum()} of {len(array)} points of the {which} that are not, "
-                f"the first at index {finite.argmin()}; leave failed draws out and report their number."
-            )
-        return array
-
-    x, y = matrix(x, "first sample"), matrix(y, "second sample")
+    x, y = _matrix(x, "first sample"), _matrix(y, "second sample")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"Two samples must have events of one size. Got {x.shape[1]} and {y.shape[1]} components; the first "
             "axis counts the points."
         )
     return x, y
+
+
+def _matrix(sample: Any, which: str) -> np.ndarray:
+    """A sample as a float64 matrix `(n, d)`."""
+    if isinstance(sample, jax.core.Tracer):
+        raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
+    array = np.asarray(sample)
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"A sample must have at least one point. Got the {which} of shape {array.shape}.")
+    array = array.astype(np.float64).reshape(len(array), -1)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"Samples must be finite. Got {(~finite).sum()} of {len(array)} points of the {which} that are not, "
+            f"the first at index {finite.argmin()}; leave failed draws out and report their number."
+        )
+    return array
+
+
+def _features(x: Any, y: Any, features: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The features of both samples as matrices, or the samples themselves."""
+    x, y = _unpadded(x, y, mask)
+    return _pair(x, y) if features is None else _pair(features(x), features(y))
 
 
 def _centred(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -384,10 +384,10 @@ CALLS = {
         lambda s: jf.train.step(s, loss, KEY, XS)[1],
     ),
     "train.step": C(
-        lambda loss, key, batch, mesh, state=None: jf.train.step(
-            globals()["state"]() if state is None else state, loss, key, batch, mesh=mesh
+        lambda loss, key, batch, mesh, microbatch, state=None: jf.train.step(
+            globals()["state"]() if state is None else state, loss, key, batch, mesh=mesh, microbatch=microbatch
         ),
-        {"loss": loss, "key": KEY, "batch": XS, "mesh": None},
+        {"loss": loss, "key": KEY, "batch": XS, "mesh": None, "microbatch": 3},
         lambda out: out[1],
     ),
     "train.step, state": C(
@@ -397,9 +397,21 @@ CALLS = {
         lambda **given: jf.train.fit(state(), **given),
         {
             "loss": loss, "batches": lambda i: XS, "steps": 2, "key": KEY, "run_dir": None, "save_every": 1,
-            "log_every": 1, "keep": 1, "mesh": None, "progress": False,
+            "log_every": 1, "keep": 1, "mesh": None, "couple": None, "microbatch": None, "steps_per_call": 1,
+            "every": (1, lambda state, line: None), "best": None, "max_skips": 0, "progress": False,
         },
         lambda out: out[1],
+    ),
+    "train.couple": C(
+        jf.train.couple, {"key": KEY, "x0": XS, "x1": XS[::-1], "plan": jf.train.Sinkhorn(0.5), "labels": None}
+    ),
+    "train.Sinkhorn": C(
+        jf.train.Sinkhorn, {"epsilon": 0.5, "penalty": None, "tolerance": 0.1, "max_iterations": 9},
+        lambda plan: jf.train.couple(KEY, XS, XS, plan, labels=None if plan.penalty is None else (XS, XS)),
+    ),
+    "train.Coupling": C(
+        jf.train.Coupling, {"plan": jf.train.Assignment(), "data": "x", "label": "label"},
+        lambda couple: couple(KEY, {"x": XS}), free="label",
     ),
     "train.save": C(
         lambda **given: jf.train.save(**given),
@@ -409,6 +421,14 @@ CALLS = {
         lambda **given: jf.train.restore(**given), {"folder": OUT / "saved", "state": state(), "step": None,
         "key": None}
     ),
+    "train.warm_start": C(
+        jf.train.warm_start,
+        {"folder": OUT / "saved", "field": FIELD, "average": True, "step": None},
+        lambda out: out[0],
+    ),
+    "train.PowerEMA": C(jf.train.PowerEMA, {"width": 0.1}, lambda rule: rule.gamma),
+    "train.posthoc": C(jf.train.posthoc, {"run_dir": OUT / "run", "width": 0.1, "net": FIELD}),
+    "train.mean_loss": C(jf.train.mean_loss, {"field": FIELD, "loss": loss, "key": KEY, "batch": XS}),
     "data.from_array": C(
         jf.data.from_array, {"x": XS, "label": np.arange(6), "name": "a", "num_classes": 6}, lambda d: d.x, free="name"
     ),
@@ -420,6 +440,8 @@ CALLS = {
     "data.loader": C(
         jf.data.loader, {"source": jf.data.from_array(XS), "batch_size": 2, "seed": 0}, lambda it: next(iter(it))
     ),
+    "data.flip": C(jf.data.flip, {"key": KEY, "x": jnp.zeros((2, 2, 1))}),
+    "data.crop": C(jf.data.crop, {"key": KEY, "x": jnp.zeros((2, 2, 1)), "margin": 1}),
     "data.digits": C(jf.data.digits, {"split": "test", "seed": 0}, lambda d: d.x),
     "data.moons": C(jf.data.moons, {"key": KEY, "n": 4, "noise": 0.05, "scale": 5.0}),
     "data.circles": C(jf.data.circles, {"key": KEY, "n": 4, "factor": 0.5, "noise": 0.05, "scale": 5.0}),
@@ -433,10 +455,14 @@ CALLS = {
         jf.metrics.sliced_wasserstein, {"key": KEY, "x": XS, "y": XS, "num_projections": 4, "p": 2}
     ),
     "metrics.frechet_distance": C(jf.metrics.frechet_distance, {"x": XS, "y": XS, "features": None}),
+    "metrics.kid": C(jf.metrics.kid, {"x": XS, "y": XS, "features": None}),
+    "metrics.precision_recall": C(jf.metrics.precision_recall, {"x": XS, "reference": XS, "k": 2, "features": None}),
     "metrics.nearest_distance": C(jf.metrics.nearest_distance, {"x": XS, "reference": XS}),
     "metrics.class_accuracy": C(
         jf.metrics.class_accuracy, {"x": XS, "label": np.arange(6), "classifier": lambda x: np.arange(6)}
     ),
+    "metrics.transport_cost": C(jf.metrics.transport_cost, {"x0": XS, "x1": XS}),
+    "metrics.straightness": C(jf.metrics.straightness, {"xs": np.zeros((2, 3, 2)), "ts": np.arange(3.0)}),
     "metrics.c2st": C(jf.metrics.c2st, {"key": KEY, "x": XS, "y": XS, "folds": 2}),
     "testing.check_path": C(jf.testing.check_path, {"path": PATH}),
     "testing.check_field": C(
@@ -464,7 +490,11 @@ CALLS = {
         lambda net: net.shape,
     ),
     "nn.DiT": C(
-        jf.nn.DiT, {"shape": (4, 4, 1), "patch": 2, "dim": 4, "layers": 1, "heads": 1, **NET}, lambda net: net.shape
+        jf.nn.DiT, {"shape": (4, 4, 1), "patch": 2, "dim": 4, "layers": 1, "heads": 1, "token_size": None, **NET},
+        lambda net: net.shape,
+    ),
+    "nn.Reversed": C(
+        jf.nn.Reversed, {"net": Still(), "predicts": "velocity"}, lambda net: seen(jf.Field(net, PATH, "velocity"))
     ),
     "nn.patchify": C(jf.nn.patchify, {"x": jnp.zeros((4, 4, 1)), "patch": 2}),
     "nn.fourier_features": C(jf.nn.fourier_features, {"t": 0.5, "frequencies": jnp.ones(2)}),
@@ -501,6 +531,10 @@ CALLS = {
 }  # fmt: skip
 np.savez(OUT / "x.npz", x=XS)
 jf.train.save(OUT / "saved", state())
+jf.train.fit(
+    jf.train.init(FIELD, optax.sgd(0.1), ema=jf.train.PowerEMA(0.1)), loss, lambda i: XS, steps=2, key=KEY,
+    run_dir=OUT / "run", progress=False,
+)  # fmt: skip
 
 BAD = {
     "None": None, "text": "text", "empty text": "", "bytes": b"x", "nan": float("nan"), "inf": float("inf"),

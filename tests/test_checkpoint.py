@@ -157,6 +157,45 @@ def test_a_checkpoint_of_another_shape(whole, state, match):
     assert steps_in(folder / "checkpoints") == [10, 15, 20] and len(lines(folder)) == 5
 
 
+class Wider(eqx.Module):
+    """`Net` with something more."""
+
+    w: jnp.ndarray
+    b: jnp.ndarray
+    more: jnp.ndarray
+    key: jnp.ndarray
+
+
+def test_a_warm_start_takes_what_fits_and_tells_what_was_left(whole, tmp_path):
+    folder, state = whole
+    wider = Wider(jnp.zeros((3, 2), jnp.bfloat16), jnp.zeros(5), jnp.ones(4), jr.key(9))
+    for average, source in ((True, state.ema), (False, state.field)):
+        field, left = jf.train.warm_start(folder / "checkpoints", wider, average=average)
+        assert np.array_equal(field.w, source.w.astype(jnp.bfloat16)) and field.w.dtype == jnp.bfloat16
+        assert np.array_equal(field.more, wider.more) and field.b.shape == (5,) and field.key == wider.key
+        assert left == {".b": "of shape [3] in the checkpoint", ".more": "only in the field"}
+    # the weights alone into another optimiser, from the step before
+    field, left = jf.train.warm_start(folder / "checkpoints", Net(), average=False, step=15)
+    assert left == {} and not same(field.w, state.field.w)
+    again = jf.train.init(field, optax.adamw(optax.cosine_decay_schedule(1e-3, 10)))
+    assert int(again.step) == 0 and same(again.params, [field.w, field.b])
+    # several averages: the first; a tuple of networks is none
+
+    def begin():
+        return jf.train.init((Net(), Net()), OPTIMIZER, ema=(0.5, jf.train.PowerEMA(0.1)))
+
+    pair = begin()
+    pair, _ = jf.train.step(pair, lambda nets, key, x: loss(nets[0], key, x), jr.key(0), batches(0))
+    pair, _ = jf.train.step(pair, lambda nets, key, x: loss(nets[0], key, x), jr.key(1), batches(1))
+    jf.train.save(tmp_path / "pair", pair)
+    assert same(jf.train.warm_start(tmp_path / "pair", (Net(), Net()))[0][0].w, pair.ema[0][0].w)
+    assert same(jf.train.restore(tmp_path / "pair", begin()), pair)
+    with pytest.raises(ValueError, match=r"fits the field.*only in the checkpoint"):
+        jf.train.warm_start(folder / "checkpoints", {"other": jnp.ones(2)})
+    with pytest.raises(ValueError, match="no such folder"):
+        jf.train.warm_start(tmp_path / "nowhere", Net())
+
+
 def test_a_checkpoint_that_is_not_there(tmp_path, whole):
     with pytest.raises(ValueError, match="no such folder"):
         jf.train.restore(tmp_path / "nowhere", start())
@@ -239,9 +278,9 @@ CHILD = textwrap.dedent(
     if mode == "save":
         threading.Thread(target=watch, daemon=True).start()
     field = jf.Field(Net(eqx.nn.MLP(3, 2, 64, 2, key=jr.key(0))), jf.CondOT(), "velocity")
-    state = jf.train.init(field, optax.adamw(1e-3))
+    state = jf.train.init(field, optax.adamw(1e-3), ema=(0.999, jf.train.PowerEMA(0.1)))
     state, _ = jf.train.fit(state, loss, batches, steps=200, key=jr.key(1), run_dir=folder, save_every=20,
-                            log_every=7, progress=False)
+                            log_every=7, best="loss", progress=False)
     np.savez(folder / "end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
     """
 )
@@ -277,3 +316,8 @@ def test_kill_9_while_training_and_while_saving(tmp_path):
     assert lines(killed) == lines(tmp_path / "whole")
     assert [line[0] for line in lines(killed)] == [*range(7, 200, 7), 200]
     assert steps_in(killed / "checkpoints") == [160, 180, 200]
+    losses = {step: value for step, value, _ in lines(killed)}
+    assert steps_in(killed / "best") == steps_in(tmp_path / "whole" / "best") == [min(losses, key=losses.__getitem__)]
+    for file in (tmp_path / "whole" / "averages").iterdir():
+        assert file.read_bytes() == (killed / "averages" / file.name).read_bytes()
+    assert len(list((killed / "averages").iterdir())) == 10

@@ -336,7 +336,11 @@ def test_help_shows_every_option_with_its_default(command, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["train", "nothing"], "must be one of moons, digits, mnist, moons-meanflow, digits-meanflow. Got 'nothing'"),
+        (
+            ["train", "nothing"],
+            "must be one of moons, digits, mnist, images, moons-meanflow, digits-meanflow, or FILE.py:CLASS for one of "
+            "your own. Got",
+        ),
         (["train", "moons", "--steps", "many"], "--steps"),
         (["train", "moons", "--steps", "0"], "steps must be at least 1. Got 0"),
         (["train", "moons", "--batch-size", "0"], "batch_size must be at least 1. Got 0"),
@@ -458,10 +462,10 @@ def test_a_truncated_data_file_raises(tmp_path, monkeypatch, capsys):
 def test_draws_that_diverge_are_reported_not_written(moons, tmp_path, monkeypatch, capsys):
     load = _run.load
 
-    def broken(folder):
+    def broken(folder, recipes):
         import jax
 
-        run = load(folder)
+        run = load(folder, recipes)
         field = jax.tree_util.tree_map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, run.field)
         return _run.Run(run.folder, run.recipe, field, run.step)
 

@@ -1,6 +1,5 @@
 """Conditions that reach everywhere: the arguments of a sample, masks of padded events, dropout; and their errors."""
 
-import re
 from pathlib import Path
 
 import diffrax as dfx
@@ -21,17 +20,6 @@ import jflow as jf
 KEY = jr.key(0)
 DOCS = Path(__file__).parent.parent / "docs"
 EULER = jf.UniformGrid(8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["dropout", "molecules", "few_steps"])
-def test_the_code_of_a_page_runs(name):
-    text, namespace = (DOCS / f"{name}.md").read_text(), {"__name__": "page"}
-    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert blocks
-    for block in blocks:
-        line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], str(DOCS / f"{name}.md"), "exec"), namespace)
 
 
 @pytest.mark.parametrize(("name", "lines"), [("dropout", 40), ("molecules", 40), ("few_steps", 120)])

@@ -156,7 +156,8 @@ def test_frechet_distance_with_fewer_points_than_components():
     # both covariances have rank 4 and commute: (1 - 2)^2 on each axis they share
     x = np.concatenate([np.eye(5), np.zeros((5, 20))], axis=1)
     variance = np.var(x, axis=0, ddof=1).sum()
-    assert metrics.frechet_distance(x, 2 * x) == pytest.approx(variance + 5 * (1 / 5) ** 2, rel=1e-12)
+    with pytest.warns(UserWarning, match="25 components needs 50 points"):
+        assert metrics.frechet_distance(x, 2 * x) == pytest.approx(variance + 5 * (1 / 5) ** 2, rel=1e-12)
 
 
 def test_frechet_distance_over_features():
@@ -165,6 +166,102 @@ def test_frechet_distance_over_features():
 
     value = metrics.frechet_distance(features(CLOUD), features(OTHER))
     assert metrics.frechet_distance(CLOUD, OTHER, features) == value
+
+
+def test_kid_is_unbiased_and_its_mean_the_closed_value(rng):
+    """For numbers, `(a b + 1)^3` compares moments: `3 (m1 - m1')^2 + 3 (m2 - m2')^2 + (m3 - m3')^2`."""
+
+    def values(mean, std):
+        pairs = rng.standard_normal((200, 2, 10))
+        return np.array([metrics.kid(x, mean + std * y) for x, y in pairs])
+
+    same, other = values(0.0, 1.0), values(0.3, 1.2)
+    assert (same < 0).any()
+    mean, second, third = 0.3, 0.3**2 + 1.2**2, 0.3**3 + 3 * 0.3 * 1.2**2
+    for found, exact in ((same, 0.0), (other, 3 * mean**2 + 3 * (second - 1) ** 2 + third**2)):
+        assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(len(found))
+
+
+def test_kid_is_the_sum_over_pairs(monkeypatch):
+    def gram(x, y):
+        return (x @ y.T / 5 + 1) ** 3
+
+    def within(x):
+        return gram(x, x)[~np.eye(len(x), dtype=bool)].mean()
+
+    exact = within(CLOUD) + within(OTHER) - 2 * gram(CLOUD, OTHER).mean()
+    assert metrics.kid(CLOUD, OTHER) == pytest.approx(exact, rel=1e-12)
+    assert metrics.kid(CLOUD[:, :, None], OTHER, lambda x: x.reshape(len(x), -1)) == metrics.kid(CLOUD, OTHER)
+    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    assert metrics.kid(CLOUD, OTHER) == pytest.approx(exact, rel=1e-12)
+
+
+def test_precision_and_recall_by_balls(rng, monkeypatch):
+    from scipy.spatial.distance import cdist
+
+    x, y = CLOUD[:120], OTHER[:90]
+
+    def share(points, centres, k):
+        radii = np.sort(cdist(centres, centres), axis=1)[:, k]
+        return (cdist(points, centres) <= radii).any(axis=1).mean()
+
+    for k in (1, 3, 7):
+        found = metrics.precision_recall(x, y, k)
+        assert found == (share(x, y, k), share(y, x, k)) and 0 < found[0] < 1 and 0 < found[1] < 1
+        turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+        assert metrics.precision_recall(3 * x @ turn + 1, 3 * y @ turn + 1, k) == found
+        assert metrics.precision_recall(y, x, k) == found[::-1]
+    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    assert metrics.precision_recall(x, y, 7) == found
+
+
+def test_precision_and_recall_tell_a_missing_mode_from_a_wrong_one(rng):
+    real = np.concatenate([rng.standard_normal((200, 2)), rng.standard_normal((200, 2)) + 50])
+    precision, recall = metrics.precision_recall(real[:200], real)
+    assert precision == 1 and recall == 0.5
+    precision, recall = metrics.precision_recall(np.concatenate([real, rng.standard_normal((100, 2)) - 50]), real)
+    assert precision == 0.8 and recall == 1
+
+
+def test_precision_of_uniform_draws_around_two_points(rng):
+    """The gaps of uniform points are exchangeable: a draw is beyond balls of radius `|a - b|` with probability 1/3."""
+    found = np.array([metrics.precision_recall(rng.random(30), rng.random(2), 1)[0] for _ in range(150)])
+    assert abs(found.mean() - 2 / 3) < 4 * found.std() / np.sqrt(150)
+
+
+def test_frechet_distance_warns_where_points_are_few(rng):
+    x, y = rng.standard_normal((2, 40, 20))
+    metrics.frechet_distance(x, y)
+    with pytest.warns(UserWarning, match=r"of 20 components needs 40 points .* Got samples of 39 and 40; .*kid"):
+        metrics.frechet_distance(x[:39], y)
+
+
+@pytest.mark.slow
+def test_the_bias_of_the_frechet_distance_falls_as_one_over_n(rng):
+    """Extrapolated in 1/n, it is the closed value of the laws: `sum (std - std')^2 + |m - m'|^2`."""
+    std, shift = np.array([1.0, 2.0, 0.5, 1.5]), np.array([0.5, 0.0, 0.0, -0.5])
+
+    def mean(n, runs):
+        pairs = rng.standard_normal((runs, 2, n, 4))
+        return np.mean([metrics.frechet_distance(x, std * y + shift) for x, y in pairs])
+
+    exact, few, many = ((std - 1) ** 2).sum() + (shift**2).sum(), mean(100, 400), mean(400, 400)
+    assert few > many > exact
+    assert (4 * many - few) / 3 == pytest.approx(exact, rel=0.02)
+
+
+def test_c2st_power_is_that_of_the_best_classifier_where_it_is_used():
+    """Fisher's discriminant is the best one of two shifted Gaussians."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    for accuracy in (0.6, 0.9):
+        score = metrics.c2st_power(KEY, 3000, 4, accuracy=accuracy, classifier=LinearDiscriminantAnalysis())
+        assert score == pytest.approx(accuracy, abs=4 * np.sqrt(accuracy * (1 - accuracy) / 6000))
+    blind = metrics.c2st_power(KEY, 60, 100, accuracy=0.6, classifier=LinearDiscriminantAnalysis())
+    assert blind < 0.6
+    for wrong in (0.5, 1.0):
+        with pytest.raises(ValueError, match="accuracy must be between 1/2 and 1"):
+            metrics.c2st_power(KEY, 10, 2, accuracy=wrong)
 
 
 def test_nearest_distance():
@@ -176,6 +273,57 @@ def test_nearest_distance():
 
 
 @pytest.mark.slow
+def test_transport_cost_is_that_of_the_pairs(rng):
+    assert metrics.transport_cost(CLOUD, CLOUD + 3) == pytest.approx(9 * 5, rel=1e-12)
+    assert metrics.transport_cost(3 * CLOUD, CLOUD) == pytest.approx(4 * (CLOUD**2).sum(1).mean(), rel=1e-12)
+    # N(0, 1) and N(m, s^2): m^2 + (1 - s)^2 for the optimal pairs, m^2 + 1 + s^2 for independent ones
+    x, y, m, s = rng.standard_normal(20_000), rng.standard_normal(20_000), 2.0, 0.5
+    assert metrics.transport_cost(x, m + s * x) == pytest.approx(m**2 + (1 - s) ** 2, rel=0.02)
+    assert metrics.transport_cost(x, m + s * y) == pytest.approx(m**2 + 1 + s**2, rel=0.03)
+    ordered = metrics.transport_cost(np.sort(x), np.sort(m + s * y))  # the optimum on the line
+    assert ordered == pytest.approx(metrics.wasserstein_1d(x, m + s * y) ** 2, rel=1e-12)
+    clouds, here = np.zeros((2, 3, 2)), np.array([[1, 1, 0], [1, 0, 0]])
+    garbage = np.where(here[..., None] == 1, clouds + 2, np.nan)
+    assert metrics.transport_cost(clouds, garbage, mask=(here, here)) == pytest.approx((4 * 4 + 2 * 4) / 2)
+
+
+def test_straightness_has_its_closed_forms(rng):
+    t, n = np.linspace(0, 1, 41), 40
+    way = rng.standard_normal((7, 1, 3))
+    assert metrics.straightness(1 + t[:, None] * way) == pytest.approx(0, abs=1e-12)
+    # along a line with x = t^2 w: the pieces have the speeds (2 k + 1) w / n, of variance (1 - 1/n^2) |w|^2 / 3
+    squares = (way**2).sum(2).mean()
+    bent = metrics.straightness(t[:, None] ** 2 * way)
+    assert bent == pytest.approx(squares * (1 - 1 / n**2) / 3, rel=1e-9)
+    # a circle of radius 2 through the angle a: n chords, and the one over all
+    a, radius = 2.0, 2.0
+    circle = radius * np.stack([np.cos(a * t), np.sin(a * t)], axis=1)[None]
+    exact = (2 * n * radius * np.sin(a / n / 2)) ** 2 - (2 * radius * np.sin(a / 2)) ** 2
+    assert metrics.straightness(circle) == pytest.approx(exact, rel=1e-9)
+    # other times of the same states; the time in all; an event of another shape
+    uneven = np.sort(rng.uniform(size=(7, 41)), axis=1)
+    lines = uneven[..., None] * way
+    assert metrics.straightness(lines, uneven) == pytest.approx(0, abs=1e-9) != metrics.straightness(lines)
+    assert metrics.straightness(circle, 4 * t) == pytest.approx(exact / 4, rel=1e-9)
+    assert metrics.straightness(circle.reshape(1, 41, 2, 1)) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.transport_cost(CLOUD, OTHER), "as many on both sides. Got 300 and 200"),
+        (lambda: metrics.straightness(CLOUD[:, 0]), "at least two times"),
+        (lambda: metrics.straightness(CLOUD[:, :1]), "at least two times"),
+        (lambda: metrics.straightness(CLOUD, np.arange(4)), "as many as states"),
+        (lambda: metrics.straightness(CLOUD, np.array([0, 1, 2, 2, 3])), "must increase. Got a step of 0"),
+        (lambda: metrics.straightness(np.full((2, 3), np.nan)), "must be finite"),
+    ],
+)
+def test_bad_trajectories(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_c2st_separates_and_does_not(rng):
     x, y = rng.standard_normal((2, 300, 4))
     se = np.sqrt(1 / (8 * 300))
@@ -204,7 +352,13 @@ def test_class_accuracy():
         metrics.class_accuracy(x, label[:3], lambda x: (x[:, 0] > 0.5).astype(int))
 
 
-PAIRS = {**DISTANCES, "c2st": lambda x, y: metrics.c2st(KEY, x, y), "nearest": metrics.nearest_distance}
+PAIRS = {
+    **DISTANCES,
+    "c2st": lambda x, y: metrics.c2st(KEY, x, y),
+    "nearest": metrics.nearest_distance,
+    "kid": metrics.kid,
+    "precision_recall": metrics.precision_recall,
+}
 
 
 @pytest.mark.parametrize("function", PAIRS.values(), ids=PAIRS)
@@ -230,6 +384,8 @@ def test_bad_samples(function):
         (lambda: metrics.mmd(np.zeros(9), np.zeros(9)), "most points coincide"),
         (lambda: metrics.frechet_distance(CLOUD[:1], OTHER), "at least two points"),
         (lambda: metrics.c2st(KEY, CLOUD, OTHER, folds=1), "at least two folds"),
+        (lambda: metrics.kid(CLOUD[:1], OTHER), "at least two points"),
+        (lambda: metrics.precision_recall(CLOUD[:3], OTHER), "at least k \\+ 1 = 4 points. Got 3 and 200"),
     ],
 )
 def test_bad_arguments(call, message):

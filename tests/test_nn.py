@@ -505,3 +505,59 @@ def test_an_event_shape_is_stricter_than_its_size():
 def test_an_impossible_network_raises(make, message):
     with pytest.raises(ValueError, match=message):
         abstract(make)
+
+
+# A sequence as condition
+
+
+def test_a_dit_reads_a_sequence_as_far_as_its_mask_goes():
+    """Tokens that are not there have no effect, nor has the order of those that are; an empty mask leaves nothing."""
+    net = filled(dit, token_size=3)
+    (t, x), numbers = draw(), np.random.default_rng(5)
+    tokens, mask = normal(numbers, 5, 3), jnp.asarray([1, 1, 0, 1, 0])
+    out = apply(net, t, x, {"tokens": tokens, "mask": mask})
+    padding = jnp.where(mask[:, None] != 0, tokens, jnp.nan)
+    assert (apply(net, t, x, {"tokens": padding, "mask": mask}) == out).all()
+    turned = apply(net, t, x, {"tokens": tokens[::-1], "mask": mask[::-1]})
+    short = apply(net, t, x, {"tokens": tokens[jnp.asarray([0, 1, 3])], "mask": jnp.ones(3, bool)})
+    np.testing.assert_allclose(turned, out, atol=1e-5)
+    np.testing.assert_allclose(short, out, atol=1e-5)
+    other = apply(net, t, x, {"tokens": tokens.at[1].add(1), "mask": mask})
+    assert jnp.abs(other - out).max() > 1e-3
+    null = {"tokens": tokens, "mask": jnp.zeros(5)}
+    none = apply(net, t, x, null)
+    assert jnp.isfinite(none).all() and (apply(net, t, x, {**null, "tokens": tokens + 1}) == none).all()
+    assert jnp.abs(none - out).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_dit_starts_without_its_sequence_and_attends_by_softmax():
+    net, numbers = dit(token_size=3), np.random.default_rng(6)
+    reading = net.readings[0]
+    assert (reading.out.kernel[...] == 0).all()
+    reading = filled(lambda: dit(token_size=3).readings[0])
+    x, tokens, mask = normal(numbers, 4, 16), normal(numbers, 3, 16), jnp.asarray([True, False, True])
+    q = reading.q(x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)).reshape(4, 2, 8)
+    k, v = reading.kv(tokens).reshape(3, 2, 2, 8).transpose(1, 0, 2, 3)[:, mask]
+    weights = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k) / math.sqrt(8))
+    exact = reading.out(jnp.einsum("hts,shd->thd", weights, v).reshape(4, 16))
+    np.testing.assert_allclose(reading(x, tokens, mask), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (None, "Got None; an example without a condition has a mask of zeros"),
+        (3, "Got 3"),
+        ({"tokens": jnp.zeros((2, 3))}, r"Got {'tokens': \(2, 3\)}"),
+        ({"tokens": jnp.zeros((2, 4)), "mask": jnp.ones(2)}, r"'tokens': \(2, 4\)"),
+        ({"tokens": jnp.zeros((2, 3)), "mask": jnp.ones(3)}, r"'mask': \(3,\)"),
+        ({"tokens": jnp.zeros((5, 2, 3)), "mask": jnp.ones((5, 2))}, "a batch goes through"),
+    ],
+)
+def test_a_condition_that_is_no_sequence_raises(args, says):
+    net = abstract(dit, token_size=3)
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(lambda net: net(0.5, jnp.zeros(SHAPE), args), net)
+    with pytest.raises(ValueError, match=r"sequences \(token_size\). Got num_classes=3"):
+        dit(token_size=3, num_classes=3)

@@ -1,4 +1,4 @@
-"""The page on samplers: its code runs, its names exist, and its table is what it says."""
+"""The page on samplers: its names exist, and its table is what it says."""
 
 import re
 from pathlib import Path
@@ -58,16 +58,6 @@ def test_the_recommended_samplers_are_those_of_the_page():
             for cell, got in zip(above, (jf.recommended(plain, n), jf.recommended(guided, 2 * n, args)), strict=True):
                 solver, grid = (eval(code, names | {"n": n}) for code in re.findall(r"`([^`]+)`", cell))
                 assert repr(got) == repr(jf.FixedSteps(grid, solver, clock=jf.RatioClock(), end="stop")), n
-
-
-@pytest.mark.slow
-def test_python_blocks_run_in_order():
-    text, namespace = PAGE.read_text(), {"__name__": "page"}
-    found = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert found
-    for block in found:
-        line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], str(PAGE), "exec"), namespace)
 
 
 def test_the_names_it_gives_exist():

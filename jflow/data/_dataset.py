@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Shaped
+from jaxtyping import Array, Float, Integer, Shaped, UInt8
 
 from .._extra import from_extra
 from .._kinds import check_kinds
@@ -18,13 +18,15 @@ from ._npz import read_npz
 class Dataset:
     """Examples and, where there are any, their classes; immutable, checked once.
 
-    - `x`: float32, shape `(n, *event)`, finite; images are `(n, H, W, C)` in [-1, 1].
+    - `x`: float32, shape `(n, *event)`, finite; images are `(n, H, W, C)` in [-1, 1]. Or uint8, images in 0..255 that
+      stay bytes in memory.
     - `label`: int32, shape `(n,)`, values `0 .. num_classes - 1`; `None` without classes.
     - `name`: what reports call it.
     - `num_classes`: `None` without classes.
+    - `classes`: the names of the classes, where they have names.
 
     `dataset[i]` is `{"x": x[i], "label": label[i]}` (no `"label"` without classes) for an index, a slice or
-    an array of indices: one record, or a batch of them.
+    an array of indices: one record, or a batch of them. Bytes become float32 there, `x[i] / 127.5 - 1`.
 
     Raises `ValueError` where one of these rules is broken.
 
@@ -34,14 +36,16 @@ class Dataset:
     ```
     """
 
-    x: Float[np.ndarray, "..."]
+    x: Float[np.ndarray, "..."] | UInt8[np.ndarray, "..."]
     label: Integer[np.ndarray, "..."] | None
     name: str
     num_classes: int | None
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self):
         check_kinds(Dataset, vars(self))
-        x = np.asarray(self.x).astype(np.float32, copy=False)
+        x = np.asarray(self.x)
+        x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
         _check_examples(x, self.name)
         object.__setattr__(self, "x", _frozen(x))
         if (self.label is None) != (self.num_classes is None):
@@ -53,14 +57,15 @@ class Dataset:
             object.__setattr__(self, "label", np.asarray(self.label))
             _check_labels(self.label, len(self.x), self.num_classes, self.name)
             object.__setattr__(self, "label", _frozen(self.label.astype(np.int32)))
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"Each class must have one name. Got {self.classes} for {self.num_classes} classes.")
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        if self.label is None:
-            return {"x": self.x[index]}
-        return {"x": self.x[index], "label": self.label[index]}
+        x = _scaled(self.x[index]) if self.x.dtype == np.uint8 else self.x[index]
+        return {"x": x} if self.label is None else {"x": x, "label": self.label[index]}
 
     def __repr__(self) -> str:
         classes = "" if self.num_classes is None else f", {self.num_classes} classes"
@@ -97,7 +102,7 @@ def from_array(
     except (TypeError, ValueError):  # lists of several lengths, keys, traced arrays
         raise ValueError(f"x and label must be known arrays of numbers. Got {shown(x)} and {shown(label)}.") from None
     if x.dtype == np.uint8:
-        x = x.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        x = _scaled(x)
     elif jnp.issubdtype(x.dtype, jnp.floating):
         with np.errstate(over="ignore"):  # what overflows is reported as non-finite
             x = x.astype(np.float32)
@@ -175,6 +180,11 @@ def check_split(split: str) -> None:
     """Raises `ValueError` where there is no such split."""
     if split not in ("train", "test", "all"):
         raise ValueError(f"A split must be 'train', 'test' or 'all'. Got {split!r}.")
+
+
+def _scaled(x: Any) -> np.ndarray:
+    """Bytes as float32 in [-1, 1]."""
+    return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def _frozen(x: np.ndarray) -> np.ndarray:

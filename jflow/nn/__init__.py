@@ -10,6 +10,7 @@ from ._attention import SelfAttention
 from ._dit import DiT, DiTBlock, depatchify, patchify
 from ._embed import Condition, FourierFeatures, fourier_features
 from ._mlp import MLP
+from ._reversed import Reversed
 from ._unet import UNet
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DiT",
     "DiTBlock",
     "FourierFeatures",
+    "Reversed",
     "SelfAttention",
     "UNet",
     "depatchify",

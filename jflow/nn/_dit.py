@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._kinds import check_kinds
-from .._validate import as_array
+from .._validate import as_array, shown
 from ._arguments import kept
 from ._attention import SelfAttention
 from ._draw import conv, drawn_at_once, linear, normal
@@ -115,12 +115,33 @@ class DiTBlock(nnx.Module):
         return x + g2 * self.feed_forward((1 + s2) * self.norm(x) + b2)
 
 
+class _Reading(nnx.Module):
+    """`softmax(Q K' / sqrt(d_head)) V` for every head, the queries from the image, the rest from a sequence."""
+
+    def __init__(self, dim, heads, *, dtype, rngs):
+        self.heads = heads
+        self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
+        self.q = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.kv = linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
+        self.out = linear(dim, dim, variance=0.0, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, tokens, mask):
+        q = self.q(self.norm(x)).reshape(x.shape[0], self.heads, -1)
+        k, v = self.kv(tokens).reshape(tokens.shape[0], 2, self.heads, -1).transpose(1, 0, 2, 3)
+        return self.out(jax.nn.dot_product_attention(q, k, v, mask=mask[None, None]).reshape(x.shape))
+
+
 class DiT(nnx.Module):
     """`net(t, x, args)` for images `(H, W, C)`: a transformer over patches.
 
     Tokens are a linear map of the patches (a convolution of stride `patch`) plus a trained position each;
     `layers` blocks follow (`DiTBlock`), modulated by the sum of the Fourier features of the time and the embedded
     condition; then norm, a feed-forward layer to 10 features a pixel, `depatchify` and a 3 x 3 convolution.
+
+    With `token_size=c` the condition is a sequence, as an embedded text: `{"tokens": (m, c), "mask": (m,)}`, of any
+    length m, positions within the tokens, the mask nonzero for what is there. After each block every token of the image
+    attends to the sequence and to a trained token beside it, which is all that an empty mask leaves: that is the null
+    condition of guidance. What the mask leaves out has no effect, whatever stands there.
 
     Source: Peebles and Xie 2022, arXiv:2212.09748, with the widths, features and head of the third lab of
     MIT 6.S184 (2026).
@@ -142,6 +163,7 @@ class DiT(nnx.Module):
         heads: int = 8,
         num_classes: int | None = None,
         condition_size: int | None = None,
+        token_size: int | None = None,
         null: int | None = None,
         times: int = 1,
         dtype: DTypeLike | None = None,
@@ -157,6 +179,7 @@ class DiT(nnx.Module):
             heads: The heads of their attention, which divide `dim`.
             num_classes: The number of labels, for a condition that is a label; see `Condition`.
             condition_size: The length of the vector, for a condition that is a vector; see `Condition`.
+            token_size: The numbers of a token, for a condition that is a sequence with a mask; see the class.
             null: The label that stands for "no label", by default `num_classes`.
             times: 1, or 2 for `net(s, t, x, args)` with `x` at `s`, as `jflow.FlowMap` needs it. `t - s` enters by a
                 linear map that is zero at the start, where the network is the one of the time `s`.
@@ -168,6 +191,11 @@ class DiT(nnx.Module):
         """
         check_kinds(DiT.__init__, locals())
         self.arguments = kept(locals())
+        if token_size is not None and (num_classes, condition_size) != (None, None):
+            raise ValueError(
+                "A network must have labels (num_classes), vectors (condition_size) or sequences (token_size). Got "
+                f"num_classes={num_classes}, condition_size={condition_size} and token_size={token_size}."
+            )
         self.shape = _image_shape("DiT", shape, patch)
         self.patch, self.dtype = patch, dtype
         height, width, channels = self.shape
@@ -180,6 +208,11 @@ class DiT(nnx.Module):
         self.tokens = linear(patch * patch * channels, dim, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(normal(rngs.params(), (tokens, dim)))
         self.blocks = nnx.List(DiTBlock(dim, heads, dtype=dtype, rngs=rngs) for _ in range(positive("layers", layers)))
+        self.token_size = token_size
+        if token_size is not None:
+            self.embed = linear(positive("token_size", token_size), dim, dtype=dtype, rngs=rngs)
+            self.nothing = nnx.Param(normal(rngs.params(), (1, dim)))
+            self.readings = nnx.List(_Reading(dim, heads, dtype=dtype, rngs=rngs) for _ in range(layers))
         self.norm = nnx.RMSNorm(dim, use_scale=False, dtype=dtype, rngs=rngs)
         self.pixels = _FeedForward(dim, _PIXEL_FEATURES * patch * patch, dtype=dtype, rngs=rngs)
         self.head = conv(_PIXEL_FEATURES, channels, dtype=dtype, rngs=rngs)
@@ -198,11 +231,29 @@ class DiT(nnx.Module):
         t, length, x, args = parted("DiT", self.times, given)
         time = time_features(self.time, self.length, t, length)
         x = as_event("DiT", x, self.shape, self.dtype)
-        c, condition = time.astype(x.dtype), self.condition(args)
+        sequence = None if self.token_size is None else self._sequence(args, x.dtype)
+        c, condition = time.astype(x.dtype), self.condition(args if sequence is None else None)
         if condition is not None:
             c = c + (condition if self.project is None else self.project(condition)).astype(x.dtype)
         h = self.tokens(patchify(x, self.patch)) + self.positions[...].astype(x.dtype)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             h = block(h, c)
+            if sequence is not None:
+                h = h + self.readings[i](h, *sequence)
         features = (*self.shape[:2], _PIXEL_FEATURES)
         return self.head(depatchify(self.pixels(self.norm(h)), self.patch, features))
+
+    def _sequence(self, args, dtype):
+        """The embedded tokens of a condition, after the trained one, and which of them are there."""
+        shapes = {k: getattr(v, "shape", None) for k, v in args.items()} if isinstance(args, dict) else {}
+        tokens, mask = shapes.get("tokens"), shapes.get("mask")
+        if len(shapes) != 2 or mask is None or len(mask) != 1 or tokens != (*mask, self.token_size):
+            raise ValueError(
+                f"This network's condition is {{'tokens': (m, {self.token_size}), 'mask': (m,)}}, arrays. Got "
+                f"{shapes or shown(args)}; an example without a condition has a mask of zeros, a batch goes through "
+                "jax.vmap."
+            )
+        here = jnp.asarray(args["mask"]) != 0
+        own = self.embed(jnp.where(here[:, None], args["tokens"], 0).astype(dtype))
+        nothing = self.nothing[...].astype(own.dtype)
+        return jnp.concatenate([nothing, own]), jnp.concatenate([jnp.ones(1, bool), here])

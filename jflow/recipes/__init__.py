@@ -10,6 +10,7 @@ from ._recipe import AbstractRecipe, Bar
 from ._run import RECIPES, Run, begin, load, load_model, train
 from .digits import Digits
 from .digits_meanflow import DigitsMeanflow
+from .images import Images
 from .mnist import Mnist
 from .moons import Moons
 from .moons_meanflow import MoonsMeanflow
@@ -20,6 +21,7 @@ __all__ = [
     "Bar",
     "Digits",
     "DigitsMeanflow",
+    "Images",
     "Mnist",
     "Moons",
     "MoonsMeanflow",

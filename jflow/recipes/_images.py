@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.random as jr
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 import jflow as jf
@@ -14,6 +15,20 @@ from ._folder import ANIMATION, SAMPLES, whole_file
 from ._recipe import AbstractRecipe, Bar
 
 _ROWS = 8
+
+
+class PatchedUNet(nnx.Module):
+    """A U-Net whose pixels are patches of the image, of `patch` pixels a side: less cost by the square of that."""
+
+    def __init__(self, shape, patch, *, rngs, **options):
+        height, width, channels = shape
+        self.patch, self.inner = patch, (height // patch, width // patch, channels * patch**2)
+        self.unet = jf.nn.UNet(self.inner, rngs=rngs, **options)
+
+    def __call__(self, t, x, args=None):
+        tokens = jf.nn.patchify(x, self.patch)
+        out = self.unet(t, tokens.reshape(self.inner), args)
+        return jf.nn.depatchify(out.reshape(tokens.shape), self.patch, x.shape)
 
 
 def flat(x: Any) -> Float[np.ndarray, "n d"]:
@@ -33,15 +48,22 @@ def accuracy(draw: Callable[..., Any], num: int, classes: int, scale: float, cla
 
 
 def distances(
-    draw: Callable[..., Any], train: Any, test: Any, seed: int, *, energy: float = 1.3, sliced: float | None = 1.3
+    draw: Callable[..., Any],
+    train: Any,
+    test: Any,
+    seed: int,
+    *,
+    num: int = 600,
+    energy: float = 1.3,
+    sliced: float | None = 1.3,
 ) -> list[Bar]:
     """Draws at scale 1 against test images, in units of what training images give; and whether they are copies.
 
-    Means over five times 600 draws, the classes in the proportions of training, and five times 600 training images.
-    `energy` and `sliced` are the most that the two ratios must be.
+    Means over five times `num` draws, the classes in the proportions of training, and five times as many training
+    images. `energy` and `sliced` are the most that the two ratios must be.
     """
-    n, key, rng = min(600, len(train)), jr.key(seed), np.random.default_rng(seed)
-    label = np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
+    n, key, rng = min(num, len(train)), jr.key(seed), np.random.default_rng(seed)
+    label = None if train.label is None else np.tile(np.sort(train.label)[np.arange(n) * len(train) // n], 5)
     drawn = np.split(draw(5 * n, label=label, stream=3), 5)
     real = [train.x[rng.choice(len(train), n, replace=False)] for _ in range(5)]
     bars = []
@@ -57,25 +79,34 @@ def distances(
 
 
 def pictures(recipe: AbstractRecipe, field: Any, train: Any, folder: Path) -> None:
-    """Training images beside draws at scales 1 and 2, or of one and two jumps, a column a class; an animation."""
+    """Training images beside draws, at scales 1 and 2 where there are classes, which take turns; and an animation.
+
+    The draws of a flow map are of one jump and of two.
+    """
     from matplotlib.figure import Figure
 
     classes = recipe.num_classes or 1
-    order = [np.flatnonzero(train.label == c)[row] for row in range(_ROWS) for c in range(classes)]
+    columns = classes * max(1, 8 // classes) if classes <= 12 else 10
+    turn = np.arange(_ROWS * columns) % classes
+    label = np.zeros(len(train), int) if train.label is None else train.label
+    shown = [np.resize(np.flatnonzero(label == c), row // classes + 1)[-1] for row, c in enumerate(turn)]
 
     def draw(steps, **options):
-        return recipe.draw(field, recipe.sampler(steps=steps), len(order), seed=recipe.seed, **options)
+        return recipe.draw(field, recipe.sampler(steps=steps), len(turn), seed=recipe.seed, **options)
 
-    sheets = {"training images": train.x[order]}
+    sheets = {"training images": train.x[shown]}
     if isinstance(field, jf.FlowMap):
         sheets |= {"draws, one call": draw(1), "draws, two calls": draw(2)}
         frames = draw(8, frames=True)
+    elif recipe.num_classes is None:
+        frames = draw(40, frames=True)
+        sheets["draws"] = frames[:, -1]
     else:
         frames = draw(40, scale=2.0, frames=True)
         sheets |= {"draws, scale 1": draw(40), "draws, scale 2": frames[:, -1]}
-    figure = Figure(figsize=(12, 4 * _ROWS / classes), dpi=150, layout="constrained")
-    for ax, (title, x) in zip(figure.subplots(1, 3), sheets.items(), strict=True):
-        jf.plot.image_grid(x, ncols=classes, title=title, ax=ax)
+    figure = Figure(figsize=(4 * len(sheets), 4 * _ROWS / columns), dpi=150, layout="constrained")
+    for ax, (title, x) in zip(figure.subplots(1, len(sheets)), sheets.items(), strict=True):
+        jf.plot.image_grid(x, ncols=columns, title=title, ax=ax)
     with whole_file(folder / SAMPLES) as path:
         figure.savefig(path)
-    jf.plot.animation(frames.swapaxes(0, 1), folder / ANIMATION, ncols=classes)
+    jf.plot.animation(frames.swapaxes(0, 1), folder / ANIMATION, ncols=columns)

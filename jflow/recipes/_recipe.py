@@ -179,7 +179,7 @@ def check_options(recipe: Any) -> None:
     """Raises `ValueError` where an option of a recipe is out of its range, or no memory holds it."""
     for option in dataclasses.fields(recipe):
         value = getattr(recipe, option.name)
-        if isinstance(option.default, int):
+        if isinstance(option.default, int) and not isinstance(option.default, bool):
             least, most = (0, _MOST_SEED) if option.name == "seed" else (1, _MOST)
             check_integers(**{option.name: (value, least, most)})
         elif isinstance(option.default, tuple):

@@ -19,12 +19,13 @@ from ._folder import LOSS, REPORT, SAMPLES, claim, read_config, whole_file, writ
 from ._recipe import AbstractRecipe, Bar, check_draws, check_memory
 from .digits import Digits
 from .digits_meanflow import DigitsMeanflow
+from .images import Images
 from .mnist import Mnist
 from .moons import Moons
 from .moons_meanflow import MoonsMeanflow
 
 RECIPES: dict[str, type[AbstractRecipe]] = {
-    recipe.name(): recipe for recipe in (Moons, Digits, Mnist, MoonsMeanflow, DigitsMeanflow)
+    recipe.name(): recipe for recipe in (Moons, Digits, Mnist, Images, MoonsMeanflow, DigitsMeanflow)
 }
 
 _SAVE_EVERY, _LOG_EVERY = 500, 10
@@ -98,7 +99,7 @@ def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> R
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
         save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=sys.stderr.isatty(),
-        on_save=lambda state: _preview(recipe, state, folder),
+        every=(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder)),
     )  # fmt: skip
     run = Run(folder, recipe, state.ema, int(state.step))
     if len(losses) or not (folder / LOSS).exists():
@@ -142,7 +143,8 @@ def _recipe(where: Any, name: str, options: dict[str, Any], recipes: dict[str, t
     """The recipe that a run was made by."""
     if name not in recipes:
         raise ValueError(
-            f"A recipe must be one of {', '.join(recipes)}. Got {where}, which holds a run of {name}: choose another."
+            f"A recipe must be one of {', '.join(recipes)}. Got {where}, which holds a run of {name}: choose "
+            "another, or for a recipe in a file of your own pass --recipe FILE.py:CLASS."
         )
     try:
         return recipes[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})

@@ -17,20 +17,6 @@ from ._recipe import AbstractRecipe, Bar, check_options
 _data = ft.cache(jf.data.mnist)
 
 
-class FoldedUNet(nnx.Module):
-    """A U-Net on the image folded to half its sides, four pixels a cell: a quarter of the cost."""
-
-    def __init__(self, shape, *, rngs, **options):
-        height, width, channels = shape
-        self.folded = (height // 2, width // 2, 4 * channels)
-        self.unet = jf.nn.UNet(self.folded, rngs=rngs, **options)
-
-    def __call__(self, t, x, args=None):
-        tokens = jf.nn.patchify(x, 2)
-        out = self.unet(t, tokens.reshape(self.folded), args)
-        return jf.nn.depatchify(out.reshape(tokens.shape), 2, x.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Mnist(AbstractRecipe):
     """A U-Net or a DiT on MNIST, class-conditional with guidance."""
@@ -61,7 +47,9 @@ class Mnist(AbstractRecipe):
     def init(self):
         rngs = nnx.Rngs(self.seed)
         if self.net == "unet":
-            net = FoldedUNet(self.shape, channels=(32, 64), layers=1, num_classes=self.num_classes, rngs=rngs)
+            net = _images.PatchedUNet(
+                self.shape, 2, channels=(32, 64), layers=1, num_classes=self.num_classes, rngs=rngs
+            )
         else:
             net = jf.nn.DiT(self.shape, patch=4, dim=96, layers=4, heads=4, num_classes=self.num_classes, rngs=rngs)
         field = jf.Field(net, jf.CondOT(), predicts="velocity")

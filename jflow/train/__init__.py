@@ -3,9 +3,31 @@
 A loss is `loss(field, key, example)` of one example; `step` vmaps it over the batch and takes the mean.
 """
 
-from ._checkpoint import restore, save
+from ._average import PowerEMA
+from ._checkpoint import restore, save, warm_start
+from ._couple import AbstractPlan, Assignment, Coupling, Independent, Pairs, Sinkhorn, couple
 from ._fit import fit
+from ._posthoc import posthoc
 from ._state import State, init
-from ._step import Info, step
+from ._step import Info, mean_loss, step
 
-__all__ = ["Info", "State", "fit", "init", "restore", "save", "step"]
+__all__ = [
+    "AbstractPlan",
+    "Assignment",
+    "Coupling",
+    "Independent",
+    "Info",
+    "Pairs",
+    "PowerEMA",
+    "Sinkhorn",
+    "State",
+    "couple",
+    "fit",
+    "init",
+    "mean_loss",
+    "posthoc",
+    "restore",
+    "save",
+    "step",
+    "warm_start",
+]

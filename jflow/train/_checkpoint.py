@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from .._extra import from_extra
 from .._kinds import check_kinds
+from .._trainable import trainable
+from ._average import each, power_rules
 from ._record import TRAINED, differences, record
-from ._state import State
+from ._state import State, check_alive
 
 _FORMAT = 1
 _ENTRY = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?|damaged-\d+")
@@ -57,6 +59,7 @@ def save(folder: str | Path, state: State, *, key: Key[Array, ""] | None = None,
     ```
     """
     check_kinds(save, locals())
+    check_alive(state)
     with open_checkpoints(folder, keep) as checkpoints:
         checkpoints.save(state, key)
 
@@ -94,6 +97,43 @@ def restore(folder: str | Path, state: State, *, step: int | None = None, key: K
         return Checkpoints(Path(folder), manager).restore(state, key, step)
 
 
+def warm_start(
+    folder: str | Path, field: PyTree, *, average: bool = True, step: int | None = None
+) -> tuple[PyTree, dict[str, str]]:
+    """The field with the trained arrays of a checkpoint that have the same names and shapes, and what was left.
+
+    To fine-tune a model that has something more, as another condition, and to go on with another optimiser:
+    `jf.train.init(field, optax.adamw(schedule))` begins at step 0 with the weights alone.
+
+    Args:
+        folder: The folder of the checkpoints.
+        field: A field as `init` takes it. What it has and the checkpoint has not stays as it is.
+        average: Whether the running average is taken, where there is one, the first of several; otherwise the last
+            parameters are.
+        step: The step of the checkpoint, by default the newest.
+
+    Returns:
+        The field, and for each array of either that found no partner its name and why.
+
+    Raises `ValueError` where there is no such checkpoint or it is damaged, no array fits, or the field has another
+    path, prediction or source.
+
+    ```python
+    import tempfile
+
+    adam = jf.train.init({"w": jnp.array(3.0), "old": jnp.ones(2)}, optax.adam(0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        jf.train.save(folder, adam)
+        field, left = jf.train.warm_start(folder, {"w": jnp.array(0.0), "new": jnp.zeros(3)})
+    state = jf.train.init(field, optax.adamw(1e-3))
+    assert state.field["w"] == 3 and sorted(left) == ["['new']", "['old']"]
+    ```
+    """
+    check_kinds(warm_start, locals())
+    with _manager(_existing(folder), create=False) as manager:
+        return Checkpoints(Path(folder), manager).take(field, average, step)
+
+
 class Checkpoints:
     """An open folder of checkpoints; `save` returns while the files are still being written."""
 
@@ -126,7 +166,20 @@ class Checkpoints:
         with _written(self.folder):
             self._manager.save(step, args=items)
 
+    def wait(self) -> None:
+        """Returns when the files are written."""
+        with _written(self.folder):
+            self._manager.wait_until_finished()
+
     def restore(self, state: State, key: Key[Array, ""] | None = None, step: int | None = None) -> State:
+        return self._newest_whole(step, lambda candidate: self._restore(state, key, candidate))
+
+    def take(self, field: PyTree, average: bool, step: int | None) -> tuple[PyTree, dict[str, str]]:
+        """What `warm_start` returns."""
+        return self._newest_whole(step, lambda candidate: self._take(field, average, candidate))
+
+    def _newest_whole(self, step: int | None, read: Callable[[int], Any]) -> Any:
+        """What is read of the checkpoint of this step, by default of the newest that is not damaged."""
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             raise ValueError(
@@ -136,13 +189,11 @@ class Checkpoints:
         chosen = steps[::-1] if step is None else [step]
         for i, candidate in enumerate(chosen):
             try:
-                restored = self._restore(state, key, candidate)
+                return read(candidate)
             except _DamagedError as error:
                 if i + 1 == len(chosen):
                     raise
                 _LOG.warning("%s Taking the one before, of step %d.", error, chosen[i + 1])
-            else:
-                return restored
         raise AssertionError
 
     def set_aside(self, step: int) -> None:
@@ -153,11 +204,52 @@ class Checkpoints:
             (self.folder / str(later)).rename(aside)
         self._manager.reload()
 
-    def _restore(self, state: State, key: Key[Array, ""] | None, chosen: int) -> State:
-        import orbax.checkpoint as ocp
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints after `step`: the run writes them anew."""
+        for later in [later for later in self._manager.all_steps() if later > step]:
+            self._manager.delete(later)
+        self._manager.reload()
 
+    def _restore(self, state: State, key: Key[Array, ""] | None, chosen: int) -> State:
         leaves = _named(state)
         target = {name: jax.eval_shape(_data, leaf) for name, leaf in leaves.items()}
+        manifest = self._manifest(chosen)
+        self._check(manifest, target, key, chosen)
+        self._check_field(manifest, _record(state), chosen)
+        arrays = self._arrays(manifest, chosen)
+        restored = [_from_host(arrays[name], leaf) for name, leaf in leaves.items()]
+        return jtu.tree_unflatten(jtu.tree_structure(state), restored)
+
+    def _take(self, field: PyTree, average: bool, chosen: int) -> tuple[PyTree, dict[str, str]]:
+        manifest = self._manifest(chosen)
+        self._check_format(manifest, chosen)
+        flags = jtu.tree_leaves(trainable(field))
+        flat, treedef = jtu.tree_flatten_with_path(field)
+        known = [TRAINED if flag else leaf for flag, (_, leaf) in zip(flags, flat, strict=True)]
+        self._check_field(manifest, record(treedef.unflatten(known)), chosen, but=("ema",))
+        arrays = self._arrays(manifest, chosen)
+        parts = {kind: _part(arrays, kind) for kind in (*(("average[0]", "average") if average else ()), "field")}
+        saved = next(part for part in parts.values() if part.keys() == parts["field"].keys())
+        left, leaves = dict.fromkeys(saved, "only in the checkpoint"), []
+        for flag, (path, leaf) in zip(flags, flat, strict=True):
+            name = jtu.keystr(path)
+            if flag and name in saved and saved[name].shape == leaf.shape:
+                del left[name]
+                leaf = jnp.array(saved[name], leaf.dtype, copy=True)
+            elif flag:
+                shape = f"of shape {list(saved[name].shape)} in the checkpoint" if name in saved else None
+                left[name] = shape or "only in the field"
+            leaves.append(leaf)
+        if not set(saved) - set(left):
+            raise ValueError(
+                "A checkpoint must have an array that fits the field. Got "
+                f"{self.folder / str(chosen)}, of which none does: {_short_list(left)}."
+            )
+        return treedef.unflatten(leaves), left
+
+    def _manifest(self, chosen: int) -> Any:
+        import orbax.checkpoint as ocp
+
         with _readable(self.folder / str(chosen)):
             items = ocp.args.Composite(manifest=ocp.args.JsonRestore())
             manifest = self._manager.restore(chosen, args=items)["manifest"]
@@ -165,24 +257,23 @@ class Checkpoints:
                 own = _check_sum(manifest)
                 if manifest.get("check", own) != own or not {"arrays", "sha256", "key"} <= set(manifest):
                     raise ValueError("the manifest is not the one that was saved")
-        self._check(manifest, target, key, chosen)
-        self._check_field(manifest, state, chosen)
-        hosts = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in target.items()}
+        return manifest
+
+    def _arrays(self, manifest: dict[str, Any], chosen: int) -> dict[str, np.ndarray]:
+        """All arrays of a checkpoint, checked."""
+        import orbax.checkpoint as ocp
+
         with _readable(self.folder / str(chosen)):
+            hosts = {name: _empty(words) for name, words in manifest["arrays"].items()}
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(hosts))
             arrays = self._manager.restore(chosen, args=items)["arrays"]
-            if _digest({name: arrays[name] for name in leaves}) != manifest["sha256"]:
+            if _digest({name: arrays[name] for name in hosts}) != manifest["sha256"]:
                 raise ValueError("the arrays are not those that were saved")
-        restored = [_from_host(arrays[name], leaf) for name, leaf in leaves.items()]
-        return jtu.tree_unflatten(jtu.tree_structure(state), restored)
+        return arrays
 
     def _check(self, manifest: Any, target: dict[str, Any], key: Key[Array, ""] | None, step: int) -> None:
+        self._check_format(manifest, step)
         where = self.folder / str(step)
-        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-            raise ValueError(
-                f"A checkpoint must be restored by the version of jflow.train that can read it: format {_FORMAT}. "
-                f"Got {where}, which has another; choose another folder."
-            )
         saved, wanted = manifest["arrays"], _describe(target)
         if saved != wanted:
             names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
@@ -201,12 +292,21 @@ class Checkpoints:
                 "pass that one, or choose another folder."
             )
 
-    def _check_field(self, manifest: Any, state: State, step: int) -> None:
-        wanted = _record(state)
-        if other := differences(manifest.get("field", wanted), wanted):  # the first checkpoints did not record it
+    def _check_format(self, manifest: Any, step: int) -> None:
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
             raise ValueError(
-                "A checkpoint must be restored into a field of the same prediction, path and source: the same weights "
-                f"mean something else in another. Got {self.folder / str(step)}, which differs in {other}."
+                f"A checkpoint must be restored by the version of jflow.train that can read it: format {_FORMAT}. "
+                f"Got {self.folder / str(step)}, which has another; choose another folder."
+            )
+
+    def _check_field(self, manifest: Any, wanted: dict[str, str], step: int, but: tuple[str, ...] = ()) -> None:
+        saved = manifest.get("field", wanted)  # the first checkpoints did not record it
+        saved = {name: words for name, words in saved.items() if not name.startswith(but)} if but else saved
+        if other := differences(saved, wanted):
+            raise ValueError(
+                "A checkpoint must be restored into a field of the same prediction, path and source, and averages of "
+                "the same widths: the same weights mean something else in another. "
+                f"Got {self.folder / str(step)}, which differs in {other}."
             )
 
 
@@ -309,8 +409,9 @@ def _short(error: Exception) -> str:
 
 
 def _record(state: State) -> dict[str, str]:
-    """What the field of a state is beside its arrays."""
-    return record(state.layout.field(itertools.repeat(TRAINED), state.frozen))
+    """What the field of a state is beside its arrays, and the widths of its averages."""
+    rules = {f"ema{i}": str(rule) for i, rule in enumerate(power_rules(state.layout.ema))}
+    return record(state.layout.field(itertools.repeat(TRAINED), state.frozen)) | rules
 
 
 def _check_sum(manifest: dict[str, Any]) -> str:
@@ -325,7 +426,7 @@ def _named(state: State) -> dict[str, Array]:
         "field": state.layout.tree(state.params),
         "frozen": state.frozen,
         "opt_state": state.opt_state,
-        "average": None if state.average is None else state.layout.tree(state.average),
+        "average": each(state.layout.ema, state.average, lambda _, average: state.layout.tree(average)),
         "moves": state.moves,
         "step": state.step,
     }
@@ -335,6 +436,23 @@ def _named(state: State) -> dict[str, Array]:
 
 def _paths(tree):
     return [(path, leaf) for path, leaf in jtu.tree_flatten_with_path(tree)[0] if isinstance(leaf, jax.Array)]
+
+
+def _part(arrays: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """The arrays whose names are this kind with a path or nothing behind it, by that path."""
+    paths = {name: name[len(kind) :] for name in arrays if name.startswith(kind)}
+    return {path: arrays[name] for name, path in paths.items() if path[:1] in ("", ".", "[")}
+
+
+def _short_list(left: dict[str, str]) -> str:
+    lines = [f"{name} is {why}" for name, why in left.items()]
+    return "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+
+
+def _empty(words: str) -> np.ndarray:
+    """An array as `_describe` names it, as `float32[3, 2]`."""
+    kind, _, shape = words.partition("[")
+    return np.empty([int(side) for side in shape[:-1].split(",") if side], jnp.dtype(kind))
 
 
 def _describe(arrays: dict[str, Any]) -> dict[str, str]:

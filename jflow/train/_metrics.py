@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,12 +16,22 @@ _LOG = logging.getLogger("jflow")
 class Metrics:
     """An open `metrics.jsonl`: every line a JSON object with at least `step` and `seconds`."""
 
-    def __init__(self, path: Path, file: IO[bytes], seconds: float):
-        self._path, self._file, self._start = path, file, time.monotonic() - seconds
+    def __init__(self, path: Path, file: IO[bytes], kept: list[dict[str, Any]]):
+        self._path, self._file, self._kept = path, file, kept
+        self._start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    def least(self, name: str) -> float:
+        """The lowest number of this name in the lines of earlier sittings, infinity without any."""
+        found = [line[name] for line in self._kept if isinstance(line.get(name), int | float)]
+        return min(found, default=math.inf)
 
     def write(self, step: int, **values: float) -> None:
-        """Adds a line; `seconds` is the time spent in training so far, over all sittings."""
-        line = {"step": step, **values, "seconds": round(time.monotonic() - self._start, 3)}
+        """Adds a line; `seconds` is the time spent in training so far, over all sittings.
+
+        JSON has no NaN and no infinities: these are null.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, **finite, "seconds": round(time.monotonic() - self._start, 3)}
         with self._told():
             self._file.write(json.dumps(line).encode() + b"\n")
 
@@ -60,7 +71,7 @@ def open_metrics(path: Path, step: int) -> Iterator[Metrics]:
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     os.replace(partial, path)
     with path.open("ab", buffering=0) as file:  # what a full disk does not take is not tried again on closing
-        yield Metrics(path, file, kept[-1]["seconds"] if kept else 0.0)
+        yield Metrics(path, file, kept)
 
 
 def _lines(content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -76,6 +76,8 @@ def save(path: str | Path, field: AbstractField, *, overwrite: bool = False) -> 
     assert (again.velocity(0.5, jnp.ones(2)) == field.velocity(0.5, jnp.ones(2))).all()
     ```
     """
+    if not isinstance(field, AbstractField):
+        raise TypeError(f"A model must be a field, as state.ema or state.field. Got {type(field).__name__}.")
     write_model(path, field, {}, overwrite=overwrite)
 
 
@@ -111,9 +113,13 @@ def load(path: str | Path, net: Any = None) -> Any:
     ```
     """
     check_kinds(load, locals())
-    about, arrays = read_model(path)
+    return filled(path, *read_model(path), net)
+
+
+def filled(path: str | Path, about: dict[str, str], arrays: dict[str, np.ndarray], net: Any) -> Any:
+    """What the header describes, around `net` where that is given, with the arrays; `path` is for messages."""
     known = json.loads(about["field"])
-    if isinstance(net, AbstractField):
+    if isinstance(net, AbstractField) or (net is not None and not known["record"]):  # no record: of no field
         like = net
     elif known["why"] is not None and (net is None or known["made"] is None):
         given = "a field like it" if known["made"] is None else "a network like it"
@@ -132,10 +138,8 @@ def load(path: str | Path, net: Any = None) -> Any:
     return jtu.tree_unflatten(treedef, filled)
 
 
-def write_model(path: str | Path, field: AbstractField, more: dict[str, str], *, overwrite: bool) -> None:
-    """`save`, with more entries in the header."""
-    if not isinstance(field, AbstractField):
-        raise TypeError(f"A model must be a field, as state.ema or state.field. Got {type(field).__name__}.")
+def write_model(path: str | Path, field: Any, more: dict[str, str], *, overwrite: bool) -> None:
+    """`save`, with more entries in the header, of any pytree."""
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
         raise ValueError(
@@ -230,7 +234,7 @@ def _tensor(blob: bytes, start: int, dtype: str, shape: list[int], data_offsets:
     return np.frombuffer(blob, kind, math.prod(shape), start + first).reshape(shape)
 
 
-def _encoded(field: AbstractField) -> tuple[dict[str, Any] | None, str | None]:
+def _encoded(field: Any) -> tuple[dict[str, Any] | None, str | None]:
     """What makes a field, as JSON, without its network where that is not one of `jf.nn`; and why something is left."""
     if type(field) not in _FIELDS.values():
         return None, f"{type(field).__name__} is not one of {', '.join(_FIELDS)}."
@@ -290,7 +294,7 @@ def _leaves(tree: PyTree) -> tuple[dict[str, Any], dict[str, str]]:
     return arrays, plain
 
 
-def _record(field: AbstractField) -> dict[str, str]:
+def _record(field: Any) -> dict[str, str]:
     """What distinguishes the field from others, but for its network, whose arrays are compared."""
     marked = jtu.tree_map(lambda flag, leaf: TRAINED if flag else leaf, trainable(field), field)
     return record(marked)

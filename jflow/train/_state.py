@@ -7,16 +7,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
-from .._event import joined
 from .._kinds import check_kinds
 from .._trainable import trainable
+from .._types import Checked
+from ._average import PowerEMA, Rules, average_dtype, checked, each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class _Layout:
     trained: tuple[bool, ...]  # one flag for each array of the field
     slots: _Skeleton
     optimizer: Any
-    decay: float | None
+    ema: Rules
 
     def field(self, params: Iterable[Any], frozen: Iterable[Any]) -> PyTree:
         """The field with these arrays."""
@@ -87,7 +88,8 @@ class State(eqx.Module):
     what is to outlive it, as `jax.tree.map(jax.numpy.copy, eqx.filter(state.ema, eqx.is_array))`.
 
     - `field`: the field with its current parameters.
-    - `ema`: the field with the bias-corrected running average of its parameters.
+    - `ema`: the field with the bias-corrected running average of its parameters; a tuple of fields where `init` was
+      given a tuple of averages.
     - `opt_state`: the state of the optimiser.
     - `step`: batches taken so far, a scalar int32.
 
@@ -100,7 +102,7 @@ class State(eqx.Module):
     params: tuple[Array, ...]
     frozen: tuple[Array, ...]
     slots: tuple[Array, ...]
-    average: tuple[Array, ...] | None
+    average: tuple[Array, ...] | tuple[tuple[Array, ...], ...] | None
     moves: Int[Array, ""]
     step: Int[Array, ""]
     layout: _Layout = eqx.field(static=True, repr=False)
@@ -108,6 +110,7 @@ class State(eqx.Module):
     @property
     def field(self) -> PyTree:
         """The field with its current parameters."""
+        check_alive(self)
         return self.layout.field(self.params, self.frozen)
 
     @property
@@ -121,20 +124,37 @@ class State(eqx.Module):
                 "state.ema must have a running average. Got a state made with ema=None: use state.field, or "
                 "jflow.train.init(..., ema=0.999)."
             )
-        params = [a.astype(p.dtype) for a, p in zip(self.average, self.params, strict=True)]
-        return self.layout.field(params, self.frozen)
+
+        check_alive(self)
+
+        def field(_, average):
+            params = [a.astype(p.dtype) for a, p in zip(average, self.params, strict=True)]
+            return self.layout.field(params, self.frozen)
+
+        return each(self.layout.ema, self.average, field)
 
     @property
     def opt_state(self) -> PyTree:
         """The state of the optimiser, as its `init` and `update` know it."""
+        check_alive(self)
         return self.layout.slots.fill(self.slots)
+
+
+def check_alive(state: State) -> None:
+    """Raises `ValueError` for a state whose arrays went into the next one."""
+    if isinstance(state.step, jax.Array) and not isinstance(state.step, jax.core.Tracer) and state.step.is_deleted():
+        raise ValueError(
+            "A state must be the one that the last step, or fit, returned. Got an earlier one, whose arrays went into "
+            "the next: write state, info = jflow.train.step(state, ...), and copy what is to outlive a step, as "
+            "jax.tree.map(jax.numpy.copy, equinox.filter(state.ema, equinox.is_array))."
+        )
 
 
 def init(
     field: PyTree,
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     *,
-    ema: float | None = 0.999,
+    ema: Checked[float | PowerEMA | tuple[float | PowerEMA, ...] | None] = 0.999,
     trained: PyTree | None = None,
 ) -> State:
     """The state at step 0, with copies of all arrays: donation never takes the caller's.
@@ -144,16 +164,17 @@ def init(
         optimizer: Any optax transformation, clipping by `optax.chain`, accumulation by `optax.MultiSteps` and what
             reads the loss included. It is static: two calls share one compiled step if they are given the same object.
         ema: The decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the optimiser
-            through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32.
+            through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32. Or a
+            `PowerEMA`, or a tuple of decays and these, of which `state.ema` is then a tuple.
         trained: Which leaves of the field are trained: a pytree of booleans with the structure of the field, as
             `jflow.trainable(field)`, which is the default, gives it.
 
     A step changes parameters and nothing else.
 
-    Raises `TypeError` if `optimizer` is not an optimiser, or the mask does not hold booleans. Raises `ValueError` if
-    nothing is trained, if the mask has another structure or marks something else than floating-point arrays, for a
-    decay outside [0, 1), and for a flax network that changes when it is called: a batch normalisation that keeps
-    statistics, a dropout that draws from its own stream.
+    Raises `TypeError` if `optimizer` is not an optimiser, `ema` no average, or the mask does not hold booleans. Raises
+    `ValueError` if nothing is trained, if the mask has another structure or marks something else than floating-point
+    arrays, for a decay outside [0, 1), and for a flax network that changes when it is called: a batch normalisation
+    that keeps statistics, a dropout that draws from its own stream.
 
     Source: of the bias correction, Kingma and Ba 2015, arXiv:1412.6980, section 3.
 
@@ -165,8 +186,7 @@ def init(
     """
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"An optimiser must be an optax transformation, as optax.adam(1e-3). Got {optimizer!r}.")
-    if isinstance(ema, (int, float)) and not 0 <= ema < 1:
-        raise ValueError(f"ema must be a decay in [0, 1), as 0.999, or None for no average. Got {ema}.")
+    ema = checked(ema)
     check_kinds(init, locals())
     _check_still(field)
     field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
@@ -185,7 +205,7 @@ def init(
         params=params,
         frozen=_copies(leaf for leaf, flag in zip(arrays, flags, strict=True) if not flag),
         slots=_copies(slots.pick(opt_state)),
-        average=None if ema is None else _copies(p.astype(average_dtype(p)) for p in params),
+        average=each(ema, ema, lambda *_: _copies(p.astype(average_dtype(p)) for p in params)),
         moves=jnp.zeros((), jnp.int32),
         step=jnp.zeros((), jnp.int32),
         layout=_Layout(skeleton, flags, slots, optimizer, ema),
@@ -230,11 +250,6 @@ def _check_still(field):
     jtu.tree_leaves(field, is_leaf=check)
 
 
-def average_dtype(p: Array) -> DTypeLike:
-    """float32, or the parameter's own type where that is wider."""
-    return joined(p.dtype, jnp.float32)
-
-
 def _as_array(leaf):
     """Numbers as arrays: an optimiser's state changes, and what is static cannot."""
     return jnp.asarray(leaf) if isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic) else leaf
@@ -242,7 +257,9 @@ def _as_array(leaf):
 
 def _copies(arrays: Iterable[Array]) -> tuple[Array, ...]:
     """Fresh buffers of strong types: a weak one turns strong in the first step and retraces the second."""
-    return tuple(
-        leaf.copy() if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, leaf.dtype, copy=True)
-        for leaf in arrays
-    )
+    typed = [leaf if _is_key(leaf) else jnp.asarray(leaf, leaf.dtype) for leaf in arrays]
+    return tuple(jax.device_put(typed, may_alias=False))  # compiles nothing
+
+
+def _is_key(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,8 +1,7 @@
 """One training step: gradient of the mean loss over a batch, optimiser, running average."""
 
 import functools as ft
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,8 +17,10 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from .._event import joined
 from .._kinds import check_kinds
 from .._mesh import automatic
-from .._validate import is_real, shown
-from ._state import State, average_dtype
+from .._validate import check_count, is_real, shown
+from ._average import average_dtype, average_weight, each, towards
+from ._couple import Couple, paired
+from ._state import State, check_alive
 
 Loss = Callable[[PyTree, Key[Array, ""], PyTree], PyTree]
 """`loss(field, key, example) -> scalar`, of one example; or `-> (scalar, metrics)`."""
@@ -50,7 +51,14 @@ class Info(NamedTuple):
 
 
 def step(
-    state: State, loss: Loss, key: Key[Array, ""], batch: PyTree, *, mesh: Mesh | None = None
+    state: State,
+    loss: Loss,
+    key: Key[Array, ""],
+    batch: PyTree,
+    *,
+    mesh: Mesh | None = None,
+    couple: Couple | None = None,
+    microbatch: int | None = None,
 ) -> tuple[State, Info]:
     """One step of the optimiser on the mean of `loss(field, key_i, example_i)` over the batch.
 
@@ -69,9 +77,15 @@ def step(
         key: The key of this step, of any implementation, split into one for each example.
         batch: A pytree of arrays that share their leading axis.
         mesh: Devices along an axis `"data"`: the batch is split over it, the state repeated on every device.
+        couple: What is done to the whole batch first, in the same program: `f(key, batch) -> batch`, as `Coupling`,
+            or `"independent"`, `"assignment"`, `"sinkhorn"` for a `Coupling` by that plan.
+        microbatch: How many examples are taken at a time, of a batch that no memory holds; it divides the batch. The
+            gradients of the parts are summed in float32. An example's key is that of its place in the whole batch, so
+            the step is the same for every size, but for rounding.
 
-    Raises `ValueError` for leaves without a common leading axis, a batch the mesh cannot split evenly, a
-    loss that is not a scalar, `TypeError` for one that is no real number.
+    Raises `ValueError` for a state that an earlier step was given, leaves without a common leading axis, a batch that
+    the mesh or `microbatch` cannot split evenly, a loss that is not a scalar, `couple=` where the source of the field's
+    path is neither coupled nor `GIVEN`; `TypeError` for a loss that is no real number.
 
     ```python
     state = jf.train.init({"w": jnp.array(3.0)}, optax.sgd(0.5))
@@ -81,36 +95,138 @@ def step(
     """
     check_kinds(step, locals())
     _check_key(key)
+    check_alive(state)
     size = _batch_size(batch)
-    arrays, static = _split(loss)
+    _check_parts(size, microbatch, mesh)
+    arrays, static = _split((loss, couple))
     if mesh is not None:
         mesh = _automatic(mesh)
-        state, arrays, key, batch = _place(mesh, size, state, arrays, key, batch)
-    return _step(state, arrays, key, batch, static, mesh)
+        state, arrays, key, batch = _place(mesh, size, state, arrays, key, batch, PartitionSpec("data"))
+    return _step(state, arrays, key, batch, static, mesh, microbatch)
 
 
-@ft.partial(jax.jit, static_argnames=("static", "mesh"), donate_argnums=0)
-def _step(state, arrays, key, batch, static, mesh):
-    loss, layout = _join(arrays, static), state.layout
+def mean_loss(field: PyTree, loss: Loss, key: Key[Array, ""], batch: PyTree) -> Float[Array, ""]:
+    """The mean of `loss(field, key_i, example_i)` over a batch, with the keys that `step` would give the examples.
+
+    With one key and one batch that are held out it follows a run: in `fit` by
+    `every=(500, lambda state, line: {"held_out": jf.train.mean_loss(state.ema, loss, key, test)})`.
+
+    Args:
+        field: What the loss takes, as `state.ema`.
+        loss: As in `step`; its metrics are left out.
+        key: Split into one for each example.
+        batch: A pytree of arrays that share their leading axis.
+
+    Raises as `step` does.
+
+    ```python
+    value = jf.train.mean_loss(jnp.array(3.0), lambda field, key, x: field * x, jr.key(0), jnp.array([1.0, 3.0]))
+    assert value == 6
+    ```
+    """
+    check_kinds(mean_loss, locals())
+    _check_key(key)
+    _batch_size(batch)
+    arrays, static = _split(loss)
+    return _mean_loss(field, arrays, key, batch, static)
+
+
+@eqx.filter_jit
+def _mean_loss(field, arrays, key, batch, static):
+    loss, keys = _join(arrays, static), jr.split(key, _batch_size(batch))
+    return jnp.mean(jax.vmap(lambda key, example: _value_and_metrics(loss(field, key, example))[0])(keys, batch))
+
+
+_jit = ft.partial(jax.jit, static_argnames=("static", "mesh", "microbatch"), donate_argnums=0)
+
+
+def _one(state, arrays, key, batch, static, mesh, microbatch):
+    (loss, couple), layout = _join(arrays, static), state.layout
+    if couple is not None:
+        batch = paired(couple, layout.field(state.params, state.frozen), key, batch, mesh)
     keys = jr.split(key, _batch_size(batch))
     if mesh is not None:
         keys = jax.lax.with_sharding_constraint(keys, NamedSharding(mesh, PartitionSpec("data")))
 
-    def objective(params):
+    def objective(params, keys, batch):
         def one(key, example):
             return _value_and_metrics(loss(layout.field(params, state.frozen), key, example))
 
         values, metrics = jax.vmap(one)(keys, batch)
         return jnp.mean(values), jtu.tree_map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
 
-    (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    def mean(function):
+        """Of `function(keys, batch)` over the parts of the batch."""
+        return function(keys, batch) if microbatch is None else _mean_of_parts(function, keys, batch, microbatch, mesh)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (value, metrics), grads = mean(ft.partial(gradient, state.params))
     norm = _norm(grads)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     with jax.numpy_dtype_promotion("standard"):  # which optimisers count on
-        new = _update(state, grads, finite, value, lambda params: objective(params)[0])
+        new = _update(state, grads, finite, value, lambda params: mean(ft.partial(objective, params))[0])
     if mesh is not None:
         new = jax.lax.with_sharding_constraint(new, NamedSharding(mesh, PartitionSpec()))
     return new, Info(value, norm, finite, metrics)
+
+
+_step = _jit(_one)
+
+
+def steps_at_once(
+    state: State,
+    loss: Loss,
+    key: Key[Array, ""],
+    first: int,
+    batches: Sequence[PyTree],
+    mesh: Mesh | None,
+    couple: Couple | None,
+    microbatch: int | None,
+) -> tuple[State, Info]:
+    """The steps from `first` on, of the keys `fold_in(key, i)`, in one program; `Info` has a leading axis."""
+    check_alive(state)
+    size, *others = {_batch_size(batch) for batch in batches}
+    if others:
+        raise ValueError(
+            f"The batches of one call must be of one size. Got {size} and {others[0]}: set steps_per_call=1."
+        )
+    _check_parts(size, microbatch, mesh)
+    arrays, static = _split((loss, couple))
+    batch = jtu.tree_map(lambda *rows: np.stack(rows) if isinstance(rows[0], np.ndarray) else jnp.stack(rows), *batches)
+    if mesh is not None:
+        mesh = _automatic(mesh)
+        state, arrays, key, batch = _place(mesh, size, state, arrays, key, batch, PartitionSpec(None, "data"))
+    return _steps(state, arrays, key, np.uint32(first), batch, static, mesh, microbatch)
+
+
+@_jit
+def _steps(state, arrays, key, first, batch, static, mesh, microbatch):
+    def one(state, row):
+        i, batch = row
+        return _one(state, arrays, jr.fold_in(key, i), batch, static, mesh, microbatch)
+
+    count = len(jtu.tree_leaves(batch)[0])
+    return jax.lax.scan(one, state, (first + jnp.arange(count, dtype=jnp.uint32), batch))
+
+
+def _mean_of_parts(function, keys, batch, size, mesh):
+    """The mean of `function(keys, batch)` over parts of `size` examples, one after the other, summed in float32."""
+
+    def part(leaf):
+        leaf = leaf.reshape(-1, size, *leaf.shape[1:])
+        if mesh is None:
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(None, "data")))
+
+    def add(total, part):
+        return jtu.tree_map(lambda a, b: a + b.astype(a.dtype), total, function(*part)), None
+
+    parts = jtu.tree_map(part, (keys, batch))
+    shapes = jax.eval_shape(function, *jtu.tree_map(lambda leaf: leaf[0], parts))
+    zeros = jtu.tree_map(lambda leaf: jnp.zeros(leaf.shape, average_dtype(leaf)), shapes)
+    total, _ = jax.lax.scan(jax.checkpoint(add), zeros, parts)
+    count = len(keys) // size
+    return jtu.tree_map(lambda a, leaf: (a / count).astype(leaf.dtype), total, shapes)
 
 
 def _update(
@@ -127,10 +243,12 @@ def _update(
     new = params, slots, state.moves + moved.astype(state.moves.dtype)
     old = state.params, state.slots, state.moves
     params, slots, moves = jtu.tree_map(lambda a, b: jnp.where(finite, a, b), new, old)
-    average = None
-    if state.average is not None and layout.decay is not None:  # kept by a weight of 0: a choice is a kernel a leaf
-        weight = jnp.where(moved, _average_weight(layout.decay, moves), 0.0)
-        average = tuple(_towards(a, p, weight) for a, p in zip(state.average, params, strict=True))
+
+    def follow(rule, average):  # kept by a weight of 0: a choice is a kernel a leaf
+        weight = jnp.where(moved, average_weight(rule, moves), 0.0)
+        return tuple(towards(a, p, weight) for a, p in zip(average, params, strict=True))
+
+    average = each(layout.ema, state.average, follow)
     return State(params, state.frozen, slots, average, moves, state.step + 1, layout)
 
 
@@ -149,25 +267,10 @@ def _moved(old: PyTree, new: PyTree) -> Bool[Array, ""]:
     return ft.reduce(jnp.logical_or, [a != b for a, b in pairs]) if pairs else jnp.array(True)
 
 
-def _average_weight(decay: float, n: Array) -> Array:
-    """The weight of the `n`-th point in the bias-corrected average, `(1 - d) / (1 - d^n)`.
-
-    With it `m_n = m_(n-1) + w_n (p_n - m_(n-1))` is `sum_i d^(n-i) p_i / sum_i d^(n-i)` at every `n`, and the
-    average of a constant is that constant bit for bit; an uncorrected sum that is divided at the end stalls
-    short of it by up to 2^-24 / (1 - d).
-    """
-    if decay == 0:
-        return jnp.ones(())
-    return (1 - decay) / -jnp.expm1(jnp.asarray(n, float) * math.log(decay))
-
-
-def _towards(average, p, weight):
-    return average + weight.astype(average.dtype) * (p.astype(average_dtype(p)) - average)
-
-
 def _norm(grads: tuple[Array, ...]) -> Float[Array, ""]:
     """The Euclidean norm over all arrays, summed in float32 or wider; small ones as one, for a sum is a kernel."""
-    wide = [jnp.abs(g.astype(average_dtype(g))).ravel() for g in grads]
+    wide = [g.astype(average_dtype(g)).ravel() for g in grads]
+    wide = [jnp.abs(g) if jnp.iscomplexobj(g) else g for g in wide]  # a kernel each
     small = [g for g in wide if g.size < _SMALL]
     parts = [g for g in wide if g.size >= _SMALL] + ([jnp.concatenate(small)] if small else [])
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in parts))
@@ -199,15 +302,15 @@ def _value_and_metrics(out: Any) -> tuple[Array, PyTree]:
     return jnp.asarray(value, joined(jnp.result_type(value), jnp.float32)), wide
 
 
-def _split(loss: Loss) -> tuple[list[Any], Any]:
-    """A loss as its arrays and the rest, which is hashable: a plain function is all rest."""
-    leaves, treedef = jtu.tree_flatten(loss)
+def _split(functions: PyTree) -> tuple[list[Any], Any]:
+    """Functions as their arrays and the rest, which is hashable: a plain function is all rest."""
+    leaves, treedef = jtu.tree_flatten(functions)
     flags = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     static = tuple(None if flag else leaf for flag, leaf in zip(flags, leaves, strict=True))
     return [leaf for flag, leaf in zip(flags, leaves, strict=True) if flag], (static, treedef)
 
 
-def _join(arrays: list[Any], static: Any) -> Loss:
+def _join(arrays: list[Any], static: Any) -> PyTree:
     (leaves, treedef), rest = static, iter(arrays)
     return treedef.unflatten([next(rest) if leaf is None else leaf for leaf in leaves])
 
@@ -226,6 +329,19 @@ def _batch_size(batch: PyTree) -> int:
             "single example wants x[None], and what is the same for all examples belongs into the loss."
         )
     return sizes.pop()
+
+
+def _check_parts(size: int, microbatch: int | None, mesh: Mesh | None) -> None:
+    if microbatch is None:
+        return
+    check_count(microbatch=microbatch)
+    devices = 1 if mesh is None else mesh.shape.get("data", 1)
+    if size % microbatch or microbatch % devices:
+        over = f", and be split evenly over {devices} devices" if devices > 1 else ""
+        raise ValueError(
+            f"A microbatch must divide the batch{over}. Got {microbatch} for a batch of {size}: take "
+            f"{max((d for d in range(1, microbatch + 1) if size % d == 0 and d % devices == 0), default=size)}."
+        )
 
 
 def _check_key(key: Any) -> None:
@@ -247,7 +363,7 @@ def _automatic(mesh: Mesh) -> Mesh:
     return automatic(mesh)
 
 
-def _place(mesh, size, state, arrays, key, batch):
+def _place(mesh, size, state, arrays, key, batch, rows):
     """State, loss and key repeated over the mesh, the batch split along its axis `"data"`."""
     count = mesh.shape["data"]
     if size % count:
@@ -255,7 +371,7 @@ def _place(mesh, size, state, arrays, key, batch):
             f"A batch must split evenly over the mesh's axis 'data'. Got {size} examples for {count} devices; "
             f"take a multiple of {count}."
         )
-    repeated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    repeated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, rows)
     if state.step.sharding != repeated:
         state = jax.device_put(state, repeated)
     return (

@@ -1,4 +1,4 @@
-"""The page on extending: its code is that of the files beside this one, it runs, and it is written as users write."""
+"""The page on extending: its code is that of the files beside this one, and it is written as users write."""
 
 import ast
 import re
@@ -42,10 +42,3 @@ def test_the_table_names_what_there_is():
         assert f"\n## {title[0].upper()}{title[1:]}\n" in PAGE
         for name in re.findall(r"`([A-Z]\w+|stepper|given)`", line):
             assert hasattr(jf, name), name
-
-
-@pytest.mark.slow
-def test_the_blocks_run_one_after_another():
-    names = {"__name__": "page"}
-    for block in BLOCKS:
-        exec(compile(block, "<docs/extending.md>", "exec"), names)
