@@ -22,9 +22,9 @@ _draw_data = jax.jit(jf.data.moons, static_argnums=1)
 class MoonsMeanflow(AbstractRecipe):
     """A flow map on two half circles in the plane, without classes: one or two network calls a draw."""
 
-    steps: int = 5000
+    steps: int = 10000
     """Steps of the optimiser."""
-    batch_size: int = 512
+    batch_size: int = 1024
     """Points a step, fresh at each."""
     learning_rate: float = 2e-3
     """The highest; it falls to zero along a cosine."""
@@ -32,7 +32,7 @@ class MoonsMeanflow(AbstractRecipe):
     """Decay of the running average of the parameters."""
     diagonal: float = 0.5
     """Share of examples with s = t, where the map learns its velocity."""
-    width: int = 64
+    width: int = 96
     """Width of the hidden layers."""
     depth: int = 4
     """Number of hidden layers."""
