@@ -26,7 +26,7 @@ def flip(key: PRNGKey, x: Checked[Shaped[Array, "h w c"]]) -> Shaped[Array, "h w
 def crop(key: PRNGKey, x: Checked[Shaped[Array, "h w c"]], margin: int) -> Shaped[Array, "h w c"]:
     """One image `(H, W, C)` moved by up to `margin` pixels each way, uniformly; its edge pixels fill the gap.
 
-    This is a random crop of its own size from the image with `margin` copies of its edge on each side.
+    This is a random crop of the same size from the image with `margin` copies of its edge on each side.
 
     Args:
         key: Decides the shift.
