@@ -34,7 +34,7 @@ def reflow(
 ) -> None:
     """Writes the pairs `(x0, x1)` of a field's flow into an `.npz` file, which `jflow.data.from_npz` reads.
 
-    `x1` is sample `i` of `jflow.generate`, and `x0` the noise that it came from. The file holds the pairs as `x` of shape
+    `x1` is sample `i` of `jflow.generate`, and `x0` the noise that it came from. The file holds the pairs, `x` of shape
     `(n, 2, *event)`, the noise in `x[:, 0]` and the data in `x[:, 1]`; labels of shape `(n,)`, where there are any; and
     `card`, a text in JSON with the kind of the field, its path, the sampler, the key, `n` and the network calls a pair.
 
