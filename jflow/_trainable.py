@@ -42,7 +42,8 @@ def trainable(tree: PyTree) -> PyTree:
 
 def _owns(node: Any) -> bool:
     """Whether a node says itself what of it is trained."""
-    return isinstance(node, eqx.Module) or _flax_kind(node) is not None
+    # `isinstance` would ask every subclass of Module, one by one
+    return eqx.Module in type(node).__mro__ or _flax_kind(node) is not None
 
 
 def _flags(node: Any) -> Any:
@@ -52,7 +53,7 @@ def _flags(node: Any) -> Any:
             return jtu.tree_map(lambda leaf: kind == "Param" and eqx.is_inexact_array(leaf), node)
         inside = {"is_leaf": lambda child: child is not node and _owns(child)}
         return jtu.tree_map(lambda child: _owns(child) and _flags(child), node, **inside)
-    if not isinstance(node, eqx.Module):
+    if eqx.Module not in type(node).__mro__:
         return eqx.is_inexact_array(node)
     paths, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
     declared = type(node).__dataclass_fields__

@@ -8,7 +8,7 @@ from ._kinds import check_kinds
 from ._sample import noise_span
 from ._sampler import SamplerLike, as_sampler
 from ._types import Checked, Number, PRNGKey, Shape
-from ._validate import check_key, stream
+from ._validate import check_key, parameter, stream
 
 
 def brownian_tree(
@@ -33,6 +33,8 @@ def brownian_tree(
         resolution: Its tolerance, in units of the whole interval.
         levy_area: What the solver needs beside the increment, as `diffrax.SpaceTimeLevyArea`.
 
+    Raises `ValueError` for a resolution that is not positive, at which the tree would have no end.
+
     ```python
     field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
     sampler = jf.AdaptiveSteps(dfx.SRA1(), rtol=1e-2, atol=1e-2, t0=0.01, t1=0.99, eta=1.0)
@@ -45,6 +47,6 @@ def brownian_tree(
     start, stop = noise_span(field, as_sampler(sampler))
     margin = 1e-4 * (stop - start)
     return dfx.VirtualBrownianTree(
-        start - margin, stop + margin, (stop - start) * resolution, event_like(shape), stream(key, "brownian_tree"),
-        levy_area=levy_area,  # pyright: ignore[reportArgumentType]
+        start - margin, stop + margin, (stop - start) * parameter(resolution, "resolution"), event_like(shape),
+        stream(key, "brownian_tree"), levy_area=levy_area,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip

@@ -790,7 +790,7 @@ def test_bad_input_raises_with_a_reason():
         (lambda: jf.encode(field, x, eta), ValueError, "encode must follow the ODE. Got eta="),
         (lambda: jf.encode(field, x, grid(times, end="denoise")), ValueError, "encode must follow the ODE to the end"),
         (lambda: jf.encode(field, x, grid(times, jf.EDMChurn(1.0))), ValueError, "EDMChurn.*, which adds noise"),
-        (lambda: jf.encode(field, x, grid(times, rule)), ValueError, "encode must have a diffrax solver"),
+        (lambda: jf.encode(field, x, grid(times, rule)), TypeError, "must have a flow map"),
         (lambda: jf.sample(field, KEY, (2,), past), ValueError, r"lie in \[0, 1\].* t1=1000"),
         (lambda: jf.sample(field, KEY, (2,), jf.AdaptiveSteps(t1=1.2)), ValueError, r"lie in \[0, 1\].* t1 = 1.2"),
         (lambda: jf.sample(field, KEY, (2,), backward), ValueError, "t0 = 1.*t1 = 0"),

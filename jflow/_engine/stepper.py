@@ -307,9 +307,8 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
     """
     _check_ode(sampler, what)
     if isinstance(sampler.solver, AbstractStepRule):
-        rule, end = meet(field, sampler)
-        check_is_map(rule, what, end)
-        return rule
+        check_is_map(sampler.solver, "stop", what)
+        return check_is_map(*meet(field, sampler), what)
     clock = choose_clock(field, sampler)
     denoises = sampler.end == "denoise" if not forward else decide_end(field, sampler, clock.finite_end) == "denoise"
     if denoises:

@@ -90,7 +90,7 @@ class MapRule(AbstractStepRule):
         return x.x
 
     def along(self, steps: Any) -> Any:
-        """The steps with this rule in the place of its own, from the last to the first if they are inverted."""
+        """The steps with this rule in place of theirs, from the last to the first if they are inverted."""
         times, rows = steps.times, steps.rows
         if not self.forward:
             times, rows = jtu.tree_map(lambda a: a[::-1], (times, rows))
@@ -108,14 +108,15 @@ class MapRule(AbstractStepRule):
         )
 
 
-def check_is_map(rule: AbstractStepRule, what: str, end: str = "stop") -> None:
-    """Raises `ValueError` where the steps of a rule are not maps to the end of the grid."""
+def check_is_map(rule: AbstractStepRule, end: str, what: str) -> AbstractStepRule:
+    """The rule; raises `ValueError` where its steps are not maps to the end of the grid."""
     if not rule.is_map or end == "denoise":
         got = "end='denoise'" if rule.is_map else f"{rule!r}, which draws, remembers, or does not say is_map = True"
         raise ValueError(
             f"{what} must have a diffrax solver, or a step that is a map, as jflow.Jump(). Got {got}: leave out what "
             "draws, as renoise=, and end=."
         )
+    return rule
 
 
 def carried(
@@ -133,7 +134,7 @@ def step_of(rule: AbstractStepRule, field: PyTree, row: PyTree, args: Any) -> Ca
 
     Raises `ValueError` for a rule whose steps are no maps.
     """
-    check_is_map(rule, "A density on a grid")
+    check_is_map(rule, "stop", "A density on a grid")
     mapped = noise_map(field.path.source)
 
     def step(x):
@@ -149,7 +150,7 @@ def log_det(
 ) -> tuple[PyTree, Array, Array]:
     """The state after the step, the sign of `det J` of its derivative `J`, and `log |det J|`, or estimates of that.
 
-    A divergence without estimates asks for the exact value, by the whole matrix. Another one takes the trace of
+    A divergence without estimates takes the exact value, by the whole matrix. Another one takes the trace of
     `log(J^T J) / 2`, whose product with a vector is `LANCZOS` steps of Golub and Kahan: exact up to as many components.
     For larger events it has an error that grows with the condition of `J` and is in no standard error. The sign is not
     known then: it is 1.

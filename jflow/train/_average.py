@@ -73,7 +73,7 @@ Rules = Rule | tuple[Rule, ...] | None
 
 
 def checked(ema: Any) -> Rules:
-    """The averages that were asked for; raises where one is not known."""
+    """The averages as they are; raises where one is not known."""
     for rule in ema if isinstance(ema, tuple) else (ema,):
         number = isinstance(rule, (int, float, np.number)) and not isinstance(rule, bool)
         if ema is not None and not number and not isinstance(rule, PowerEMA):
