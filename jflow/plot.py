@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Num, PyTree
 
 from ._extra import from_extra
 from ._kinds import check_kinds
-from ._validate import is_real, shown
+from ._validate import check_count, is_real, shown
 
 # of Okabe and Ito's palette, distinct whatever the colour vision
 # of Okabe and Ito's palette, which can be distinguished with any colour vision
@@ -58,8 +58,9 @@ def image_grid(
     check_kinds(image_grid, locals())
     images = _images(images, 4, "(n, H, W, C)")
     n, height, width, _ = images.shape
-    if labels is not None and len(labels) != n:
-        raise ValueError(f"There must be one label for each image. Got {len(labels)} for {n} images.")
+    if labels is not None and (np.ndim(labels) == 0 or len(labels) != n):
+        got = len(labels) if np.ndim(labels) else shown(labels)
+        raise ValueError(f"There must be one label for each image. Got {got} for {n} images.")
     ncols = _columns(n, ncols)
     gap, top = _gap(height), 0 if labels is None else math.ceil(0.3 * height)
     sheet = _sheet(images, ncols, gap, top)
@@ -149,6 +150,7 @@ def density(
     ```
     """
     check_kinds(density, locals())
+    check_count(2, resolution=resolution)
     if particles is not None:
         particles = _known(particles, np.float64)
         if particles.ndim != 2 or particles.shape[1] != 2 or len(particles) == 0:

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
-from .._validate import concrete, stream
+from .._validate import as_array, concrete, stream
 from ._abstract import AbstractDensity, Numbers, marginal_weights, positive
 from ._gaussian import gaussian_moments
 from ._mixing import draw
@@ -48,7 +48,9 @@ class LabelledMixture(AbstractDensity):
         """
         check_kinds(LabelledMixture.__init__, locals())
         k = mixture.means.shape[0]
-        known = np.arange(k) if labels is None else np.asarray(labels)
+        known = np.arange(k) if labels is None else concrete(as_array(labels, "labels"))
+        if known is None:
+            raise ValueError("Labels must be known outside of jax.jit, for they decide the classes. Got traced ones.")
         classes = int(known.max()) + 1 if known.size and np.issubdtype(known.dtype, np.integer) else 0
         if known.shape != (k,) or set(known.ravel().tolist()) != set(range(classes)):
             raise ValueError(
