@@ -22,7 +22,7 @@ _draw_data = jax.jit(jf.data.moons, static_argnums=1)
 class MoonsMeanflow(AbstractRecipe):
     """A flow map on two half circles in the plane, without classes: one or two network calls a draw."""
 
-    steps: int = 10000
+    steps: int = 15000
     """Steps of the optimiser."""
     batch_size: int = 1024
     """Points a step, fresh at each."""
@@ -42,7 +42,7 @@ class MoonsMeanflow(AbstractRecipe):
     shape: ClassVar = (2,)
     num_classes: ClassVar = None
     draws: ClassVar = 2000
-    minutes: ClassVar = "1"
+    minutes: ClassVar = "2"
 
     def __post_init__(self):
         check_options(self)
