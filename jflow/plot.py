@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import jax
@@ -58,8 +58,8 @@ def image_grid(
     check_kinds(image_grid, locals())
     images = _images(images, 4, "(n, H, W, C)")
     n, height, width, _ = images.shape
-    if labels is not None and (np.ndim(labels) == 0 or len(labels) != n):
-        got = len(labels) if np.ndim(labels) else shown(labels)
+    if labels is not None and not (isinstance(labels, Sized) and len(labels) == n):
+        got = len(labels) if isinstance(labels, Sized) else shown(labels)
         raise ValueError(f"There must be one label for each image. Got {got} for {n} images.")
     ncols = _columns(n, ncols)
     gap, top = _gap(height), 0 if labels is None else math.ceil(0.3 * height)

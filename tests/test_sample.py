@@ -811,6 +811,11 @@ def test_bad_input_raises_with_a_reason():
         (lambda: jf.brownian_tree(field, jf.samplers.ddpm(4), KEY, (2,)), ValueError, "must have one eta"),
         (lambda: jf.brownian_tree(field, grid(times, eta=[1.0, 1.0, 0.5, 0.5]), KEY, (2,)), ValueError, "one eta"),
         (lambda: jf.brownian_tree(jumps, grid(times, jf.Jump(0.5)), KEY, (2,)), ValueError, "must go with a diffrax"),
+        (
+            lambda: jf.brownian_tree(field, grid(times, eta=1.0), KEY, (2,), resolution=-0.5),
+            ValueError,
+            "resolution must be a positive number",
+        ),
         (lambda: jf.decode(jf.Field(lambda t, x, a: x[0], jf.CondOT(), "data"), x, times), ValueError, "shape"),
         (lambda: jf.sample(field, KEY, (2,), times, eta=1.0), TypeError, "eta"),
         (lambda: jf.sample(field, KEY, (2,), times, divergnce=None), TypeError, "divergnce"),
