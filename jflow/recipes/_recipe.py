@@ -169,6 +169,16 @@ class AbstractRecipe(abc.ABC):
         return jf.Guided(field, self.num_classes), args, jf.Args(0, scale=None)
 
 
+class AbstractMapRecipe(AbstractRecipe):
+    """A recipe of a flow map, drawn from by jumps."""
+
+    def sampler(self, name=None, steps=None, **options):
+        """By default two jumps, of one call each."""
+        if name is not None or any(value is not None for value in options.values()):
+            return super().sampler(name, steps, **options)
+        return jumps(2 if steps is None else steps)
+
+
 def jumps(steps: int) -> jf.FixedSteps:
     """So many jumps of a flow map, of equal length: one call of the network each."""
     check_integers(steps=(steps, 1, _MOST_STEPS))

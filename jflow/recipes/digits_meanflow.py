@@ -10,13 +10,13 @@ from flax import nnx
 import jflow as jf
 
 from . import _images
-from ._recipe import AbstractRecipe, Bar, check_options, jumps
+from ._recipe import AbstractMapRecipe, Bar, check_options, jumps
 
 _data = ft.cache(jf.data.digits)
 
 
 @dataclasses.dataclass(frozen=True)
-class DigitsMeanflow(AbstractRecipe):
+class DigitsMeanflow(AbstractMapRecipe):
     """A flow map on handwritten digits of 8 x 8 pixels, class-conditional: one or two network calls a draw."""
 
     steps: int = 5000
@@ -59,12 +59,6 @@ class DigitsMeanflow(AbstractRecipe):
 
     def batch(self, step):
         return jf.data.batch(_data("train"), self.seed, step, self.batch_size)
-
-    def sampler(self, name=None, steps=None, **options):
-        """By default two jumps, of one call each."""
-        if name is not None or any(value is not None for value in options.values()):
-            return super().sampler(name, steps, **options)
-        return jumps(2 if steps is None else steps)
 
     def evaluate(self, field, sampler, num, seed):
         """One jump, and the sampler, judged by an SVM that was trained on the same images, and by distances."""

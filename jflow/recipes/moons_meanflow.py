@@ -13,13 +13,13 @@ from flax import nnx
 import jflow as jf
 
 from ._folder import ANIMATION, SAMPLES, TRAJECTORIES, whole_file
-from ._recipe import AbstractRecipe, Bar, check_memory, check_options, jumps
+from ._recipe import AbstractMapRecipe, Bar, check_memory, check_options, jumps
 
 _draw_data = jax.jit(jf.data.moons, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class MoonsMeanflow(AbstractRecipe):
+class MoonsMeanflow(AbstractMapRecipe):
     """A flow map on two half circles in the plane, without classes: one or two network calls a draw."""
 
     steps: int = 15000
@@ -60,12 +60,6 @@ class MoonsMeanflow(AbstractRecipe):
     def batch(self, step):
         _, key = jr.split(jr.key(self.seed))  # the first half is for the noise of training
         return {"x": _draw_data(jr.fold_in(key, step), self.batch_size)}
-
-    def sampler(self, name=None, steps=None, **options):
-        """By default two jumps, of one call each."""
-        if name is not None or any(value is not None for value in options.values()):
-            return super().sampler(name, steps, **options)
-        return jumps(2 if steps is None else steps)
 
     def evaluate(self, field, sampler, num, seed):
         """Distances to fresh data of one jump, and of the sampler, in units of the data's own."""
