@@ -161,14 +161,16 @@ def points(ax, x, title, half=7.0, color=jf.plot.DATA, centre=(0.0, 0.0)):
     plane(ax, title, centre, half)
 
 
-def rows(images, labels, name, width=0.55):
+def rows(images, labels, name, width=0.6):
     """A row of images for each label, which stands to its left."""
-    n, columns = len(labels), len(images[0])
-    figure = Figure(figsize=(width * columns + 1.6, width * n))
-    for ax, row, label in zip(figure.subplots(n, 1, squeeze=False)[:, 0], images, labels, strict=True):
-        jf.plot.image_grid(np.clip(row, -1, 1), ncols=columns, ax=ax)
-        ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9, color=jf.plot.INK)
-    figure.subplots_adjust(left=0.26, right=1, top=1, bottom=0, hspace=0.02)
+    figure = Figure(figsize=(width * len(images[0]), width * len(labels)))
+    grid = figure.subplots(len(labels), len(images[0]), gridspec_kw={"wspace": 0.1, "hspace": 0.1})
+    for line, row, label in zip(grid, images, labels, strict=True):
+        for ax, image in zip(line, row, strict=True):
+            ax.imshow(np.clip((np.asarray(image) + 1) / 2, 0, 1), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(color="silver", linewidth=0.5)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", color=jf.plot.INK)
     save(figure, name)
 
 
