@@ -2,7 +2,7 @@
 
 Without names it makes those of the ideas, whose fields are the exact ones of distributions: nothing is trained. Those
 of the gallery take a minute or two each. They train what their pages do, and mostly run the very code of the page.
-`inpainting`, `drawings` and `jumps` draw from a run of the command line, in the folder that the gallery names.
+`inpainting`, `drawings` and `jumps` take a run of the command line, in the folder where the gallery's command puts it.
 """
 
 import functools as ft
@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from PIL import Image
 
 import jflow as jf
 
@@ -136,12 +137,23 @@ def guidance():
     save(figure, "guidance")
 
 
-def page(name):
-    """What the code of a page defines, when it has run."""
+def page(name, blocks=None):
+    """What the code of a page defines, when so many of its blocks have run."""
     namespace = {"__name__": "page"}
-    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL):
+    found = re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL)
+    for block in found[:blocks]:
         exec(block, namespace)
     return namespace
+
+
+def cut(run, panels, name):
+    """Two panels of the sheet that a run has drawn, of three, and of these the upper half."""
+    with Image.open(run / "samples.png") as sheet:
+        width, height = sheet.width // 3, round(0.54 * sheet.height)
+        both = Image.new("RGB", (2 * width, height))
+        for i, panel in enumerate(panels):
+            both.paste(sheet.convert("RGB").crop((panel * width, 0, (panel + 1) * width, height)), (i * width, 0))
+    both.quantize(200).save(IMAGES / f"{name}.png")
 
 
 def trained(loss, draw, steps, *, path=None, **options):
@@ -246,26 +258,20 @@ def inpainting():
     """The upper half is known: draws of the lower one."""
     from jflow.recipes import load
 
-    made, run = page("howto/inverse.md"), load(RUNS / "digits")
-    label = np.arange(10)
+    known, run = page("howto/inverse.md", 1)["Known"], load(RUNS / "digits")
     real = jf.data.digits("test")
-    values = np.stack([real.x[np.flatnonzero(real.label == c)[1]] for c in label])
-    mask = np.broadcast_to(np.arange(8)[:, None, None] < 4, values.shape)
-    guided = made["Known"](run.field, std=0.1)
-    args, draws = jf.Args(label, known=(values, mask)), []
-    for seed in range(3):
-        sol = generate(guided, jr.key(seed), 10, (8, 8, 1), made["sampler"], args=args, args_in_axes=0)
-        draws.append(sol.x)
-    rows([np.where(mask, values, 0.0), *draws, values], ["known", "draws", "", "", "the image"], "inpainting")
+    values = np.stack([real.x[np.flatnonzero(real.label == c)[1]] for c in range(10)])
+    mask = np.broadcast_to(np.arange(8)[:, None, None] < 4, (30, 8, 8, 1))
+    args = jf.Args(np.arange(30) % 10, known=(np.tile(values, (3, 1, 1, 1)), mask))
+    sampler = jf.FixedSteps(jf.UniformGrid(100, t0=0.01), eta=1.0)
+    x = generate(known(run.field, std=0.1), jr.key(0), 30, (8, 8, 1), sampler, args=args, args_in_axes=0).x
+    upper = np.where(mask[:10], values, 0.0)
+    rows([upper, *x.reshape(3, 10, 8, 8, 1), values], ["known", "draws", "", "", "the image"], "inpainting")
 
 
 def jumps():
     """Digits by one jump and by two."""
-    from jflow.recipes import load
-
-    run = load(RUNS / "digits-meanflow")
-    images = [run.draw(run.recipe.sampler(steps=n), 20, seed=1) for n in (1, 2)]
-    rows(images, ["one call", "two calls"], "jumps", 0.45)
+    cut(RUNS / "digits-meanflow", (1, 2), "jumps")
 
 
 def pairs():
@@ -314,20 +320,14 @@ def finetune():
 
 def drawings():
     """Houses and trees: pictures of a folder, and draws."""
-    from jflow.recipes import load
-
-    folder = Path(tempfile.gettempdir(), "jflow-pictures")
-    run = load(folder / "run")
-    size, steps = run.recipe.size, run.recipe.sampler(steps=40)
-    seen = jf.data.from_folder(folder / "drawings", size)
-    x = np.asarray(seen.x[:: len(seen) // 24][:24], np.float32) / 127.5 - 1
-    draws = [run.draw(steps, 12, label=np.arange(12) % 2, scale=2.0, seed=seed) for seed in (0, 1)]
-    rows([x[:12], x[12:], *draws], ["data", "", "draws", ""], "drawings", 0.62)
+    cut(Path(tempfile.gettempdir(), "jflow-pictures", "run"), (0, 2), "drawings")
 
 
-IDEAS = (path, field, clock, noise, likelihood, guidance)
-GALLERY = (checkerboard, text, molecules, latents, inpainting, jumps, pairs, finetune, drawings)
+IDEAS = {f.__name__: f for f in (path, field, clock, noise, likelihood, guidance)}
+GALLERY = {
+    f.__name__: f for f in (checkerboard, text, molecules, latents, inpainting, jumps, pairs, finetune, drawings)
+}
 
 if __name__ == "__main__":
-    for draw in [function for function in IDEAS + GALLERY if function.__name__ in sys.argv[1:]] or IDEAS:
-        draw()
+    for name in sys.argv[1:] or IDEAS:
+        (IDEAS | GALLERY)[name]()
