@@ -149,7 +149,7 @@ def page(name, blocks=None):
 def cut(run, panels, name):
     """Two panels of the sheet that a run has drawn, of three, and of these the upper half."""
     with Image.open(run / "samples.png") as sheet:
-        width, height = sheet.width // 3, round(0.54 * sheet.height)
+        width, height = sheet.width // 3, round(0.525 * sheet.height)
         both = Image.new("RGB", (2 * width, height))
         for i, panel in enumerate(panels):
             both.paste(sheet.convert("RGB").crop((panel * width, 0, (panel + 1) * width, height)), (i * width, 0))
