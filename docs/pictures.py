@@ -226,7 +226,7 @@ def molecules():
     args = jf.Args({"mask": mask}, mask=mask)
     x = generate(state.ema, jr.key(4), 8, (6, 3), made["sampler"], args=args, args_in_axes=0).x
     data, there = (np.asarray(a) for a in made["molecules"](jr.key(5), 64))
-    first = [int(np.flatnonzero((there == m).all(1))[i // 4]) for i, m in enumerate(mask)]
+    first = [int(np.flatnonzero((there == m).all(1))[i % 2]) for i, m in enumerate(mask)]
     figure = Figure(figsize=(8.8, 2.5))
     for row, clouds in enumerate((data[first], x)):
         for column, (cloud, m) in enumerate(zip(clouds, mask, strict=True)):
