@@ -96,10 +96,10 @@ def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> R
     does, and where the run is damaged. A line every 100 steps takes the place of the progress bar where no terminal is.
     """
     begin(recipe, folder, overwrite=overwrite)
-    terminal, told = sys.stderr.isatty(), f"of {recipe.steps}, loss"
+    terminal = sys.stderr.isatty()
     every = [(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder))]
     if not terminal:
-        every.append((_TELL_EVERY, lambda _, line: print(f"step {line['step']} {told} {line['loss']:.4g}", flush=True)))
+        every.append((_TELL_EVERY, lambda _, line: _tell(recipe, line)))
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
         save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=terminal, every=every,
@@ -179,6 +179,10 @@ def _preview(recipe: AbstractRecipe, state: Any, folder: Path) -> None:
         return
     with whole_file(folder / SAMPLES) as path:
         recipe.sheet(x, label).savefig(path)
+
+
+def _tell(recipe: AbstractRecipe, line: dict[str, float]) -> None:
+    print(f"step {line['step']} of {recipe.steps}, loss {line['loss']:.4g}", flush=True)
 
 
 def _loss_picture(folder: Path) -> None:
