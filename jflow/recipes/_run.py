@@ -97,9 +97,9 @@ def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> R
     """
     begin(recipe, folder, overwrite=overwrite)
     terminal = sys.stderr.isatty()
-    every = [(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder))]
+    every = [(_SAVE_EVERY, lambda state, line: _preview(recipe, state, folder))]
     if not terminal:
-        every.append((_TELL_EVERY, lambda _, line: _tell(recipe, line)))
+        every.append((_TELL_EVERY, lambda state, line: _tell(recipe, line)))
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
         save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=terminal, every=every,
