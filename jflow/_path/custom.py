@@ -27,6 +27,10 @@ class CustomPath(AbstractAffinePath):
     inside, taken one float away, and infinite at t = 0 where autodiff finds them so, as `alpha'` of `sqrt(t)`;
     `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
 
+    A root of a rounded difference, as `sqrt(1 - alpha(t)**2)`, has the derivative NaN at t = 1, where no velocity can
+    be trained: write the difference as a product. Where `alpha'(0) = 0`, as below, a velocity does not determine the
+    data at t = 0: sample it in `PathClock()`.
+
     Raises `ValueError` where the functions break a rule.
 
     ```python

@@ -17,6 +17,8 @@ from .._types import Number, PRNGKey
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
 
+_NAMES = "alpha", "sigma", "alpha'", "sigma sigma'", "sigma (sigma alpha' - alpha sigma')"
+
 
 def check_path(path: AbstractAffinePath) -> Report:
     """Checks an affine path that you wrote.
@@ -66,8 +68,10 @@ def check_path(path: AbstractAffinePath) -> Report:
             values = jnp.stack([_along(f, ends).astype(jnp.float32) for f in functions])
             slopes = jnp.stack([jax.grad(f)(ends[0]) for f in functions[:2]])
             steep = jnp.any(jnp.isinf(slopes)) & jnp.zeros_like(values, bool).at[2:, 0].set(True)
-            count = jnp.sum(~jnp.isfinite(values) & ~steep)
-            yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", count, 0.0, "of 10 coefficients")
+            bad = ~jnp.isfinite(values) & ~steep
+            named = ", ".join(f"{_NAMES[i]} at t = {end}" for i, end in np.argwhere(bad))
+            what = f"of 10 coefficients{named and ': '}{named}"
+            yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", jnp.sum(bad), 0.0, what)
         yield from _flag_rows(path)
 
     return Report(f"path {type(path).__name__}", rows())
