@@ -14,9 +14,10 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS := .cache/docs
 EMPTY := .cache/package
+PEERS := .cache/peers
 QUIETLY := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-all lint format typecheck notebooks docs package clean
+.PHONY: setup demo test test-all lint format typecheck notebooks docs package bench clean
 
 setup: $(STAMP)
 
@@ -87,6 +88,10 @@ package:
 	@$(EMPTY)/bin/python $(QUIETLY) dist/*.whl
 	@ls dist
 	@env -u PYTHONPATH $(EMPTY)/bin/python -I tests/package.py README.md
+
+# the speed beside hand-written programs, and beside the peers where `make peers` has installed them
+bench: $(STAMP)
+	$(if $(wildcard $(PEERS)/.peers),$(PEERS),$(VENV))/bin/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .cache .pytest_cache .ruff_cache
