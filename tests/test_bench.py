@@ -45,9 +45,6 @@ def test_the_tables_are_made_of_the_files(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("dopri5", 5)])
 def test_the_loops_by_hand_have_their_order(x64, name, order):
-    errors = [
-        float(abs(getattr(loops, name)(lambda t, x: -x * jnp.cos(t), jnp.ones(()), jnp.linspace(0, 1, n + 1)) - end))
-        for end in [np.exp(-np.sin(1.0))]
-        for n in (4, 8)
-    ]
+    ends = [getattr(loops, name)(lambda t, x: -x, jnp.ones(()), jnp.linspace(0, 1, n + 1)) for n in (8, 16)]
+    errors = [abs(float(end) - np.exp(-1.0)) for end in ends]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4)
