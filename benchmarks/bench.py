@@ -41,7 +41,7 @@ def cell(value: float) -> str:
 def table(found: dict) -> str:
     """The rows of one machine."""
     about, note = found["machine"], f" ({found['note']})" if found["note"] else ""
-    lines = [f"\n{about['processor']}, {about['cores']} cores, jax {about['jax']}{note}:\n"]
+    lines = [f"\n{about['processor']}, {about['cores']} core{'s' * (about['cores'] != 1)}, jax {about['jax']}{note}:\n"]
     lines += ["| program | beside | figure | quartiles | at most | jflow | other |", "|---|---|---|---|---|---|---|"]
     for row in (row for group in (*GROUPS, "gpu") for row in found["rows"].get(group, [])):
         low, middle, high = row["figure"]
