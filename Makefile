@@ -18,7 +18,7 @@ PEERS := .cache/peers
 NEWEST := .cache/newest
 QUIETLY := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-all test-newest lint format typecheck notebooks docs package peers constraints release clean
+.PHONY: setup demo test test-all test-newest lint format typecheck notebooks docs package peers bench constraints release clean
 
 setup: $(STAMP)
 
@@ -111,6 +111,10 @@ $(PEERS)/.peers: pyproject.toml constraints.txt benchmarks/peers-requirements.tx
 	@$(PEERS)/bin/python $(QUIETLY) --build-constraint constraints.txt --requirement benchmarks/peers-requirements.txt --editable .
 	@$(PEERS)/bin/python $(QUIETLY) --no-deps --requirement benchmarks/peers-alone.txt
 	@touch $@
+
+# the speed beside hand-written programs, and beside the peers where `make peers` has installed them
+bench: $(STAMP)
+	$(if $(wildcard $(PEERS)/.peers),$(PEERS),$(VENV))/bin/python benchmarks/bench.py
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12, into constraints.txt
 constraints:
