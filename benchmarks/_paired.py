@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 
-def paired_ratio(first: Callable[[], Any], second: Callable[[], Any], runs: int = 15) -> tuple[float, float, float]:
-    """Median of `time(first) / time(second)` over interleaved runs, and the median seconds of each."""
+def paired_seconds(first: Callable[[], Any], second: Callable[[], Any], runs: int = 15) -> np.ndarray:
+    """The seconds of both over interleaved runs, `(runs, 2)`, after one run of each that does not count."""
     jax.block_until_ready((first(), second()))
     seconds = []
     for run in range(runs):
@@ -19,5 +19,10 @@ def paired_ratio(first: Callable[[], Any], second: Callable[[], Any], runs: int 
             jax.block_until_ready((first, second)[which]())
             pair[which] = time.perf_counter() - start
         seconds.append(pair)
-    table = np.asarray(seconds)
+    return np.asarray(seconds)
+
+
+def paired_ratio(first: Callable[[], Any], second: Callable[[], Any], runs: int = 15) -> tuple[float, float, float]:
+    """Median of `time(first) / time(second)` over interleaved runs, and the median seconds of each."""
+    table = paired_seconds(first, second, runs)
     return float(np.median(table[:, 0] / table[:, 1])), *(float(s) for s in np.median(table, axis=0))
