@@ -8,38 +8,41 @@ stored averages, the log, and each batch that any of the processes took.
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
 import zlib
 from pathlib import Path
 
+import jax
+import jax.random as jr
 import numpy as np
+import optax
+import orbax.checkpoint  # noqa: F401  (once, before the children)
+from flax import nnx
+from jax._src.xla_bridge import backends_are_initialized
 
-ROOT = Path(__file__).parents[1]
-SAVE_EVERY = 25
+import jflow as jf
+import jflow.nn
+import jflow.train
+
+SAVE_EVERY = 10
 
 
 def child(folder: Path, steps: int) -> None:
     """The run; each batch leaves a line in a file, and takes a while, so that there is time to kill."""
-    import jax
-    import jax.random as jr
-    import optax
-    from flax import nnx
-
-    import jflow as jf
-
+    os.dup2(os.open(f"{folder}-errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
     data = jf.data.from_array(np.random.default_rng(0).normal(size=(5000, 2)))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}-batches.jsonl").open("a") as file:
+    with Path(f"{folder}-batches.jsonl").open("a") as file:
 
         def batches(i):
             batch = jf.data.batch(data, 0, i, 64)
             file.write(json.dumps([i, zlib.crc32(batch["x"].tobytes())]) + "\n")
             file.flush()
-            time.sleep(0.005)
+            time.sleep(0.01)
             return batch
 
         field = jf.Field(jf.nn.MLP(2, width=64, depth=2, rngs=nnx.Rngs(0)), jf.CondOT(), "velocity")
@@ -48,19 +51,27 @@ def child(folder: Path, steps: int) -> None:
             state, lambda f, k, e: jf.matching_loss(f, k, e["x"]), batches, steps=steps, key=jr.key(1),
             run_dir=folder, save_every=SAVE_EVERY, log_every=7, best="loss", progress=False,
         )  # fmt: skip
-    np.savez(folder.parent / f"{folder.name}.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
+    np.savez(f"{folder}.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
 
 
-def started(folder: Path, steps: int) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
-    command = [sys.executable, __file__, "--child", str(folder), "--steps", str(steps)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def started(folder: Path, steps: int) -> multiprocessing.Process:
+    """A child, by a fork: this process has imported all and computed nothing."""
+    assert not backends_are_initialized()
+    process = multiprocessing.get_context("fork").Process(target=child, args=(folder, steps))
+    process.start()
+    return process
 
 
 def taken(folder: Path) -> list[list[int]]:
-    """The batches that were taken: step and checksum; the last line may be half written."""
-    file = folder.parent / f"{folder.name}-batches.jsonl"
+    """The batches that were taken: step and checksum; a line may be half written."""
+    file = Path(f"{folder}-batches.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("]")] if file.exists() else []
+
+
+def number(folder: Path) -> int:
+    """How many batches were taken."""
+    file = Path(f"{folder}-batches.jsonl")
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def half_written(folder: Path) -> set[str]:
@@ -68,39 +79,45 @@ def half_written(folder: Path) -> set[str]:
     return {entry.name for entry in folder.glob("checkpoints/*tmp*")}
 
 
-def until(condition, process: subprocess.Popen) -> None:
+def fail(folder: Path, process: multiprocessing.Process) -> None:
+    raise SystemExit(f"The run must go on from any kill. It ended by {process.exitcode}:\n{errors(folder)}")
+
+
+def errors(folder: Path) -> str:
+    return Path(f"{folder}-errors").read_text()
+
+
+def until(condition, folder: Path, process: multiprocessing.Process) -> None:
     while not condition():
-        if process.poll() is not None:
-            raise SystemExit(f"The run ended before it was killed: take more --steps.\n{process.communicate()[1]}")
-        time.sleep(0.0005)
+        if process.exitcode is not None:
+            fail(folder, process)
+        time.sleep(0.001)
 
 
 def killed(folder: Path, steps: int, saving: bool, rng: np.random.Generator) -> tuple[int, bool]:
     """One kill; the step that it hit, and whether a checkpoint was half written."""
-    before, left = len(taken(folder)), half_written(folder)
+    before, left = number(folder), half_written(folder)
     process = started(folder, steps)
-    until(lambda: len(taken(folder)) > before, process)
+    first = before + 1 + rng.integers(1, 4 * SAVE_EVERY)
+    until(lambda: number(folder) > first, folder, process)
     if saving:  # not what the process before left
-        until(lambda: half_written(folder) - left, process)
-        time.sleep(rng.uniform(0, 0.03))
-    else:
-        time.sleep(rng.uniform(0, 1.5))
+        left |= half_written(folder)
+        until(lambda: half_written(folder) - left, folder, process)
+    time.sleep(rng.uniform(0, 0.03))
+    torn = half_written(folder)
     process.kill()
-    complaint = process.communicate()[1]
-    if process.returncode != -9 or "damaged" in complaint:
-        raise SystemExit(f"The run must go on from any kill. It ended by {process.returncode}:\n{complaint}")
-    return taken(folder)[-1][0], bool(half_written(folder) - left)
+    process.join()
+    if process.exitcode != -9 or "damaged" in errors(folder):
+        fail(folder, process)
+    return taken(folder)[-1][0], bool(half_written(folder) & torn)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child is not None:
-        return child(given.child, given.steps)
     rng = np.random.default_rng(given.seed)
     with tempfile.TemporaryDirectory() as scratch:
         whole, cut = Path(scratch, "whole"), Path(scratch, "cut")
@@ -110,8 +127,9 @@ def main() -> None:
             print(f"kill {i + 1} at step {hits[-1][0]}{', a checkpoint half written' * hits[-1][1]}", flush=True)
         for folder in (cut, whole):
             process = started(folder, given.steps)
-            if complaint := process.communicate()[1] or process.returncode:
-                raise SystemExit(f"The run must end. {complaint}")
+            process.join()
+            if process.exitcode or "damaged" in errors(folder):
+                fail(folder, process)
         with np.load(f"{whole}.npz") as one, np.load(f"{cut}.npz") as other:
             arrays = [np.array_equal(one[name], other[name]) for name in one.files]
             assert one.files == other.files

@@ -40,14 +40,14 @@ class Features(eqx.Module):
     name: str = eqx.field(static=True)
     weights: dict[str, Array]
 
-    def __call__(self, x: Num[np.ndarray | Array, "n h w 1"]) -> Float[np.ndarray, "n k"]:
+    def __call__(self, x: Num[np.ndarray | Array, "..."]) -> Float[np.ndarray, "n k"]:
         """The vectors of images, as `frechet_distance`, `kid` and `precision_recall` take them for `features=`.
 
         Raises `ValueError` for images of another shape, and for numbers that are not in [-1, 1].
         """
         return self._of(x)[0]
 
-    def classes(self, x: Num[np.ndarray | Array, "n h w 1"]) -> Int[np.ndarray, "n"]:
+    def classes(self, x: Num[np.ndarray | Array, "..."]) -> Int[np.ndarray, "n"]:
         """The classes of images, as `class_accuracy` takes them; raises as a call does."""
         return self._of(x)[1].argmax(axis=1)
 
