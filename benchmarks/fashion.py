@@ -53,8 +53,10 @@ def main() -> None:
         x = run.draw(run.recipe.sampler(), given.draws, label=label, scale=scale, stream=int(scale))
         row(f"{given.draws:,} draws, scale {scale:g}", x, label)
     if given.picture is not None:
-        names = [*jf.data.fashion_mnist("test", Path(run.recipe.data)).classes, *[""] * 70]
-        figure = jf.plot.image_grid(x[:80], labels=names, ncols=10)
+        figure = jf.plot.image_grid(x[:80], ncols=10)
+        ax = figure.axes[0]
+        for i, name in enumerate(jf.data.fashion_mnist("test", Path(run.recipe.data)).classes):
+            ax.text(i / 10 + 0.05, 1.01, name, ha="center", fontsize=8, transform=ax.transAxes)
         figure.savefig(given.picture, dpi=100, bbox_inches="tight")
 
 

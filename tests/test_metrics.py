@@ -470,6 +470,6 @@ def test_a_feature_network_takes_images_only(x, rule):
 @pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not there")
 def test_the_judge_of_clothes_is_right_on_nine_of_ten_test_images():
     test = data.fashion_mnist("test")
-    assert metrics.class_accuracy(test[:]["x"], test.label, metrics.features("fashion").classes) >= 0.9
+    assert metrics.class_accuracy(test[:]["x"], test.label, metrics.features("fashion").classes) >= 0.91
     small = fit(test.x, 16, True) / np.float32(127.5) - 1
-    assert metrics.class_accuracy(small, test.label, metrics.features("fashion").classes) >= 0.89
+    assert metrics.class_accuracy(small, test.label, metrics.features("fashion").classes) >= 0.9

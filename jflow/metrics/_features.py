@@ -17,7 +17,7 @@ from .._kinds import check_kinds
 from .._validate import shown
 
 FASHION = Path(__file__).with_name("fashion.safetensors")
-_SHA256 = "f186b7631d1ba118644bf2aeb97bcbc1307354cc1453f4970d24cf1f0eab750c"
+_SHA256 = "e961661fcef61d4e4056251d6fe488df33908985d1a41eab6b01785711ac5c8f"
 _SIDE = 28
 _STRIDES = (2, 1, 2, 1, 1)  # of the convolutions
 
