@@ -144,7 +144,7 @@ def main() -> None:
         print(f"arrays of the state: {sum(arrays)} of {len(arrays)} equal bit for bit")
         print(f"stored averages: {sum(stored)} of {len(stored)}; batches taken: {sum(batches)} of {len(batches)}")
         print(f"lines of the log: {sum(map(dict.__eq__, *logs))} of {len(logs[0])}")
-        left = sorted(entry.name for entry in (cut / "checkpoints").iterdir())
+        left = sorted((entry.name for entry in (cut / "checkpoints").iterdir()), key=int)
         print(f"checkpoints: {', '.join(left)}")
         equal = all(arrays) and all(stored) and all(batches) and logs[0] == logs[1]
     sys.exit(not equal)
