@@ -12,7 +12,7 @@ import pytest
 from jflow import data, metrics
 from jflow.data._binary import _DEBIAN
 from jflow.data._folder import fit
-from jflow.metrics import _features
+from jflow.metrics import _distances, _features
 
 KEY = jr.key(0)
 FASHION = any(Path(d).is_dir() for d in (_DEBIAN, Path(os.environ.get("JFLOW_DATA_DIR", "."), "fashion-mnist")))
@@ -134,7 +134,7 @@ def test_mmd_of_two_points_and_its_default_bandwidth():
 def test_blocks_do_not_change_a_value(monkeypatch):
     values = [DISTANCES[name](CLOUD, OTHER) for name in ("energy_distance", "mmd", "sliced_wasserstein")]
     near = metrics.nearest_distance(CLOUD, OTHER)
-    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    monkeypatch.setattr(_distances, "_BLOCK", 1000)
     again = [DISTANCES[name](CLOUD, OTHER) for name in ("energy_distance", "mmd", "sliced_wasserstein")]
     np.testing.assert_allclose(again, values, rtol=1e-10)
     np.testing.assert_allclose(metrics.nearest_distance(CLOUD, OTHER), near, rtol=1e-12)
@@ -199,7 +199,7 @@ def test_kid_is_the_sum_over_pairs(monkeypatch):
     exact = within(CLOUD) + within(OTHER) - 2 * gram(CLOUD, OTHER).mean()
     assert metrics.kid(CLOUD, OTHER) == pytest.approx(exact, rel=1e-12)
     assert metrics.kid(CLOUD[:, :, None], OTHER, lambda x: x.reshape(len(x), -1)) == metrics.kid(CLOUD, OTHER)
-    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    monkeypatch.setattr(_distances, "_BLOCK", 1000)
     assert metrics.kid(CLOUD, OTHER) == pytest.approx(exact, rel=1e-12)
 
 
@@ -218,7 +218,7 @@ def test_precision_and_recall_by_balls(rng, monkeypatch):
         turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]
         assert metrics.precision_recall(3 * x @ turn + 1, 3 * y @ turn + 1, k) == found
         assert metrics.precision_recall(y, x, k) == found[::-1]
-    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    monkeypatch.setattr(_distances, "_BLOCK", 1000)
     assert metrics.precision_recall(x, y, 7) == found
 
 
@@ -407,7 +407,7 @@ def test_on_the_host_in_float64():
     assert metrics.energy_distance(x, x + 1e-3) == pytest.approx(4e-6, rel=1e-6)
 
 
-def test_the_feature_network_comes_with_the_package(monkeypatch, tmp_path):
+def test_the_feature_network_comes_with_the_package(tmp_path):
     judge = metrics.features("fashion")
     assert judge.name == f"fashion-{_features._SHA256[:8]}" and metrics.features("fashion") is judge
     assert _features.FASHION.stat().st_size < 2**20
