@@ -2,7 +2,7 @@
 
 It calls `jflow train images` on Fashion-MNIST (which is found as `jf.data.fashion_mnist` finds it), 20 minutes on two
 cores, and goes on where it was stopped. Then it prints the accuracy of the judge on the 10,000 test images, the
-accuracy of as many draws, the classes in turn, and the Frechet distances of draws, and of training images, to the test
+accuracy of as many draws, the classes in turn, and the Fréchet distances of draws, and of training images, to the test
 images. `--picture` writes a sheet of draws, a class a column.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
     label = np.arange(given.draws) % 10
     part = np.random.default_rng(0).choice(len(train), given.draws, replace=False)
     real = test[:]
-    print(f"step {run.step}, judge {judge.name}\n\n| images | accuracy | Frechet distance to test |\n|---|---|---|")
+    print(f"step {run.step}, judge {judge.name}\n\n| images | accuracy | Fréchet distance to test |\n|---|---|---|")
 
     def row(name, x, label):
         accuracy = jf.metrics.class_accuracy(x, label, judge.classes)
