@@ -34,6 +34,7 @@ WINGS |= {"few_step"}
 BESIDE = {
     *(("testing", "distributions"), ("processes", "distributions")),  # laws that are compared with exact ones
     ("train", "nn"),  # a file of a model names its network
+    ("metrics", "train"),  # a feature network lies in a file of that layout
 }
 DOOR = {"cli", "recipes", "__main__"}  # import anything
 TOP = "__init__"  # re-exports the floors, and the wings lazily
