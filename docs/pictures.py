@@ -186,19 +186,6 @@ def rows(images, labels, name, width=0.6):
     save(figure, name)
 
 
-def checkerboard():
-    """Data in the plane, its flow, and draws."""
-    draw = ft.partial(jf.data.checkerboard, half_width=1.7)
-    field = trained(jf.matching_loss, draw, 8000)
-    figure, grid = axes(3)
-    points(grid[0], draw(jr.key(3), 4000), "data", 2.4)
-    xs = eqx.filter_vmap(lambda key: jf.sample(field, key, (2,), jf.UniformGrid(60), saveat=EVERY).xs)
-    jf.plot.trajectories(xs(jr.split(jr.key(4), 100)), ax=grid[1])
-    plane(grid[1], "trajectories", (0.0, 0.0), 2.4)
-    points(grid[2], generate(field, jr.key(5), 4000, (2,)).x, "draws", 2.4)
-    save(figure, "checkerboard")
-
-
 def text():
     """Draws for four sentences."""
     made = page("text.md")
@@ -217,28 +204,6 @@ def text():
         for i, words in enumerate(sentences)
     ]
     rows(images, sentences, "text")
-
-
-def molecules():
-    """Clouds of two to six points: data above, draws below."""
-    made = page("molecules.md")
-    state, _ = jf.train.fit(made["state"], made["loss"], made["batches"], steps=2000, key=jr.key(1), progress=False)
-    mask = np.arange(6)[None] < np.array([2, 3, 3, 4, 4, 5, 5, 6])[:, None]
-    args = jf.Args({"mask": mask}, mask=mask)
-    x = generate(state.ema, jr.key(4), 8, (6, 3), made["sampler"], args=args, args_in_axes=0).x
-    data, there = (np.asarray(a) for a in made["molecules"](jr.key(5), 64))
-    first = [int(np.flatnonzero((there == m).all(1))[i % 2]) for i, m in enumerate(mask)]
-    figure = Figure(figsize=(8.8, 2.5))
-    for row, clouds in enumerate((data[first], x)):
-        for column, (cloud, m) in enumerate(zip(clouds, mask, strict=True)):
-            ax = figure.add_subplot(2, 8, 8 * row + column + 1)
-            cloud = (cloud - cloud[m].mean(0))[m]
-            ax.plot(*cloud[:, :2].T, color=jf.plot.INK, linewidth=1)
-            ax.scatter(*cloud[:, :2].T, s=40, color=(jf.plot.NOISE, jf.plot.DATA)[row], zorder=3)
-            plane(ax, "", (0.0, 0.0), 3.0)
-            ax.set_ylabel(("data", "draws")[row] if column == 0 else "")
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    save(figure, "molecules")
 
 
 def latents():
@@ -275,27 +240,6 @@ def jumps():
     cut(RUNS / "digits-meanflow", (1, 2), "jumps")
 
 
-def pairs():
-    """Two steps of Euler: of a field trained on independent pairs, and on assigned ones."""
-
-    def loss(field, key, example):
-        return jf.matching_loss(field, key, example["x"], x0=example["x0"])
-
-    def data(key, n):
-        key_0, key_1 = jr.split(key)
-        return {"x0": jr.normal(key_0, (n, 2)), "x": jf.data.eight_gaussians(key_1, n)}
-
-    figure, grid = axes(4)
-    path = jf.CondOT(source=jf.Normal(coupled=True))
-    for i, (plan, name) in enumerate(((None, "independent"), ("assignment", "assigned"))):
-        field = trained(loss, data, 3000, path=path, couple=plan)
-        xs = eqx.filter_vmap(lambda key: jf.sample(field, key, (2,), jf.UniformGrid(2), saveat=EVERY).xs)  # noqa: B023
-        jf.plot.trajectories(xs(jr.split(jr.key(3), 100)), ax=grid[2 * i])
-        plane(grid[2 * i], f"{name} pairs", (0.0, 0.0), 7.0)
-        points(grid[2 * i + 1], xs(jr.split(jr.key(4), 2000))[:, -1], "draws, 2 steps")
-    save(figure, "pairs")
-
-
 def finetune():
     """Draws before and after a reward; with it goes the distance to the velocity of the first field."""
     first = trained(jf.matching_loss, jf.data.moons, 3000)
@@ -325,9 +269,7 @@ def drawings():
 
 
 IDEAS = {f.__name__: f for f in (path, field, clock, noise, likelihood, guidance)}
-GALLERY = {
-    f.__name__: f for f in (checkerboard, text, molecules, latents, inpainting, jumps, pairs, finetune, drawings)
-}
+GALLERY = {f.__name__: f for f in (text, latents, inpainting, jumps, finetune, drawings)}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or IDEAS:
