@@ -156,16 +156,16 @@ def cut(run, panels, name):
     both.quantize(200).save(IMAGES / f"{name}.png")
 
 
-def trained(loss, draw, steps, *, path=None, **options):
+def trained(loss, draw, steps):
     """A field in the plane after so many steps on fresh data."""
-    field = jf.Field(jf.nn.MLP(2, width=96, depth=4, rngs=nnx.Rngs(0)), path or jf.CondOT(), predicts="velocity")
+    field = jf.Field(jf.nn.MLP(2, width=96, depth=4, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
     state = jf.train.init(field, optax.adam(optax.cosine_decay_schedule(2e-3, steps)), ema=0.99)
     draw = jax.jit(draw, static_argnums=1)
 
     def batches(i):
         return draw(jr.fold_in(jr.key(1), i), 256)
 
-    return jf.train.fit(state, loss, batches, steps=steps, key=jr.key(2), progress=False, **options)[0].ema
+    return jf.train.fit(state, loss, batches, steps=steps, key=jr.key(2), progress=False)[0].ema
 
 
 def points(ax, x, title, half=7.0, color=jf.plot.DATA, centre=(0.0, 0.0)):
