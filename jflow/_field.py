@@ -241,9 +241,9 @@ class Preconditioned(AbstractField):
 
 def check_net(net: Any, draws: bool) -> None:
     """Raises `TypeError` for a network that does not take the arguments of its field."""
-    how = " and net(t, x, args, key=key), for it draws" if draws else ""
+    how = " and net(t, x, args, key=key), for it draws" if draws is True else ""
     try:
-        for extra in ({}, {"key": None}) if draws else ({},):
+        for extra in ({}, {"key": None}) if draws is True else ({},):
             inspect.signature(net).bind(None, None, None, **extra)
     except TypeError as error:
         raise TypeError(

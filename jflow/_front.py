@@ -9,7 +9,7 @@ passed them.
 """
 
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import diffrax as dfx
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._types import Noun
+from ._validate import shown
 
 
 def run(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> Any:
@@ -157,6 +158,8 @@ def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
     def leaf(value):
         if isinstance(value, kinds) and not isinstance(value, bool):
             return canonical(value)
+        if not isinstance(value, (jax.Array, np.ndarray, Hashable)):
+            raise TypeError(f"A condition must be of arrays, numbers and names. Got {shown(value)} in it.")
         return value.astype(value.dtype) if isinstance(value, jax.Array) and value.aval.weak_type else value
 
     return jtu.tree_map(leaf, tree)

@@ -68,8 +68,7 @@ class CustomPath(AbstractAffinePath):
             sigma_1, alpha_0 = sigma(one), alpha(zero)
         if any(isinstance(value, jax.core.Tracer) for value in (end, *starts, sigma_1, alpha_0)):
             raise ValueError(
-                "A CustomPath looks at its ends once, when it is built, and functions of traced values hide them. "
-                "Build it "
+                "A CustomPath must see its ends when it is built, and functions of traced values hide them. Build it "
                 "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
             )
         self.finite_sigma_dot, self.ends_at_data = bool(np.isfinite(end)), bool(sigma_1 == 0)

@@ -46,6 +46,13 @@ def log_prob(field=None, x=None, **options):
     return jf.log_prob(field, jnp.zeros(2) if x is None else x, GRID, **options)
 
 
+def few(**options):
+    net = lambda s, t, x, args: x * s * t  # noqa: E731
+    return jf.few_step.flow_map_loss(jf.FlowMap(net, jf.CondOT()), KEY, jnp.ones(2), **options)
+
+
+WORLD = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
+GUIDED = jf.Guided(WORLD.field(jf.CondOT()), null=0.0)
 CALLS = {
     "empty grid": lambda: draw([]),
     "shape (-1,)": lambda: draw(shape=(-1,)),
@@ -67,6 +74,30 @@ CALLS = {
     "key=0 of fit": lambda: fit(steps=1, key=0),
     "steps=1.5 of fit": lambda: fit(steps=1.5, key=KEY),
     "seed -1 of digits": lambda: jf.data.digits(seed=-1),
+    "draws no boolean": lambda: jf.Field(drift, jf.CondOT(), "velocity", draws=np.full(2, np.nan)),
+    "times of text": lambda: jf.testing.check_field(WORLD.field(jf.CondOT()), WORLD, times=["a"]),
+    "no times": lambda: jf.testing.check_field(WORLD.field(jf.CondOT()), WORLD, times=()),
+    "no draws of a map": lambda: jf.testing.check_map(jf.FlowMap(lambda s, t, x, a: x, jf.CondOT()), WORLD, n=0),
+    "steps of certify": lambda: jf.testing.certify(lambda field, x, z: x, steps=(8, 4)),
+    "t0 of certify": lambda: jf.testing.certify(lambda field, x, z: x, t0=-2.0),
+    "a Solution certified": lambda: jf.testing.certify(lambda f, x, z: jf.Solution(x=x), steps=(1,)).check(),
+    "built-in drift": lambda: jf.solve(len, jnp.ones(2), GRID),
+    "velocity of two": lambda: jf.ODEFlow(lambda t, x: x, 0.0, 1.0),
+    "map of three": lambda: jf.FlowMap(lambda t, x, args: x, jf.CondOT()),
+    "classifier of two": lambda: jf.ClassifierGuided(WORLD.field(jf.CondOT()), lambda t, x: 0.0),
+    "fn of two": lambda: jf.batched(lambda a, b: a, np.ones((2, 2))),
+    "set for a scale": lambda: jf.sample(GUIDED, KEY, (2,), GRID, args=jf.Args(1.0, scale={1.0})),
+    "solver for a scale": lambda: jf.sample(GUIDED, KEY, (2,), GRID, args=jf.Args(1.0, scale=dfx.Heun())),
+    "text in a row": lambda: jf.convert(jf.CondOT(), 0.4, jnp.ones(2), jnp.ones(2), "data", jf.Row("a", 1.0, 1.0)),
+    "table of text": lambda: jf.TablePath(["a"]),
+    "list for a file": lambda: jf.save(["m"], jf.Field(drift, jf.CondOT(), "velocity")),
+    "pairs in no folder": lambda: jf.few_step.reflow("/no/where.npz", WORLD.field(jf.CondOT()), KEY, 2, (2,)),
+    "animation in no folder": lambda: jf.plot.animation(np.zeros((3, 4, 2)), "/no/where.gif"),
+    "tokens of text": lambda: jf.nn.depatchify("a", 2, (4, 4, 1)),
+    "null of another structure": lambda: few(null={"a": 1}, args=1),
+    "weight of vectors": lambda: few(weight=lambda square: jnp.ones(2)),
+    "guidance of one": lambda: few(guidance=lambda args: 1.0),
+    "difference 0": lambda: jf.few_step.MeanFlow(difference=0.0),
     "empty event": lambda: log_prob(jf.Field(lambda t, x, args: x, jf.CondOT(), "velocity"), jnp.zeros(0)),
 }
 
