@@ -102,15 +102,16 @@ CALLS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:A JAX array is being set as static")  # equinox says it before jflow raises
 @pytest.mark.parametrize("name", CALLS)
 def test_bad_argument(name):
-    """A bad argument gives a result that holds, or a `ValueError` or `TypeError` of jflow's own with its rule."""
+    """A bad argument gives a result that holds, or an error of jflow's own with its rule."""
     try:
         with unchecked():
             CALLS[name]()
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1].filename
-        assert isinstance(error, (ValueError, TypeError)) and last.startswith(jf.__path__[0]), repr(error)
+        assert isinstance(error, (ValueError, TypeError, OSError)) and last.startswith(jf.__path__[0]), repr(error)
         assert "must" in str(error) and "scan body" not in str(error)
 
 
