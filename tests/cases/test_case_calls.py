@@ -51,6 +51,14 @@ def few(**options):
     return jf.few_step.flow_map_loss(jf.FlowMap(net, jf.CondOT()), KEY, jnp.ones(2), **options)
 
 
+def spent():
+    net = jax.tree_util.Partial(lambda w, t, x, args: w * x, jnp.ones(2))
+    state = jf.train.init(jf.Field(net, jf.CondOT(), "velocity"), optax.sgd(0.1))
+    field = state.field
+    jf.train.step(state, loss, KEY, jnp.ones((4, 2)))
+    return field
+
+
 WORLD = jf.distributions.Gaussian(jnp.zeros(2), std=0.5)
 GUIDED = jf.Guided(WORLD.field(jf.CondOT()), null=0.0)
 CALLS = {
@@ -88,6 +96,7 @@ CALLS = {
     "fn of two": lambda: jf.batched(lambda a, b: a, np.ones((2, 2))),
     "set for a scale": lambda: jf.sample(GUIDED, KEY, (2,), GRID, args=jf.Args(1.0, scale={1.0})),
     "solver for a scale": lambda: jf.sample(GUIDED, KEY, (2,), GRID, args=jf.Args(1.0, scale=dfx.Heun())),
+    "field of an earlier state": lambda: jf.sample(spent(), KEY, (2,), GRID),
     "text in a row": lambda: jf.convert(jf.CondOT(), 0.4, jnp.ones(2), jnp.ones(2), "data", jf.Row("a", 1.0, 1.0)),
     "table of text": lambda: jf.TablePath(["a"]),
     "list for a file": lambda: jf.save(["m"], jf.Field(drift, jf.CondOT(), "velocity")),
