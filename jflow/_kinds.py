@@ -65,7 +65,7 @@ def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (np.number, float):
-        number = is_real(value) and not isinstance(value, bool)
+        number = is_real(value) and not isinstance(value, (bool, np.bool_))
         known = concrete(value) if number and origin is float and not np.ndim(value) else None
         return number and (origin is np.number or (known is not None and bool(np.isfinite(known))))
     if origin in (tuple, collections.abc.Sequence):
