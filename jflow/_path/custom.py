@@ -12,7 +12,7 @@ from jaxtyping import Array
 from .._kinds import check_kinds
 from .._source import AbstractSource, Normal
 from .._trainable import frozen
-from .._validate import scalar_time
+from .._validate import as_array, scalar_time
 from ._abstract import AbstractAffinePath, slope
 
 BOUND = 0.1
@@ -80,11 +80,11 @@ class CustomPath(AbstractAffinePath):
 
     def alpha(self, t):
         t = scalar_time(t)
-        return jnp.asarray(self.alpha_fn(t)).astype(t.dtype)
+        return as_array(self.alpha_fn(t), "alpha(t)").astype(t.dtype)
 
     def sigma(self, t):
         t = scalar_time(t)
-        return jnp.asarray(self.sigma_fn(t)).astype(t.dtype)
+        return as_array(self.sigma_fn(t), "sigma(t)").astype(t.dtype)
 
     def _sigma_slope(self, t):
         return slope(self.sigma, t, steep=self._steep)
