@@ -10,13 +10,14 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 # each file's tests on one worker; a worker that crashes ends the run, which would else wait for it
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS := .cache/docs
 EMPTY := .cache/package
+NEWEST := .cache/newest
 QUIETLY := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-all lint format typecheck notebooks docs package clean
+.PHONY: setup demo test test-all test-newest lint format typecheck notebooks docs package constraints release clean
 
 setup: $(STAMP)
 
@@ -38,12 +39,21 @@ demo: $(STAMP)
 
 # what to run before a commit: the default tier, lint and types
 test: $(STAMP)
-	$(PYTEST)
+	$(BIN)/python $(PYTEST)
 	@$(MAKE) --no-print-directory lint typecheck
 
 # every test: those, and the slow tier with the examples of docstrings and pages
 test-all: test
-	$(PYTEST) -m slow
+	$(BIN)/python $(PYTEST) -m slow
+
+# the default tier on Python 3.12 with the newest versions that pyproject.toml allows, made new at each call
+test-newest: export PYENV_VERSION = 3.12
+test-newest:
+	@$(MAKE) --no-print-directory VENV=$(NEWEST) PYTHON=python3.12 $(NEWEST)/bin/pip
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade pip
+	@$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	@$(NEWEST)/bin/python -c "import sys, jax; print('Python', sys.version.split()[0], 'with jax', jax.__version__)"
+	$(NEWEST)/bin/python $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -87,6 +97,14 @@ package:
 	@$(EMPTY)/bin/python $(QUIETLY) dist/*.whl
 	@ls dist
 	@env -u PYTHONPATH $(EMPTY)/bin/python -I tests/package.py README.md
+
+# the newest versions that pyproject.toml allows, for Python 3.11 and 3.12, into constraints.txt
+constraints:
+	@.ci/constraints
+
+# checks the tree, the version and the changelog, builds by `make package`, and tags; nothing is published
+release:
+	@.ci/release
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .cache .pytest_cache .ruff_cache

@@ -11,6 +11,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"benchmarks.md": "benchmarks/README.md", "changelog.md": "CHANGELOG.md"}  # of the site, and where they are
+SPACED = re.compile(r"\\(sin|cos|log|max)(?=[ \\])")  # a function whose argument stands in no brackets
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([\[(])(.*?)\\[\])]</\1>', re.DOTALL)
 
 
@@ -37,6 +38,7 @@ def on_page_content(content, page, config, files):
     def drawn(found):
         display = "block" if found[2] == "[" else "inline"
         latex = html.unescape(found[3]).replace(r"\|", r"\Vert ")  # the first of these it does not know
+        latex = SPACED.sub(r"\\\1\\,", latex)
         return convert(latex, display=display)
 
     return FORMULA.sub(drawn, content)

@@ -1,8 +1,12 @@
-"""The pictures of the pages on ideas: `.venv/bin/python docs/pictures.py` writes them into `docs/images`.
+"""The pictures of the pages, written into `docs/images`: `.venv/bin/python docs/pictures.py`, and the names of some.
 
-Every field is the exact one of a distribution, so nothing is trained and each run draws the same pictures.
+Most fields are the exact ones of distributions: nothing is trained, and each run draws the same pictures. `text` runs
+the code of its page.
 """
 
+import functools as ft
+import re
+import sys
 from pathlib import Path
 
 import diffrax as dfx
@@ -15,8 +19,10 @@ from matplotlib.figure import Figure
 
 import jflow as jf
 
-IMAGES = Path(__file__).parent / "images"
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
 EVERY = dfx.SaveAt(t0=True, steps=True)
+generate = ft.partial(jf.generate, progress=False)
 
 
 def save(figure, name):
@@ -90,7 +96,7 @@ def noise():
         xs = eqx.filter_vmap(one)(jr.split(jr.key(3), 12))
         jf.plot.trajectories(xs, ax=grid[2 * i])
         plane(grid[2 * i], "one start, ODE" if eta is None else "one start, eta = 1")
-        x = jf.generate(world, jr.key(4), 2000, (2,), sampler, progress=False).x
+        x = generate(world, jr.key(4), 2000, (2,), sampler).x
         grid[2 * i + 1].scatter(*x.T, s=1, color=jf.plot.DATA)
         plane(grid[2 * i + 1], "2000 draws, the same law")
     save(figure, "noise")
@@ -119,12 +125,52 @@ def guidance():
     figure, grid = axes(4)
     for ax, scale in zip(grid, (0.0, 1.0, 2.0, 4.0), strict=True):
         args = jf.Args(1, scale=scale)
-        x = jf.generate(guided, jr.key(0), 1500, (2,), jf.samplers.flow_euler(64), args=args, progress=False).x
+        x = generate(guided, jr.key(0), 1500, (2,), jf.samplers.flow_euler(64), args=args).x
         ax.scatter(*x.T, s=1, color=jf.plot.DATA)
         plane(ax, f"scale {scale:g}", (1.5, 1.0), 6.0)
     save(figure, "guidance")
 
 
+def page(name):
+    """What the code of a page defines, when it has run."""
+    namespace = {"__name__": "page"}
+    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, namespace)
+    return namespace
+
+
+def rows(images, labels, name, width=0.55):
+    """A row of images for each label, which stands to its left."""
+    n, columns = len(labels), len(images[0])
+    figure = Figure(figsize=(width * columns + 1.6, width * n))
+    for ax, row, label in zip(figure.subplots(n, 1, squeeze=False)[:, 0], images, labels, strict=True):
+        jf.plot.image_grid(np.clip(row, -1, 1), ncols=columns, ax=ax)
+        ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9, color=jf.plot.INK)
+    figure.subplots_adjust(left=0.26, right=1, top=1, bottom=0, hspace=0.02)
+    save(figure, name)
+
+
+def text():
+    """Draws for four sentences."""
+    made = page("text.md")
+    sentences = [f"a {tone} {side} half" for tone in ("bright", "dark") for side in ("left", "right")]
+    guided = jf.Guided(made["state"].ema, null=made["embed"](""))
+    images = [
+        generate(
+            guided,
+            jr.key(i),
+            8,
+            (8, 8, 1),
+            args=jf.Args(made["embed"](words), scale=2.0),
+            args_in_axes=None,
+        ).x
+        for i, words in enumerate(sentences)
+    ]
+    rows(images, sentences, "text")
+
+
+MAKERS = {f.__name__: f for f in (path, field, clock, noise, likelihood, guidance, text)}
+
 if __name__ == "__main__":
-    for draw in (path, field, clock, noise, likelihood, guidance):
-        draw()
+    for name in sys.argv[1:] or MAKERS:
+        MAKERS[name]()

@@ -43,6 +43,12 @@ def pytest_configure(config):
         config.option.markexpr = "not slow"
 
 
+def pytest_collection_finish(session):
+    """What was imported stays: each full collection of garbage would look at all of it again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """The time of each tier: the sum over its tests, whatever the number of workers."""
     seconds, number = {"default": 0.0, "slow": 0.0}, {"default": 0, "slow": 0}

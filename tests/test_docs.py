@@ -64,6 +64,15 @@ def test_links_lead_somewhere():
     assert not dead
 
 
+def test_pictures_are_shown_and_the_gallery_names_their_commands():
+    shown = {name for page in PAGES for name in re.findall(r"images/(\w+\.png)\)", page.read_text())}
+    assert shown == {file.name for file in (DOCS / "images").iterdir()}
+    made = set(re.findall(r"^def (\w+)\(\):", (DOCS / "pictures.py").read_text(), re.MULTILINE))
+    for part in (DOCS / "gallery.md").read_text().split("![")[1:]:
+        (command,) = re.findall(r"^\*(`.*)\*$", part, re.MULTILINE)
+        assert set(re.findall(r"docs/pictures.py (\w+)", command)) <= made
+
+
 def test_the_reference_has_every_public_name_once():
     entries = [entry for page in PAGES for entry in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
     modules = {path: __import__(path, fromlist=["_"]) for path in MODULES}

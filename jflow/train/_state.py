@@ -201,7 +201,7 @@ def init(
             "function, bind its parameters by jax.tree_util.Partial(function, params)."
         )
     params = _copies(leaf for leaf, flag in zip(arrays, flags, strict=True) if flag)
-    opt_state = jtu.tree_map(_as_array, optimizer.init(_trained_tree(skeleton, flags, params)))
+    opt_state = jtu.tree_map(_as_array, jax.jit(optimizer.init)(_trained_tree(skeleton, flags, params)))
     slots = _Skeleton.of(opt_state)
     return State(
         params=params,
