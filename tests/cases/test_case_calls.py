@@ -105,7 +105,6 @@ CALLS = {
     "floats for an output": lambda: jf.Preconditioned(lambda t, x, a: (1.0, 2.0), jf.VE(), 0.5).data(0.4, jnp.ones(2)),
     "names for a shape": lambda: jf.distributions.HierarchicalGaussian(0.5, ("a",)),
     "wide integers for a scale": lambda: jf.data.circles(KEY, 4, factor=2**31, noise=2**31, scale=2**31),
-    "a field of records": lambda: jf.train.init(np.zeros(2, [("a", float)]), optax.sgd(0.1)),
     "text in a row": lambda: jf.convert(jf.CondOT(), 0.4, jnp.ones(2), jnp.ones(2), "data", jf.Row("a", 1.0, 1.0)),
     "table of text": lambda: jf.TablePath(["a"]),
     "list for a file": lambda: jf.save(["m"], jf.Field(drift, jf.CondOT(), "velocity")),
