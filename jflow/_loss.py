@@ -124,6 +124,5 @@ def _check_expectation(field, law, weight):
             why = "sigma prime is not finite" if name == "velocity" else "the score is"
             raise ValueError(
                 f"The {name} loss must have a finite expectation. Got times up to t = 1 along {type(path).__name__}, "
-                f"where {why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or train a field that predicts 'data', "
-                "'noise' or 'v' and sample it alike."
+                f"where {why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or predict 'data', 'noise' or 'v'."
             )

@@ -80,8 +80,7 @@ def _encoded(value: PyTree, where: str) -> PyTree:
     if name is None:
         raise TypeError(
             f"What is written must be made of jflow's and diffrax's classes, numbers and arrays. Got {where} = "
-            f"{value!r}, {'a function' if callable(value) else type(value).__name__}: name the sampler in code, or "
-            "leave it out."
+            f"{value!r}, {'a function' if callable(value) else type(value).__name__}: leave it out."
         )
     defaults = {key: p.default for key, p in inspect.signature(type(value)).parameters.items()}
     given = {

@@ -24,7 +24,8 @@ FLOORS: list[set[str]] = [
     {"_field", "_clock", "laws", "_weight"},
     {"_solver", "_guidance", "_loss"},
     {"_sampler"},
-    {"_engine", "_flow_map", "_recommended"},
+    {"_flow_map"},
+    {"_engine", "_recommended"},
     {"_sample", "_serialise"},
     {"_solve", "_log_prob", "_batched", "_tree"},
 ]

@@ -64,8 +64,7 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
         )
     if facts.repeats_last and end != "denoise":
         raise ValueError(
-            "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is "
-            "for end='denoise': pass that, or another grid."
+            "The times of a grid must increase strictly. Got a last point twice: pass end='denoise', or another grid."
         )
 
 

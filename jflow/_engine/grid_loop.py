@@ -84,8 +84,7 @@ def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, An
     if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None or subs.t1:
         raise ValueError(
             "On a fixed grid saveat must save the steps, diffrax.SaveAt(t0=True, steps=True). The end is the "
-            "solution's t and x without it; for other times or dense output take jflow.AdaptiveSteps, or put the times "
-            "into the grid."
+            "solution's t and x without it; other times or dense output must be in the grid, or from AdaptiveSteps."
         )
     see = (lambda x: x) if visible is None else visible
     return int(subs.steps), bool(subs.t0), lambda t, x, args: subs.fn(t, see(x), args)
@@ -155,8 +154,7 @@ def check_recorded(recorded: Recorded, n: int, like: PyTree, rule: Any) -> None:
     if isinstance(rule, SolverRule) and levy_kinds(rule.solver) > 1:
         raise ValueError(
             f"Recorded noise must be all that the solver takes: it holds increments, and {type(rule.solver).__name__} "
-            "takes Lévy areas, or times inside a step. Pass key=, or brownian=jflow.brownian_tree(...), with the "
-            "levy_area it takes."
+            "takes Lévy areas, or times inside a step. Pass key=, or brownian=jflow.brownian_tree(..., levy_area=...)."
         )
     structure = jtu.tree_structure(like)
     if jtu.tree_structure(recorded.normals) != structure:

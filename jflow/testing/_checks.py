@@ -14,6 +14,7 @@ from .._kinds import check_kinds
 from .._path import AbstractAffinePath
 from .._path.custom import BOUND
 from .._types import Number, PRNGKey
+from .._validate import check_count
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
 
@@ -141,6 +142,9 @@ def check_field(
     ```
     """
     check_kinds(check_field, locals())
+    check_count(n=n)
+    if not len(times):
+        raise ValueError("times must be one or more. Got none: pass those to look at, as (0.1, 0.5, 0.9).")
     exact = distribution.field(field.path)
     path = exact.path
     key = jr.key(0) if key is None else key
