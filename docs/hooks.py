@@ -1,4 +1,4 @@
-"""Hooks of the site: pages made of files outside `docs/`, links to these, and formulas as MathML without a script."""
+"""Hooks of the site: pages made of files outside `docs/`, links to these, options, and formulas as MathML."""
 
 import base64
 import html
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+from options import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"benchmarks.md": "benchmarks/README.md", "changelog.md": "CHANGELOG.md"}  # of the site, and where they are
@@ -25,10 +26,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links as they are in the repository lead to the pages of the site."""
+    """Links as they are in the repository lead to the pages of the site; the options of the command line are added."""
     top = "../" * page.file.src_uri.count("/")
     for name, source in PAGES.items():
         markdown = markdown.replace(f"](../{source})", f"]({top}{name})")
+    if "<!-- options -->" in markdown:
+        markdown = markdown.replace("<!-- options -->", tables())
     return markdown.replace("](../docs/", f"]({top}")
 
 

@@ -70,13 +70,18 @@ class AbstractField(Noun):
 
     @property
     def sources(self) -> tuple[Prediction, ...]:
-        """The predictions that others are converted from, each of which must determine every target; by default the
-        heads. They decide where a sampler must not evaluate.
+        """The predictions from which `predict` computes all others; by default the heads.
+
+        At an end of time one of them may not determine the others: at t = 0 the noise says nothing of the data. A
+        sampler does not evaluate the field there. It raises, or it ends with the data prediction.
         """
         return self.predicts if isinstance(self.predicts, tuple) else (self.predicts,)
 
     def undefined(self, t: float) -> str | None:
-        """Why the field is not known at the end `t`, 0.0 or 1.0, of its path; by default `None`, for it is."""
+        """The reason, in words, why the field has no value at the end `t`, 0.0 or 1.0; by default `None`: it has one.
+
+        A sampler that would evaluate there raises with these words. So a grid must start later, or end earlier.
+        """
         return None
 
     def velocity(self, t: Time, x: PyTree, args: Any = None) -> Event:

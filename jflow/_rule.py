@@ -22,7 +22,8 @@ class AbstractStepRule(Noun):
     """One step of a grid: only `step` is abstract. It goes in the place of a diffrax solver, `FixedSteps(times, rule)`.
 
     The loop calls `rows` once, `init` before the first step, and `step` on each row with the noise of that step.
-    A `row` is what a step must know, a pytree that `rows` returns with a leading axis of length n.
+    A `row` is what a step must know, a pytree that `rows` returns with a leading axis of length n. The step is in the
+    time of the path: with a rule, `clock=`, `eta=` and `diffusion=` raise.
 
     ```python
     class Euler(jf.AbstractStepRule):

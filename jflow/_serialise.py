@@ -79,8 +79,8 @@ def _encoded(value: PyTree, where: str) -> PyTree:
     name = _NAMES.get(type(value))
     if name is None:
         raise TypeError(
-            f"What is written must be made of jflow's and diffrax's classes, numbers and arrays. Got {where} = "
-            f"{value!r}, {'a function' if callable(value) else type(value).__name__}: leave it out."
+            f"What is written must be made of jflow's and diffrax's classes, numbers and arrays. Got {where}, "
+            f"{'a function' if callable(value) else type(value).__name__}: make it in code."
         )
     defaults = {key: p.default for key, p in inspect.signature(type(value)).parameters.items()}
     given = {

@@ -28,6 +28,7 @@ from .recipes import (
     check_out,
     load,
     load_model,
+    newest,
     whole_file,
 )
 from .recipes import images as _images
@@ -94,7 +95,8 @@ def sample(
         num: How many to draw.
         scale: Guidance scale: 0 unconditional, 1 conditional, above 1 guided, which calls the network twice.
         label: The class of all draws; by default the classes in turn.
-        out: Where to: arrays x (n, ...), images in [-1, 1], and label (n,) into .npz, a contact sheet into .png.
+        out: Where to: arrays x (n, ...), images in [-1, 1], and label (n,) into .npz, a contact sheet with labels
+            into .png.
         overwrite: Overwrite that file.
         recipe: FILE.py:CLASS, for a run of a recipe in a file of your own.
     """
@@ -120,7 +122,7 @@ def evaluate(run: Path, /, *, drawing: Drawing = _DRAWING, num: int | None = Non
 
     Args:
         run: The run folder.
-        num: How many draws its bars are judged by; by default as many as the recipe's bars say.
+        num: How many draws are judged; by default the recipe's own number.
         recipe: FILE.py:CLASS, for a run of a recipe in a file of your own.
     """
     _evaluate(_load(run, recipe), drawing, num)
@@ -157,7 +159,7 @@ def show(
 
     Args:
         path: What --data of `jflow train images` takes.
-        size: The side that the pictures are brought to.
+        size: The side of the pictures on the contact sheet; `jflow train images` has its own --size.
         grey: Leave out colours.
         num: How many pictures are on the contact sheet.
         seed: Which pictures are on it.
@@ -174,7 +176,7 @@ def show(
             names = data.classes or range(data.num_classes or 0)
             each = np.bincount(data.label, minlength=data.num_classes or 0)
             counts += [(f"class {c}: {name}", str(n)) for c, (name, n) in enumerate(zip(names, each, strict=True))]
-        _print_table((data.name, f"{size} x {size} x {data.x.shape[3]}"), counts)
+        _print_table((data.name, f"shown as {size} x {size} x {data.x.shape[3]}"), counts)
         x = data.x.reshape(-1, data.x.shape[3])
         mean, std = x.mean(0) / 127.5 - 1, x.std(0) / 127.5
         print(f"mean {_channels(mean)}, standard deviation {_channels(std)}, of values in [-1, 1]\n")
@@ -236,10 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     except (ValueError, OSError, ImportError, OverflowError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _stop(error)
-    except KeyboardInterrupt:
-        print(
-            "jflow: interrupted; `jflow train` with the same options goes on from the last checkpoint", file=sys.stderr
-        )
+    except KeyboardInterrupt as stop:
+        print(f"jflow: interrupted{stop}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -318,7 +318,14 @@ def _train(recipe: Any, out: Path | None, overwrite: bool) -> Run:
         print(f"Training in {folder}, from step {step} to {recipe.steps}", flush=True)
     else:
         print(f"{folder} is trained already; --overwrite begins it anew", flush=True)
-    return train_run(recipe, folder)
+    try:
+        run = train_run(recipe, folder)
+    except KeyboardInterrupt:
+        kept = f"{folder} holds step {newest(folder)} of {recipe.steps}"
+        raise KeyboardInterrupt(f"; {kept}, and the same command goes on from there") from None
+    made = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".gif")))
+    print(f"{folder} is at step {run.step} of {recipe.steps}, with {made}: `jflow sample {folder}` draws", flush=True)
+    return run
 
 
 def _recipes(own: str | None) -> dict[str, type[AbstractRecipe]]:
@@ -340,7 +347,9 @@ def _evaluate(run: Run, drawing: Drawing, num: int | None) -> None:
     report = run.report(drawing.of(run), run.recipe.draws if num is None else num, drawing.seed)
     words = {True: "yes", False: "NO", None: ""}
     rows = [(b["bar"], f"{b['figure']:.4g}", b["target"] or "", words[b["pass"]]) for b in report["bars"]]
-    _print_table(("bar", "figure", "target", "passed"), rows)
+    _print_table(("what is judged", "figure", "target", "passed"), rows)
+    if any(b["pass"] is False for b in report["bars"]):
+        print("NO: the draws miss this target. Train longer, or draw with more --steps; the command has not failed.")
 
 
 def _channels(values: Any) -> str:

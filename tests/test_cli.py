@@ -135,9 +135,11 @@ def test_an_interrupted_run_goes_on_to_the_same_end(moons, tmp_path, monkeypatch
             main([*MOONS, "--out", str(out)])
     assert stop.value.code == 130
     assert not called
-    capsys.readouterr()
+    assert f"; {out} holds step 5 of 12, and the same command goes on" in capsys.readouterr().err
     main([*MOONS, "--out", str(out)])
-    assert "from step 5 to 12" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "from step 5 to 12" in said and "step 12 of 12, loss" in said
+    assert f"{out} is at step 12 of 12, with loss.png, samples.png" in said
     resumed, whole = (jax.tree.leaves(eqx.filter(load(run).field, eqx.is_array)) for run in (out, moons))
     assert all(np.array_equal(a, b) for a, b in zip(resumed, whole, strict=True))
     assert called == ["pictures"]

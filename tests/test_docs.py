@@ -1,10 +1,13 @@
 """The site: every block of every page runs, links lead somewhere, the reference has every name, and prose is short."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from test_docstrings import AVOIDED, MODULES, public
+
+from jflow.cli import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -12,6 +15,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 MADE = {"benchmarks.md": "benchmarks/README.md", "changelog.md": "CHANGELOG.md"}  # by docs/hooks.py
 NO_EXAMPLE = {"lecture.md"}  # a table; the reference has the examples of docstrings
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FLAGS = re.MULTILINE | re.DOTALL
 LONGEST = 30  # words of a sentence
 
 
@@ -87,6 +91,20 @@ def test_a_sentence_is_short_and_its_words_are_plain(page):
     long = [s for s in sentences(text) if len(s.split()) > LONGEST]
     assert not long
     assert not [word.group() for word in AVOIDED.finditer(text)]
+
+
+COMMANDS = ("train images", "train moons-meanflow", "sample", "evaluate", "export", "data show", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_of_the_command_line_has_every_option(command, monkeypatch, capsys):
+    """The tables are made of the source; `--help` is made of the functions by another way."""
+    monkeypatch.syspath_prepend(DOCS)
+    (section,) = re.findall(rf"^## jflow {command}\n(.*?)(?=^## |\Z)", import_module("options").tables() + "\n", FLAGS)
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    told = re.findall(r"^\W*(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(re.findall(r"^\| `(--[a-z-]+)` \|", section, re.MULTILINE)) == sorted(set(told) - {"--help"})
 
 
 def sentences(text):

@@ -159,6 +159,9 @@ def test_a_field_of_the_user_is_filled(tmp_path):
     for like in (None, own(0).net):
         with pytest.raises(ValueError, match="a field like it"):
             jf.load(tmp_path / "m", like)
+    jf.save(tmp_path / "p", jf.Field(own(1).net, own(1).path, "velocity"))
+    with pytest.raises(ValueError, match=r"a field like it.*Got CustomPath\.alpha, a function: make it in code\.$"):
+        jf.load(tmp_path / "p")
     with pytest.raises(ValueError, match=r"same path.*path\.values"):
         jf.load(tmp_path / "m", own(0, power=2))
 

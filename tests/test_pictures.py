@@ -462,7 +462,8 @@ def test_data_show_counts_and_draws(drawings, tmp_path, capsys):
     assert err.startswith("jflow: 1 of 31 pictures of") and "trees/broken.jpg (" in err and err.count("\n") == 1
     with Image.open(sheet) as image:
         assert min(image.size) > 50
-    assert "which exists: pass --overwrite" in message_of(capsys, "data", "show", drawings, "--out", sheet)
+    told = message_of(capsys, "data", "show", drawings, "--out", sheet)
+    assert "which exists: pass --overwrite to replace it, or another name by --out." in told
     (tmp_path / "empty").mkdir()
     assert "must have pictures" in message_of(capsys, "data", "show", tmp_path / "empty", "--out", tmp_path / "x.png")
 

@@ -7,7 +7,7 @@ optimiser, `loss` is the loss of one example, `batch` the data, `evaluate` the f
 
 from ._folder import check_out, read_config, whole_file
 from ._recipe import AbstractRecipe, Bar
-from ._run import RECIPES, Run, begin, load, load_model, train
+from ._run import RECIPES, Run, begin, load, load_model, newest, train
 from .digits import Digits
 from .digits_meanflow import DigitsMeanflow
 from .images import Images
@@ -30,6 +30,7 @@ __all__ = [
     "check_out",
     "load",
     "load_model",
+    "newest",
     "read_config",
     "train",
     "whole_file",

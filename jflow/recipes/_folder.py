@@ -20,10 +20,8 @@ _OWN = ("checkpoints", "metrics.jsonl", "metrics.jsonl.tmp", REPORT, SAMPLES, LO
 def check_out(path: Path, *, overwrite: bool) -> None:
     """Makes the folder of `path`; raises `ValueError` where it cannot be written, or `path` exists already."""
     if path.is_dir() or (path.exists() and not overwrite):
-        what = "which is a folder" if path.is_dir() else "which exists"
-        raise ValueError(
-            f"A file must not exist yet. Got {path}, {what}: pass --overwrite to replace it, or another name."
-        )
+        what = "which is a folder: pass" if path.is_dir() else "which exists: pass --overwrite to replace it, or"
+        raise ValueError(f"A file must not exist yet. Got {path}, {what} another name by --out.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -28,7 +28,7 @@ RECIPES: dict[str, type[AbstractRecipe]] = {
     recipe.name(): recipe for recipe in (Moons, Digits, Mnist, Images, MoonsMeanflow, DigitsMeanflow)
 }
 
-_SAVE_EVERY, _LOG_EVERY = 500, 10
+_SAVE_EVERY, _LOG_EVERY, _TELL_EVERY = 500, 10, 100
 _SHEET = 80  # draws of a picture
 
 
@@ -86,20 +86,23 @@ def begin(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> i
     check_memory("The network and its optimiser", sum(leaf.size for leaf in jax.tree.leaves(state)))
     recipe.batch(0)
     claim(folder, recipe.name(), recipe, overwrite=overwrite)
-    return _newest(folder)
+    return newest(folder)
 
 
 def train(recipe: AbstractRecipe, folder: Path, *, overwrite: bool = False) -> Run:
     """Trains the recipe into `folder`, from where an interrupted run of it stopped, and draws its pictures.
 
     Until the last step `samples.png` shows draws of the newest checkpoint. A finished run is loaded. Raises as `begin`
-    does, and where the run is damaged.
+    does, and where the run is damaged. A line every 100 steps takes the place of the progress bar where no terminal is.
     """
     begin(recipe, folder, overwrite=overwrite)
+    terminal = sys.stderr.isatty()
+    every = [(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder))]
+    if not terminal:
+        every.append((_TELL_EVERY, lambda _, line: _tell(recipe, line)))
     state, losses = jf.train.fit(
         recipe.init(), recipe.loss, recipe.batch, steps=recipe.steps, key=_key(recipe), run_dir=folder,
-        save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=sys.stderr.isatty(),
-        every=(_SAVE_EVERY, lambda state, _: _preview(recipe, state, folder)),
+        save_every=_SAVE_EVERY, log_every=_LOG_EVERY, progress=terminal, every=every,
     )  # fmt: skip
     run = Run(folder, recipe, state.ema, int(state.step))
     if len(losses) or not (folder / LOSS).exists():
@@ -116,7 +119,7 @@ def load(folder: str | Path, recipes: dict[str, type[AbstractRecipe]] = RECIPES)
     folder = Path(folder)
     name, options = read_config(folder)
     recipe = _recipe(folder, name, options, recipes)
-    if not _newest(folder):
+    if not newest(folder):
         raise ValueError(
             f"A run must have a checkpoint to be drawn from, the first after {_SAVE_EVERY} steps. Got {folder}, which "
             "has none yet: go on with it by the command that began it."
@@ -155,7 +158,7 @@ def _recipe(where: Any, name: str, options: dict[str, Any], recipes: dict[str, t
         ) from error
 
 
-def _newest(folder: Path) -> int:
+def newest(folder: Path) -> int:
     """The step of the newest checkpoint, 0 without any."""
     return max((int(entry.name) for entry in (folder / "checkpoints").glob("*") if entry.name.isdecimal()), default=0)
 
@@ -176,6 +179,10 @@ def _preview(recipe: AbstractRecipe, state: Any, folder: Path) -> None:
         return
     with whole_file(folder / SAMPLES) as path:
         recipe.sheet(x, label).savefig(path)
+
+
+def _tell(recipe: AbstractRecipe, line: dict[str, float]) -> None:
+    print(f"step {line['step']} of {recipe.steps}, loss {line['loss']:.4g}", flush=True)
 
 
 def _loss_picture(folder: Path) -> None:

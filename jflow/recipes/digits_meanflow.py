@@ -75,7 +75,7 @@ class DigitsMeanflow(AbstractMapRecipe):
         return bars
 
     def sheet(self, x, label):
-        return jf.plot.image_grid(x, ncols=10)
+        return jf.plot.image_grid(x, label, ncols=10)
 
     def pictures(self, field, folder):
         _images.pictures(self, field, _data("train"), folder)

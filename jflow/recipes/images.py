@@ -39,7 +39,7 @@ class Images(AbstractRecipe):
     net: Literal["unet", "dit"] = "unet"
     """The network."""
     patch: int = 2
-    """The side of the patches that are one pixel of the U-Net, or one token of the DiT; 1 is finest and dearest."""
+    """The side of the patches that are one pixel of the U-Net, or one token of the DiT; 1 is best and slowest."""
     channels: tuple[int, ...] = (48, 96)
     """Channels of the U-Net's levels."""
     layers: int = 1
@@ -53,9 +53,9 @@ class Images(AbstractRecipe):
     batch_size: int = 64
     """Pictures a step."""
     learning_rate: float = 2e-3
-    """The highest, after 200 steps; it falls along a cosine."""
+    """The highest, reached after 200 steps, or halfway in a run under 400; then it falls along a cosine."""
     ema: float = 0.995
-    """Decay of the running average of the parameters."""
+    """Decay of the running average of the parameters: it remembers 1 / (1 - ema) steps; less for a short run."""
     drop: float = 0.1
     """Share of labels replaced by the null label, for guidance."""
     seed: int = 0
@@ -135,7 +135,7 @@ class Images(AbstractRecipe):
         return [*bars, *_images.distances(draw, train, test, seed, num=200)]
 
     def sheet(self, x, label):
-        return jf.plot.image_grid(x, ncols=10)
+        return jf.plot.image_grid(x, label, ncols=10)
 
     def pictures(self, field, folder):
         _images.pictures(self, field, _plain(self._train), folder)

@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
     - `i0`, `i1`: rows of x0 and of x1. The rows of x1 come in their order, each exactly once.
     - `converged`: whether the plan was found. Where a cost is not finite, or above 1e30, it was not, and the rows are
       paired without regard to it.
-    - `partners`: the rows of x0 among which a row of x1 effectively chooses, `exp` of the mean entropy of its choice:
+    - `partners`: with how many rows of x0 a row of x1 may be paired, counted as `exp` of the mean entropy of the draw:
       1 for an assignment, n for independent pairs. A plan of Sinkhorn's near n is hardly better than none.
 
     ```python
@@ -268,10 +268,12 @@ def couple(
     """Pairs the rows of two batches by a plan: the indices of the pairs, so that labels of any kind follow.
 
     The cost of a pair is `|x0_i - x1_j|^2 / s`, and `penalty` more where the labels of the two rows differ. The unit
-    `s` is the root mean square, over all n^2 pairs, of what depends on both rows, which is
-    `2 (x0_i - mean x0) . (x1_j - mean x1)`. The rest of the distance moves no plan, and is most of it where components
-    are many. With a large penalty (as 1000), and labels that are as many on both sides, no label is mixed: within a
-    label the law of x0 then is what it was, as conditional sampling needs.
+    `s` is the root mean square of `2 (x0_i - mean x0) . (x1_j - mean x1)` over all n^2 pairs. This product is the part
+    of the squared distance that depends on both rows. The other part, of one row each, changes no plan; it would be
+    nearly the whole unit in many dimensions. With a large penalty (as 1000), and as many rows of each label on both
+    sides, no label is mixed. The law of x0 within a label is then unchanged, as conditional sampling needs.
+
+    An assignment takes a time of order n^3.
 
     Args:
         key: Decides what the plan draws; an assignment draws nothing.

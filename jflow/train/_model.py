@@ -55,16 +55,20 @@ def save(path: str | Path, field: AbstractField, *, overwrite: bool = False) -> 
 
     `load` makes the field again, in a fresh process and without the script that trained it. The layout is that of
     safetensors: the length of a header, the header in JSON, the arrays. What makes the field is in the header: the
-    constructor's arguments of a network of `jf.nn`, and the path as `to_json` writes it. The file appears under its
-    name when it is complete.
+    constructor's arguments of a network of `jf.nn`, and the path as `to_json` writes it. The file gets its name when
+    it is whole, so a kill leaves no half of it.
+
+    Your own classes are not in the file, only their arrays. Then `load` must be given something like them: a network
+    where the network is yours, and a field where the field, the path, the source or the prediction is. A path of
+    functions, as `CustomPath`, is one that is yours.
 
     Args:
         path: The file, as `"model.safetensors"`.
         field: The field, as `state.ema`.
         overwrite: Whether a file of this name is replaced.
 
-    Raises `TypeError` for what is no field, `ValueError` where the file exists or holds what safetensors cannot, and
-    `OSError` where it cannot be written.
+    Raises `TypeError` where `field` is not a field, `ValueError` where the file exists or an array has a type that
+    safetensors lacks, and `OSError` where the file cannot be written.
 
     ```python
     import tempfile, pathlib
@@ -82,7 +86,7 @@ def save(path: str | Path, field: AbstractField, *, overwrite: bool = False) -> 
     write_model(path, field, {}, overwrite=overwrite)
 
 
-def load(path: str | Path, net: Any = None) -> Any:
+def load(path: str | Path, like: Any = None) -> Any:
     """The field that `save` wrote, its arrays bit for bit.
 
     Nothing is unpickled and no code of the file is run: it names a class of jflow's and the arguments of its
@@ -90,13 +94,13 @@ def load(path: str | Path, net: Any = None) -> Any:
 
     Args:
         path: The file.
-        net: For a network that is not one of `jf.nn`, one like it that you built, whose arrays are replaced: of the
-            same names, shapes and types; they may be `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives them. For a
-            field or a path that `to_json` does not know, a field like it.
+        like: For a network that is not one of `jf.nn`, one like it that you built. For a field, path, source or
+            prediction that `to_json` does not know, a field like it. Its arrays are replaced. They must have the same
+            names, shapes and types, and may be `jax.ShapeDtypeStruct`, as `equinox.filter_eval_shape` gives them.
 
     Raises `FileNotFoundError` where there is no such file, and `ValueError` where it is damaged (every bit is under a
     checksum), was written by something else, lacks what makes its network, or holds arrays of other names, shapes or
-    types than `net`, or a field of another path, prediction or source.
+    types than `like`, or a field of another path, prediction or source.
 
     ```python
     import tempfile, pathlib
@@ -114,7 +118,7 @@ def load(path: str | Path, net: Any = None) -> Any:
     ```
     """
     check_kinds(load, locals())
-    return filled(path, *read_model(path), net)
+    return filled(path, *read_model(path), like)
 
 
 def filled(path: str | Path, about: dict[str, str], arrays: dict[str, np.ndarray], net: Any) -> Any:
