@@ -14,10 +14,11 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-w
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 DOCS := .cache/docs
 EMPTY := .cache/package
+PEERS := .cache/peers
 NEWEST := .cache/newest
 QUIETLY := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: setup demo test test-all test-newest lint format typecheck notebooks docs package constraints release clean
+.PHONY: setup demo test test-all test-newest lint format typecheck notebooks docs package peers bench constraints release clean
 
 setup: $(STAMP)
 
@@ -97,6 +98,23 @@ package:
 	@$(EMPTY)/bin/python $(QUIETLY) dist/*.whl
 	@ls dist
 	@env -u PYTHONPATH $(EMPTY)/bin/python -I tests/package.py README.md
+
+# beside torch libraries, in an environment of their own: the listings of docs/from, rules on their grids, couplings
+peers: $(PEERS)/.peers
+	$(PEERS)/bin/python benchmarks/peer_pages.py
+	$(PEERS)/bin/python benchmarks/peer_parity.py
+	$(PEERS)/bin/python benchmarks/peer_couplings.py
+
+$(PEERS)/.peers: pyproject.toml constraints.txt benchmarks/peers-requirements.txt benchmarks/peers-alone.txt
+	@$(MAKE) --no-print-directory VENV=$(PEERS) $(PEERS)/bin/pip
+	@$(PEERS)/bin/python $(QUIETLY) --upgrade pip
+	@$(PEERS)/bin/python $(QUIETLY) --build-constraint constraints.txt --requirement benchmarks/peers-requirements.txt --editable .
+	@$(PEERS)/bin/python $(QUIETLY) --no-deps --requirement benchmarks/peers-alone.txt
+	@touch $@
+
+# the speed beside hand-written programs, and beside the peers where `make peers` has installed them
+bench: $(STAMP)
+	$(if $(wildcard $(PEERS)/.peers),$(PEERS),$(VENV))/bin/python benchmarks/bench.py
 
 # the newest versions that pyproject.toml allows, for Python 3.11 and 3.12, into constraints.txt
 constraints:

@@ -19,7 +19,7 @@ from flax import nnx
 
 import jflow as jf
 
-BATCH, DRAWS = 256, 4096
+BATCH, DRAWS, RATE, DECAY = 256, 4096, 2e-3, 0.995
 SOURCES = {"N(0, I)": lambda key, n: jr.normal(key, (n, 2)), "moons": jf.data.moons}
 PLANS = {"independent": jf.train.Independent(), "assignment": jf.train.Assignment()}
 data, draw_moons = (jax.jit(f, static_argnums=1) for f in (jf.data.eight_gaussians, jf.data.moons))
@@ -29,19 +29,24 @@ def loss(field, key, example):
     return jf.matching_loss(field, key, example["x"], x0=example["x0"])
 
 
-def trained(source, plan, steps):
-    """The average field after the last step, and its losses."""
+def untrained(source):
     path = jf.CondOT(source=jf.Normal(coupled=True) if source == "N(0, I)" else jf.GIVEN)
-    field = jf.Field(jf.nn.MLP(2, width=64, depth=3, rngs=nnx.Rngs(0)), path, "velocity")
-    state = jf.train.init(field, optax.adam(optax.cosine_decay_schedule(2e-3, steps)), ema=0.995)
+    return jf.Field(jf.nn.MLP(2, width=64, depth=3, rngs=nnx.Rngs(0)), path, "velocity")
 
-    def batch(i):
-        key_0, key_1 = jr.split(jr.fold_in(jr.key(1), i))
-        given = {} if source == "N(0, I)" else {"x0": draw_moons(key_0, BATCH)}
-        return {"x": data(key_1, BATCH), **given}
 
-    coupling = jf.train.Coupling(plan)
-    state, _ = jf.train.fit(state, loss, batch, steps=steps, key=jr.key(0), couple=coupling, progress=False)
+def batch(source, i):
+    """The data of step `i`, and x0 where it is not noise."""
+    key_0, key_1 = jr.split(jr.fold_in(jr.key(1), i))
+    given = {} if source == "N(0, I)" else {"x0": draw_moons(key_0, BATCH)}
+    return {"x": data(key_1, BATCH), **given}
+
+
+def trained(source, plan, steps):
+    """The average field after the last step."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
+    state = jf.train.init(untrained(source), optimizer, ema=DECAY)
+    options = {"steps": steps, "key": jr.key(0), "couple": jf.train.Coupling(plan), "progress": False}
+    state, _ = jf.train.fit(state, loss, lambda i: batch(source, i), **options)
     return state.ema
 
 
@@ -55,7 +60,8 @@ def ways(field, x0):
     return [jax.vmap(lambda x, n=n: one(x, n))(x0) for n in (4, 100)]
 
 
-def couplings(steps):
+def couplings(steps, trained=trained, plans=PLANS):
+    """A table with a row for each source and plan, of the field that `trained(source, plan, steps)` returns."""
     print("| from | pairs | 4 steps | over independent | 100 steps | straightness | cost | training, CPU s |")
     print("|---|---|---|---|---|---|---|---|")
     for source, draw in SOURCES.items():
@@ -63,7 +69,7 @@ def couplings(steps):
         fresh = [data(key, DRAWS) for key in jr.split(jr.key(3), 4)]
         floor = np.mean([jf.metrics.energy_distance(fresh[0], other) for other in fresh[1:]])
         first = None
-        for name, plan in PLANS.items():
+        for name, plan in plans.items():
             begun = time.process_time()
             field = trained(source, plan, steps)
             seconds = time.process_time() - begun

@@ -1,12 +1,14 @@
-"""The pictures of the pages, written into `docs/images`: `.venv/bin/python docs/pictures.py`, and the names of some.
+"""The pictures of the pages, written into `docs/images`: `.venv/bin/python docs/pictures.py NAME ...`.
 
-Most fields are the exact ones of distributions: nothing is trained, and each run draws the same pictures. `text` runs
-the code of its page.
+Without names it makes those of the ideas, whose fields are the exact ones of distributions: nothing is trained. Those
+of the gallery take a minute or two each. They train what their pages do, and mostly run the very code of the page.
+`inpainting`, `drawings` and `jumps` take a run of the command line, in the folder where the gallery's command puts it.
 """
 
 import functools as ft
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import diffrax as dfx
@@ -15,12 +17,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
+from flax import nnx
 from matplotlib.figure import Figure
+from PIL import Image
 
 import jflow as jf
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
+RUNS = DOCS.parent / "runs"
 EVERY = dfx.SaveAt(t0=True, steps=True)
 generate = ft.partial(jf.generate, progress=False)
 
@@ -131,22 +137,52 @@ def guidance():
     save(figure, "guidance")
 
 
-def page(name):
-    """What the code of a page defines, when it has run."""
+def page(name, blocks=None):
+    """What the code of a page defines, when so many of its blocks have run."""
     namespace = {"__name__": "page"}
-    for block in re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL):
+    found = re.findall(r"^```python\n(.*?)^```", (DOCS / name).read_text(), re.MULTILINE | re.DOTALL)
+    for block in found[:blocks]:
         exec(block, namespace)
     return namespace
 
 
-def rows(images, labels, name, width=0.55):
+def cut(run, panels, name):
+    """Two panels of the sheet that a run has drawn, of three, and of these the upper half."""
+    with Image.open(run / "samples.png") as sheet:
+        width, height = sheet.width // 3, round(0.525 * sheet.height)
+        both = Image.new("RGB", (2 * width, height))
+        for i, panel in enumerate(panels):
+            both.paste(sheet.convert("RGB").crop((panel * width, 0, (panel + 1) * width, height)), (i * width, 0))
+    both.quantize(200).save(IMAGES / f"{name}.png")
+
+
+def trained(loss, draw, steps):
+    """A field in the plane after so many steps on fresh data."""
+    field = jf.Field(jf.nn.MLP(2, width=96, depth=4, rngs=nnx.Rngs(0)), jf.CondOT(), predicts="velocity")
+    state = jf.train.init(field, optax.adam(optax.cosine_decay_schedule(2e-3, steps)), ema=0.99)
+    draw = jax.jit(draw, static_argnums=1)
+
+    def batches(i):
+        return draw(jr.fold_in(jr.key(1), i), 256)
+
+    return jf.train.fit(state, loss, batches, steps=steps, key=jr.key(2), progress=False)[0].ema
+
+
+def points(ax, x, title, half=7.0, color=jf.plot.DATA, centre=(0.0, 0.0)):
+    ax.scatter(*np.asarray(x).T, s=1.5, color=color, linewidths=0)
+    plane(ax, title, centre, half)
+
+
+def rows(images, labels, name, width=0.6):
     """A row of images for each label, which stands to its left."""
-    n, columns = len(labels), len(images[0])
-    figure = Figure(figsize=(width * columns + 1.6, width * n))
-    for ax, row, label in zip(figure.subplots(n, 1, squeeze=False)[:, 0], images, labels, strict=True):
-        jf.plot.image_grid(np.clip(row, -1, 1), ncols=columns, ax=ax)
-        ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=9, color=jf.plot.INK)
-    figure.subplots_adjust(left=0.26, right=1, top=1, bottom=0, hspace=0.02)
+    figure = Figure(figsize=(width * len(images[0]), width * len(labels)))
+    grid = figure.subplots(len(labels), len(images[0]), gridspec_kw={"wspace": 0.1, "hspace": 0.1})
+    for line, row, label in zip(grid, images, labels, strict=True):
+        for ax, image in zip(line, row, strict=True):
+            ax.imshow(np.clip((np.asarray(image) + 1) / 2, 0, 1), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(color="silver", linewidth=0.5)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", color=jf.plot.INK)
     save(figure, name)
 
 
@@ -163,14 +199,78 @@ def text():
             (8, 8, 1),
             args=jf.Args(made["embed"](words), scale=2.0),
             args_in_axes=None,
+            progress=False,
         ).x
         for i, words in enumerate(sentences)
     ]
     rows(images, sentences, "text")
 
 
-MAKERS = {f.__name__: f for f in (path, field, clock, noise, likelihood, guidance, text)}
+def latents():
+    """Digits, the same through sixteen numbers, and draws of these."""
+    made = page("howto/latents.md")
+
+    def batches(i):
+        return jf.data.batch(made["data"], 0, i, 128)
+
+    state, _ = jf.train.fit(made["state"], made["loss"], batches, steps=4000, key=jr.key(0), progress=False)
+    z = generate(state.ema, jr.key(1), 14, (16,)).x
+    digits, to_image = made["digits"][:14], made["to_image"]
+    images = [digits.reshape(-1, 8, 8, 1), to_image(made["to_latent"](digits)), to_image(z)]
+    rows(images, ["data", "16 numbers of it", "draws"], "latents")
+
+
+def inpainting():
+    """The upper half is known: draws of the lower one."""
+    from jflow.recipes import load
+
+    known, run = page("howto/inverse.md", 1)["Known"], load(RUNS / "digits")
+    real = jf.data.digits("test")
+    values = np.stack([real.x[np.flatnonzero(real.label == c)[1]] for c in range(10)])
+    mask = np.broadcast_to(np.arange(8)[:, None, None] < 4, (30, 8, 8, 1))
+    args = jf.Args(np.arange(30) % 10, known=(np.tile(values, (3, 1, 1, 1)), mask))
+    sampler = jf.FixedSteps(jf.UniformGrid(100, t0=0.01), eta=1.0)
+    x = generate(known(run.field, std=0.1), jr.key(0), 30, (8, 8, 1), sampler, args=args, args_in_axes=0).x
+    upper = np.where(mask[:10], values, 0.0)
+    rows([upper, *x.reshape(3, 10, 8, 8, 1), values], ["known", "draws", "", "", "the image"], "inpainting")
+
+
+def jumps():
+    """Digits by one jump and by two."""
+    cut(RUNS / "digits-meanflow", (1, 2), "jumps")
+
+
+def finetune():
+    """Draws before and after a reward; with it goes the distance to the velocity of the first field."""
+    first = trained(jf.matching_loss, jf.data.moons, 3000)
+    sampler = jf.UniformGrid(16)
+
+    def loss(field, key, example):
+        key_draw, key_time = jr.split(key)
+        x = jf.sample(field, key_draw, (2,), sampler).x
+        t, noise = jr.uniform(key_time), jr.normal(key_time, (2,))
+        x_t = first.path.interpolate(t, noise, jax.lax.stop_gradient(x))
+        kept = jnp.sum((field.velocity(t, x_t) - first.velocity(t, x_t)) ** 2)
+        return jnp.maximum(x[1] - 2.5, 0.0) ** 2 + 0.1 * kept  # no reward above the line
+
+    state = jf.train.init(first, optax.adam(1e-3), ema=0.95)
+    for i in range(300):
+        state, _ = jf.train.step(state, loss, jr.key(i), jnp.zeros((128, 1)))
+    figure, grid = axes(2, 3.4)
+    for ax, field, title in zip(grid, (first, state.ema), ("before", "after"), strict=True):
+        points(ax, generate(field, jr.key(6), 2000, (2,)).x, title, 7.5, centre=(2.5, 1.5))
+        ax.axhline(2.5, color=jf.plot.NOISE, linewidth=1, linestyle="--")
+    save(figure, "finetune")
+
+
+def drawings():
+    """Houses and trees: pictures of a folder, and draws."""
+    cut(Path(tempfile.gettempdir(), "jflow-pictures", "run"), (0, 2), "drawings")
+
+
+IDEAS = {f.__name__: f for f in (path, field, clock, noise, likelihood, guidance)}
+GALLERY = {f.__name__: f for f in (text, latents, inpainting, jumps, finetune, drawings)}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or MAKERS:
-        MAKERS[name]()
+    for name in sys.argv[1:] or IDEAS:
+        (IDEAS | GALLERY)[name]()

@@ -21,7 +21,7 @@ from ._event import event_like, widened
 from ._event import size as event_size
 from ._field import AbstractField
 from ._front import as_arrays, numbers, prepare
-from ._kinds import check_kinds
+from ._kinds import check_kinds, fits
 from ._mesh import check_split, count_devices, repeated, shard_batch
 from ._recommended import recommended
 from ._sample import _carry, _checked, _Shape, draw_start, ends, typed
@@ -60,6 +60,8 @@ def batched(
     ```
     """
     check_kinds(batched, locals())
+    if not fits(fn, Callable[[Any] * len(mapped), Any]):
+        raise TypeError(f"fn must be a function of {len(mapped)} argument(s), as many as are mapped. Got {shown(fn)}.")
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
     mapped = _on_host(mapped)
@@ -317,8 +319,7 @@ def _split_args(args, axes, n):
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(
-            "args_in_axes must be a pytree prefix of args, as Args(0, scale=None) for labels and one scale. Got "
-            f"{axes!r}: {error}"
+            f"args_in_axes must be a pytree prefix of args, as Args(0, scale=None). Got {axes!r}: {error}"
         ) from None
     for axis in jtu.tree_leaves(axes):
         if type(axis) is not int or axis != 0:
@@ -327,7 +328,6 @@ def _split_args(args, axes, n):
     for leaf in jtu.tree_leaves(split):
         if np.ndim(leaf) < 1 or np.shape(leaf)[0] != n:
             raise ValueError(
-                f"A condition with args_in_axes 0 must have one value a sample: a leading axis of length n = {n}. "
-                f"Got shape {np.shape(leaf)}."
+                f"A condition with args_in_axes 0 must have a leading axis of length n = {n}. Got {np.shape(leaf)}."
             )
     return shared, jtu.tree_map(np.asarray, split)

@@ -108,8 +108,7 @@ def event_like(shape: Checked[Shape], *, letters: bool = False) -> PyTree[jax.Sh
     known = all(isinstance(leaf, jax.ShapeDtypeStruct) and min(leaf.shape, default=0) >= 0 for leaf in leaves)
     if not (known and size(shape)):
         raise ValueError(
-            "shape must be the shape of one event, a tuple of integers as (28, 28, 1), or a pytree of "
-            f"jax.ShapeDtypeStruct. Got {shape!r}."
+            f"shape must be that of one event, as (28, 28, 1), or a pytree of jax.ShapeDtypeStruct. Got {shape!r}."
         )
 
     def wide(leaf):

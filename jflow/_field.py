@@ -246,9 +246,9 @@ class Preconditioned(AbstractField):
 
 def check_net(net: Any, draws: bool) -> None:
     """Raises `TypeError` for a network that does not take the arguments of its field."""
-    how = " and net(t, x, args, key=key), for it draws" if draws else ""
+    how = " and net(t, x, args, key=key), for it draws" if draws is True else ""
     try:
-        for extra in ({}, {"key": None}) if draws else ({},):
+        for extra in ({}, {"key": None}) if draws is True else ({},):
             inspect.signature(net).bind(None, None, None, **extra)
     except TypeError as error:
         raise TypeError(
@@ -270,7 +270,7 @@ def one_example(net: Any, t: Any, x: PyTree, args: Any, **extra: Any) -> Iterato
             with contextlib.suppress(Exception):
                 batch = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], (x, bare(args)))
                 many += jtu.tree_leaves(eqx.filter_eval_shape(net, t.reshape(shape), *batch, **extra))
-        if not many or any(leaf.shape[:1] != (1,) for leaf in many):
+        if not many or any(not isinstance(leaf, jax.ShapeDtypeStruct) or leaf.shape[:1] != (1,) for leaf in many):
             raise
         raise ValueError(
             "A network must take one example, t a scalar and x without a batch axis: many go through jax.vmap. Got "

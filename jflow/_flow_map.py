@@ -35,7 +35,7 @@ class FlowMap(AbstractField):
     ```
     """
 
-    net: Callable[..., PyTree]
+    net: Callable[[Time, Time, PyTree, PyTree], PyTree]
     path: AbstractAffinePath
     predicts: str = eqx.field(static=True)
 

@@ -9,17 +9,19 @@ passed them.
 """
 
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import diffrax as dfx
 import jax
+import jax.core
 import jax.dtypes
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
 from ._types import Noun
+from ._validate import shown
 
 
 def run(core: Callable[..., Any], operands: tuple[Any, ...], *static: Any) -> Any:
@@ -93,6 +95,8 @@ def canonical(leaf: Any) -> Any:
     Raises `ValueError` where that type does not hold its numbers: an integer must not wrap around in silence.
     """
     if isinstance(leaf, jax.Array):
+        if not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+            raise ValueError("An array must still be there. Got one that went into jflow.train.step: copy it before.")
         return leaf
     leaf = np.asarray(leaf)
     try:
@@ -103,8 +107,7 @@ def canonical(leaf: Any) -> Any:
         array = np.asarray(leaf, kind)
     if kind != leaf.dtype and (array != leaf if leaf.dtype.kind in "iu" else np.isinf(array) & ~np.isinf(leaf)).any():
         raise ValueError(
-            f"The numbers of an array must fit the type that it has on a device, {kind}. Got {leaf.max()} in "
-            f"{leaf.dtype}: number classes from 0, or set jax_enable_x64."
+            f"The numbers of an array must fit the type on a device, {kind}. Got {leaf.max()}: set jax_enable_x64."
         )
     return array
 
@@ -157,6 +160,8 @@ def numbers(tree: PyTree, *, integers: bool = False) -> PyTree:
     def leaf(value):
         if isinstance(value, kinds) and not isinstance(value, bool):
             return canonical(value)
+        if not isinstance(value, (jax.Array, np.ndarray, Hashable)):
+            raise TypeError(f"A condition must be of arrays, numbers and names. Got {shown(value)} in it.")
         return value.astype(value.dtype) if isinstance(value, jax.Array) and value.aval.weak_type else value
 
     return jtu.tree_map(leaf, tree)

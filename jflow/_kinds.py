@@ -24,7 +24,7 @@ def check_kinds(owner: Any, values: collections.abc.Mapping[str, Any]) -> None:
     """
     for name, options in _asked(owner):
         value = values[name]
-        if not any(_fits(value, option) for option in options):
+        if not any(fits(value, option) for option in options):
             what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(dict.fromkeys(map(_words, options)))
             numeric = options[0] in (int, float, Key) or get_origin(options[0]) is Literal
             raise (ValueError if numeric else TypeError)(f"{name} must be {rule}. Got {shown(value)}, in {what}.")
@@ -61,15 +61,17 @@ def _plain(kind: Any) -> Any:
     return None if nothing else origin
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a kind."""
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in (np.number, float):
-        number = is_real(value) and not isinstance(value, bool)
+        number = is_real(value) and not isinstance(value, (bool, np.bool_))
         known = concrete(value) if number and origin is float and not np.ndim(value) else None
         return number and (origin is np.number or (known is not None and bool(np.isfinite(known))))
     if origin in (tuple, collections.abc.Sequence):
-        return isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        each = _options(inner[0]) if origin is not tuple and inner else (None,)
+        known = isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        return known and (None in each or all(any(fits(item, one) for one in each) for item in value))
     if origin is Literal:
         return isinstance(value, str) and value in inner
     if origin is int:
@@ -85,7 +87,9 @@ def _fits(value: Any, kind: Any) -> bool:
             return isinstance(value, (str, type, np.dtype)) and jnp.issubdtype(jnp.dtype(value), jnp.floating)
         taken = inner[0] if callable(value) and not isinstance(value, type) else None
         return taken is ... or (taken is not None and inspect.signature(value).bind(*taken) is not None)
-    except (TypeError, ValueError):  # the latter for a built-in function, which does not say what it takes
+    except TypeError:
+        return False
+    except ValueError:  # a built-in function need not say what it takes
         return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
 
 
@@ -103,6 +107,8 @@ def _words(kind: Any) -> str:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in _WORDS:
         named = f" of {len(inner[0])} argument(s)" if inner and isinstance(inner[0], list) else ""
+        if origin is collections.abc.Sequence and inner and None not in _options(inner[0]):
+            named = f", each {' or '.join(map(_words, _options(inner[0])))}"
         return _WORDS[origin] + (" or ".join(map(repr, inner)) if origin is Literal else named)
     root, below = kind.__module__.split(".")[0], [kind]
     for sub in below:  # it grows

@@ -121,9 +121,8 @@ def _check_expectation(field, law, weight):
         return
     for name in (head.name for head in heads(field.predicts)):
         if (name == "velocity" and not path.finite_sigma_dot) or (name == "score" and path.ends_at_data):
-            why = "sigma prime is infinite" if name == "velocity" else "the score is"
+            why = "sigma prime is not finite" if name == "velocity" else "the score is"
             raise ValueError(
                 f"The {name} loss must have a finite expectation. Got times up to t = 1 along {type(path).__name__}, "
-                f"where {why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or train a field that predicts 'data', "
-                "'noise' or 'v' and sample it alike."
+                f"where {why}: stop short, as law=jf.laws.Uniform(0.0, 0.999), or predict 'data', 'noise' or 'v'."
             )

@@ -14,7 +14,7 @@ from ._kinds import check_kinds
 from ._path import AbstractAffinePath, AbstractDifferentiablePath, AbstractPath
 from ._source import check_score, covariance, noise_map, precision
 from ._types import Event, Noun, Time
-from ._validate import scalar_time
+from ._validate import is_real, scalar_time
 
 
 class Row(NamedTuple):
@@ -224,8 +224,7 @@ def prediction_row(path: AbstractPath, prediction: Prediction, t: Time) -> Row:
     if row is None:
         raise ValueError(
             f"A conversion must be between quantities linear in data and noise, on an affine path. Got "
-            f"{prediction.name!r} along {type(path).__name__}: train a network that predicts it, as one head of "
-            "several."
+            f"{prediction.name!r} along {type(path).__name__}: train a network that predicts it, as one of its heads."
         )
     return row
 
@@ -238,6 +237,8 @@ def coefficients(path: AbstractAffinePath, t: Time, source: Row, target: Row) ->
     from the noise at t = 0, the noise from the data at t = 1. Noise and score are multiples of each other at
     every time, and need no solve.
     """
+    if not all(w is None or is_real(w) for w in (*source, *target)):
+        raise TypeError(f"A Row must hold numbers, s q = a data + b noise. Got {source} and {target}.")
     if source.a is None and target.a is None:
         return jnp.zeros_like(path.alpha(t)), target.b * source.s / (source.b * target.s)
     alpha, sigma = path.alpha(t), path.sigma(t)

@@ -355,8 +355,7 @@ def check_density(field: AbstractField) -> None:
     if not (path.flat and isinstance(path, AbstractDifferentiablePath)) or path.letters:
         why = "is curved" if not path.flat else "has no velocity"
         raise ValueError(
-            f"A log-density must be along a path in a flat space, with a velocity. Got {type(path).__name__}, which "
-            f"{why}."
+            f"A log-density must be along a flat path with a velocity. Got {type(path).__name__}, it {why}."
         )
 
 

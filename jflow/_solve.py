@@ -135,7 +135,7 @@ class ODEFlow(Noun):
     ```
     """
 
-    velocity: Callable[..., PyTree]
+    velocity: Callable[[Time, PyTree, PyTree], PyTree]
     t0: Time
     t1: Time
     args: PyTree
@@ -143,7 +143,7 @@ class ODEFlow(Noun):
 
     def __init__(
         self,
-        velocity: Callable[..., PyTree],
+        velocity: Callable[[Time, PyTree, PyTree], PyTree],
         t0: Time,
         t1: Time,
         *,

@@ -202,7 +202,7 @@ class Given(AbstractSource):
 
     def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
         raise ValueError(
-            "With the source GIVEN, x0 comes with the data. Got none: pass x0= to matching_loss, and to sampling "
+            "With the source GIVEN, x0 must come with the data. Got none: pass x0= to matching_loss, and to sampling "
             "start=, a distribution of the state at the first time, or carry a state with jflow.decode."
         )
 
@@ -275,9 +275,9 @@ class Coloured(AbstractNoiseMap):
     def _factor(self, x, args):
         flat, unravel = ravel_pytree(UNPADDED.apply(x, args))
         if flat.shape[0] != self.covariance.shape[0]:
+            n = self.covariance.shape[0]
             raise ValueError(
-                f"The event must have as many components as the covariance has rows, {self.covariance.shape[0]}. "
-                f"Got {flat.shape[0]}."
+                f"The event must have as many components as the covariance has rows, {n}. Got {len(flat)}."
             )
         cov = self.covariance.astype(flat.dtype)
         if masked(args) is not None:  # the identity for the padding, which is zero
@@ -333,6 +333,5 @@ def check_score(source: AbstractSource, what: str) -> None:
         why = "is coupled to the data" if isinstance(source, AbstractGaussianSource) else "is not Gaussian"
         raise ValueError(
             f"{what} must have a Gaussian source that is independent of the data, for only then the score is "
-            f"-noise/sigma. Got {type(source).__name__}, which {why}: sample the ODE (eta=None), or train a score "
-            "and give diffusion=."
+            f"-noise/sigma. Got {type(source).__name__}, which {why}: sample the ODE, or train a score for diffusion=."
         )

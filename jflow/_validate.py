@@ -38,13 +38,13 @@ def as_array(value: Any, what: str, dtype: Any = None) -> Array:
 def is_real(value: Any) -> bool:
     """Whether a value is a real number or boolean, or an array or nested lists of these; none is moved."""
     try:
-        known = isinstance(value, (jax.Array, np.ndarray, np.generic))
-        dtype = value.dtype if known else np.asarray(value).dtype
+        dtype = value.dtype if isinstance(value, (jax.Array, np.ndarray, np.generic)) else np.asarray(value).dtype
     except jax.errors.TracerArrayConversionError:
         dtype = jnp.asarray(value).dtype
     except (TypeError, ValueError):
         return False
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    plain = not isinstance(value, np.ma.MaskedArray)  # whose mask numpy would drop
+    return plain and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def parameter(value: Any, name: str, *, positive: bool = True) -> Array:

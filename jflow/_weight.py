@@ -64,7 +64,7 @@ class SigmoidWeight(Noun):
         bias = self.bias.astype(log_snr.dtype)
         if self.predicts == "noise":
             return sigmoid(bias - log_snr)
-        return jnp.exp(bias) * sigmoid(log_snr - bias) * (1 if self.predicts == "data" else sigmoid(-log_snr))
+        return jnp.exp(-jnp.logaddexp(-log_snr, -bias)) * (1 if self.predicts == "data" else sigmoid(-log_snr))
 
 
 class LikelihoodWeight(Noun):

@@ -254,6 +254,10 @@ def animation(
     path = pathlib.Path(path)
     if path.suffix.lower() != ".gif":
         raise ValueError(f"An animation must be written as a GIF, to a path that ends in .gif. Got {path.name}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"An animation must be written into a folder that is there. Got {path.parent}: make it."
+        )
     if not 1 <= fps <= 50:
         raise ValueError(f"A GIF must have 1 to 50 frames a second. Got fps={fps}.")
     frames = _known(frames)

@@ -282,7 +282,7 @@ def test_errors_say_the_rule():
     penalised = jf.train.Assignment(1.0)
     for call, fragment in [
         (lambda: jf.train.step(alone, loss, KEY, line(4), couple="assignment"), r"jf.Normal\(coupled=True\)"),
-        (lambda: jf.train.step(given, loss, KEY, line(4), couple="assignment"), "x0 comes with the data"),
+        (lambda: jf.train.step(given, loss, KEY, line(4), couple="assignment"), "x0 must come with the data"),
         (lambda: jf.train.step(start(), loss, KEY, line(4)["x"], couple="assignment"), "must be a dictionary with 'x'"),
         (lambda: jf.train.Coupling(data="y")(KEY, {"x": x1}), r"with 'y'. Got the entries \['x'\]"),
         (lambda: jf.train.Coupling(penalised)(KEY, {"x": x1}), "with 'x' and 'label'"),

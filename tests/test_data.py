@@ -289,11 +289,11 @@ def test_damaged_mnist_files(tmp_path, mnist_files, compress, damage, message):
 
 def test_mnist_without_network_or_folder(tmp_path, mnist_files, monkeypatch):
     monkeypatch.setattr(_mnist, "_ADDRESS", "file:///nowhere/")
-    with pytest.raises(OSError, match=r"MNIST is not in .*set JFLOW_DATA_DIR"):
+    with pytest.raises(OSError, match=r"MNIST must be in .*set JFLOW_DATA_DIR"):
         data.mnist("train", tmp_path / "cache")
     assert os.listdir(tmp_path / "cache") == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="MNIST is not in"):
+    with pytest.raises(OSError, match="MNIST must be in"):
         data.mnist("train", tmp_path / "file" / "mnist")
 
 

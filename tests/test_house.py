@@ -18,7 +18,7 @@ PACKAGE = Path(jf.__file__).parent
 VERBS = (jf.sample, jf.decode, jf.encode, jf.log_prob, jf.solve, jf.generate, jf.matching_loss)
 # what is read apart: methods are a file each, and wings are not the core
 APART = {"_solver", "_guidance", "nn", "train", "data", "distributions", "testing", "search", "recipes"}
-APART |= {"few_step", "samplers.py", "processes.py", "metrics.py", "plot.py", "cli.py", "__main__.py"}
+APART |= {"few_step", "samplers.py", "processes.py", "metrics", "plot.py", "cli.py", "__main__.py"}
 
 
 class Noted(eqx.Module):

@@ -1,14 +1,21 @@
 """Metrics against exact values, invariances, and bad input."""
 
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
-from jflow import metrics
+from jflow import data, metrics
+from jflow.data._binary import _DEBIAN
+from jflow.data._folder import fit
+from jflow.metrics import _distances, _features
 
 KEY = jr.key(0)
+FASHION = any(Path(d).is_dir() for d in (_DEBIAN, Path(os.environ.get("JFLOW_DATA_DIR", "."), "fashion-mnist")))
 CLOUD = np.random.default_rng(0).standard_normal((300, 5))
 OTHER = np.random.default_rng(1).standard_normal((200, 5)) @ np.diag([1, 2, 3, 0.5, 1]) + 0.5
 
@@ -127,7 +134,7 @@ def test_mmd_of_two_points_and_its_default_bandwidth():
 def test_blocks_do_not_change_a_value(monkeypatch):
     values = [DISTANCES[name](CLOUD, OTHER) for name in ("energy_distance", "mmd", "sliced_wasserstein")]
     near = metrics.nearest_distance(CLOUD, OTHER)
-    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    monkeypatch.setattr(_distances, "_BLOCK", 1000)
     again = [DISTANCES[name](CLOUD, OTHER) for name in ("energy_distance", "mmd", "sliced_wasserstein")]
     np.testing.assert_allclose(again, values, rtol=1e-10)
     np.testing.assert_allclose(metrics.nearest_distance(CLOUD, OTHER), near, rtol=1e-12)
@@ -192,7 +199,7 @@ def test_kid_is_the_sum_over_pairs(monkeypatch):
     exact = within(CLOUD) + within(OTHER) - 2 * gram(CLOUD, OTHER).mean()
     assert metrics.kid(CLOUD, OTHER) == pytest.approx(exact, rel=1e-12)
     assert metrics.kid(CLOUD[:, :, None], OTHER, lambda x: x.reshape(len(x), -1)) == metrics.kid(CLOUD, OTHER)
-    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    monkeypatch.setattr(_distances, "_BLOCK", 1000)
     assert metrics.kid(CLOUD, OTHER) == pytest.approx(exact, rel=1e-12)
 
 
@@ -211,7 +218,7 @@ def test_precision_and_recall_by_balls(rng, monkeypatch):
         turn = np.linalg.qr(rng.standard_normal((5, 5)))[0]
         assert metrics.precision_recall(3 * x @ turn + 1, 3 * y @ turn + 1, k) == found
         assert metrics.precision_recall(y, x, k) == found[::-1]
-    monkeypatch.setattr(metrics, "_BLOCK", 1000)
+    monkeypatch.setattr(_distances, "_BLOCK", 1000)
     assert metrics.precision_recall(x, y, 7) == found
 
 
@@ -398,3 +405,71 @@ def test_on_the_host_in_float64():
     x = 1e4 + np.linspace(0, 1, 500)  # float32 would not tell neighbours apart
     # 2 int (F - G)^2, where F - G is 1/500 on 500 intervals of length 1e-3
     assert metrics.energy_distance(x, x + 1e-3) == pytest.approx(4e-6, rel=1e-6)
+
+
+def test_the_feature_network_comes_with_the_package(tmp_path):
+    judge = metrics.features("fashion")
+    assert judge.name == f"fashion-{_features._SHA256[:8]}" and metrics.features("fashion") is judge
+    assert _features.FASHION.stat().st_size < 2**20
+    changed = bytearray(_features.FASHION.read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "fashion.safetensors").write_bytes(changed)
+    with pytest.raises(ValueError, match=r"must be those of this version. Got .*fashion.safetensors of sha256"):
+        _features._read(tmp_path / "fashion.safetensors", _features._SHA256)
+    with pytest.raises((TypeError, ValueError), match="fashion"):
+        metrics.features("fashio")
+
+
+def test_features_are_those_of_one_image_at_a_time_at_any_size():
+    judge = metrics.features("fashion")
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 28, 28, 1)).astype(np.float32)
+    vectors = judge(x)
+    assert vectors.shape == (5, 64) and (vectors >= 0).all() and (vectors.std(0) > 0).any()
+    np.testing.assert_allclose(judge(x[3:4])[0], vectors[3], rtol=1e-5, atol=1e-5)
+    by_hand = [_by_hand(judge.weights, one) for one in x]
+    np.testing.assert_allclose(vectors, [vector for vector, _ in by_hand], rtol=1e-4, atol=1e-4)
+    assert judge.classes(x).tolist() == [logits.argmax() for _, logits in by_hand]
+    smooth = np.broadcast_to(np.float32([-0.5, 0.5]).reshape(2, 1, 1, 1), (2, 28, 28, 1))
+    np.testing.assert_allclose(judge(smooth[:, :16, :16]), judge(smooth), rtol=1e-4, atol=1e-4)
+
+
+def _by_hand(weights, x):
+    """The network in numpy: convolutions as sums over shifted images, zeros around them as XLA's SAME has them."""
+    weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+    h = x.astype(np.float64)
+    for i, stride in enumerate((2, 1, 2, 1, 1)):
+        kernel, side = weights[f"kernel{i}"], len(h)
+        out = -(-side // stride)
+        around = max((out - 1) * stride + 3 - side, 0)
+        h = np.pad(h, ((around // 2, around - around // 2),) * 2 + ((0, 0),))
+        last = (out - 1) * stride + 1
+        h = sum(h[a : a + last : stride, b : b + last : stride] @ kernel[a, b] for a in range(3) for b in range(3))
+        h = np.maximum(h + weights[f"bias{i}"], 0)
+    vector = h.mean((0, 1))
+    return vector, vector @ weights["kernel"] + weights["bias"]
+
+
+@pytest.mark.parametrize(
+    ("x", "rule"),
+    [
+        (np.zeros((2, 28, 28, 1), np.uint8), r"must be numbers in \[-1, 1\]"),
+        (np.full((2, 28, 28, 1), 1.5), r"must be numbers in \[-1, 1\]"),
+        (np.full((2, 28, 28, 1), np.nan), r"must be numbers in \[-1, 1\]"),
+        (np.zeros((2, 28, 28, 3)), r"must have shape \(n, H, W, 1\)"),
+        (np.zeros((2, 28, 28)), r"must have shape \(n, H, W, 1\)"),
+        (np.zeros((0, 28, 28, 1)), r"must have shape \(n, H, W, 1\)"),
+    ],
+)
+def test_a_feature_network_takes_images_only(x, rule):
+    for function in (metrics.features("fashion"), metrics.features("fashion").classes):
+        with pytest.raises(ValueError, match=rule):
+            function(x)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION, reason="Fashion-MNIST is not there")
+def test_the_judge_of_clothes_is_right_on_nine_of_ten_test_images():
+    test = data.fashion_mnist("test")
+    assert metrics.class_accuracy(test[:]["x"], test.label, metrics.features("fashion").classes) >= 0.91
+    small = fit(test.x, 16, True) / np.float32(127.5) - 1
+    assert metrics.class_accuracy(small, test.label, metrics.features("fashion").classes) >= 0.9

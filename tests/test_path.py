@@ -1,5 +1,6 @@
 """Paths: ends, derivatives, log-SNR and shift, for every schedule alike (closed forms F1 to F11)."""
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -284,6 +285,17 @@ def test_F11_a_derivative_that_is_infinite_at_the_start_is_infinite_there(path, 
     for clock in (jf.RatioClock(), jf.ThetaClock(), jf.AngleClock()):
         x = jf.decode(field, noise, jf.FixedSteps(jf.UniformGrid(64), clock=clock)).x
         np.testing.assert_allclose(x, 1 + 0.5 * noise, atol=0.05)  # in the limit of small steps
+
+
+@pytest.mark.parametrize("alpha", [lambda t: t**2, lambda t: t**1.5, lambda t: t * t * (3 - 2 * t)])
+def test_F11_a_velocity_where_alpha_starts_flat_is_sampled_in_the_time_of_the_path_alone(alpha):
+    """There `u(0, x) = sigma'(0) x` says nothing of the data, and autodiff sees `1e37` where the limit is infinite."""
+    field = jf.Field(lambda t, x, args: -x, jf.CustomPath(alpha, lambda t: 1 - t), "velocity")
+    noisy = jf.FixedSteps(jf.UniformGrid(4), eta=1.0)
+    refuses(lambda: jf.sample(field, jr.key(0), (2,), noisy), "t = 0, where a field that predicts 'velocity'")
+    refuses(lambda: jf.sample(field, jr.key(0), (2,)), r"or take PathClock\(\)")
+    x0 = jnp.array([1.0, -2.0])
+    assert jnp.allclose(jf.decode(field, x0, jf.FixedSteps(jf.UniformGrid(4), dfx.Euler())).x, x0 * 0.75**4)
 
 
 def test_F11_the_built_in_paths_check_their_parameters():

@@ -20,7 +20,7 @@ from test_cli import message_of
 
 from jflow import data
 from jflow.cli import main
-from jflow.data import _binary, _folder
+from jflow.data import _augment, _binary, _folder
 from jflow.recipes import Images, images
 
 # --- folders
@@ -188,6 +188,105 @@ def test_crop_is_uniform_over_its_shifts():
     for function in (data.flip, lambda key, x: data.crop(key, x, 1)):
         with pytest.raises(ValueError, match=r"must have shape \(H, W, C\). Got \(2, 5, 5, 1\); a batch goes through"):
             function(jr.key(0), jnp.zeros((2, 5, 5, 1)))
+
+
+def test_the_numbers_of_augment_have_their_law():
+    keys, p = jr.split(jr.key(3), 20_000), 0.3
+    x = jnp.asarray(np.random.default_rng(0).random((4, 6, 1)), jnp.float32)
+    draw = jax.jit(jax.vmap(lambda key, p: data.augment(key, x, p)[1], (0, None)), static_argnums=1)
+    a = np.asarray(draw(keys, p), np.float64)
+
+    def about(found, value, std):
+        assert abs(found.mean() - value) < 4.5 * std / np.sqrt(len(found))
+
+    def normal(found):
+        about(found, 0, 1)
+        about(found**2, 1, np.sqrt(2))
+
+    about(a[:, 0], 0.5, 0.5)
+    about(a[:, 1], p / 2, 0.5)
+    drawn = [a[:, 2] != 0, a[:, 4] != 0, a[:, 5] != 0, a[:, 7] != 0]
+    for where in drawn:
+        about(where, p, 0.5)
+    about(drawn[0] & drawn[1] & drawn[2], p**3, 0.2)  # independent of each other
+    normal(a[drawn[0], 2])
+    about(a[drawn[1], 3], -1, np.sqrt(0.5))
+    np.testing.assert_allclose((a[:, 3] + 1) ** 2 + a[:, 4] ** 2, 1, atol=1e-6)
+    stretch, turned = np.hypot(a[drawn[2], 5], a[drawn[2], 6]), a[drawn[2], 6] != 0
+    about(stretch**2, 1, np.sqrt(2))
+    about(turned, 0.5, 0.5)
+    normal(a[drawn[3], 7])
+    normal(a[drawn[3], 8])
+    about(a[drawn[3], 7] * a[drawn[3], 8], 0, 1)
+
+
+def test_augment_leaves_an_image_whose_numbers_are_zeros():
+    x = jnp.asarray(np.random.default_rng(0).random((8, 6, 3)), jnp.float32)
+    keys = jr.split(jr.key(4), 400)
+    alone = jax.jit(data.augment)
+    moved, a = map(np.asarray, jax.jit(jax.vmap(data.augment, (0, None)))(keys, x))
+    for key, image, label in zip(keys[:9], moved, a, strict=False):  # a function of its key alone
+        one, own = alone(key, x)
+        np.testing.assert_allclose(one, image, atol=1e-5)
+        np.testing.assert_allclose(own, label, atol=1e-6)
+    still = (a[:, 2:] == 0).all(1)
+    assert 100 < still.sum() < 350
+    for image, label in zip(moved[still], a[still], strict=True):
+        plain = np.asarray(x)[:: -1 if label[1] else 1, :: -1 if label[0] else 1]
+        assert (image == plain).all()
+    assert all(np.abs(image - np.asarray(x)).max() > 1e-3 for image in moved[~still])
+    with pytest.raises(ValueError, match=r"p must be a probability, from 0 to 1. Got 1.5"):
+        data.augment(jr.key(0), x, 1.5)
+    with pytest.raises(ValueError, match=r"must have shape \(H, W, C\)"):
+        data.augment(jr.key(0), x[None])
+
+
+@pytest.mark.parametrize(
+    ("a2", "a3", "a4", "a5", "a6", "a7"),
+    [
+        (0, 0, 0, 0, 0, 0),
+        (1.2, 0, 0, 0, 0, 0),
+        (0, 1.0, 0, 0, 0, 0),
+        (0, 0, 0, 1.5, 0, 0),
+        (0, 0, 0.7, 1.5, 0, 0),
+        (0, 0, 0, 0, 1.1, -0.6),
+        (-0.7, -2.0, 2.1, -1.0, 0.5, 0.8),
+    ],
+)
+def test_augment_moves_a_smooth_image_as_its_numbers_say(a2, a3, a4, a5, a6, a7):
+    """A bump is at the place, and has the shape, that the matrices of the transformation give to it."""
+    height, width, spread = 40, 48, 3.0
+
+    def counter_clockwise(angle):  # rows count downwards
+        return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+
+    stretch = counter_clockwise(a4) @ np.diag([2 ** (0.2 * a5), 2 ** (-0.2 * a5)]) @ counter_clockwise(-a4)
+    forward = stretch @ counter_clockwise(a3) * 2 ** (0.2 * a2)
+    shift, bump = np.array([a6 * width, a7 * height]) / 8, np.array([5.0, -3.0])
+    row, column = np.mgrid[:height, :width]
+    places = np.stack([column - (width - 1) / 2, row - (height - 1) / 2], axis=-1)
+
+    def density(places):
+        return np.exp(-((places - bump) ** 2).sum(-1) / (2 * spread**2))
+
+    x = np.stack([density(places), -density(places)], axis=-1)
+    given = [jnp.float32(a) for a in (a2, a3, a4, a5)]
+    moved = _augment._warped(jnp.asarray(x, jnp.float32), *given, jnp.array([a6, a7], jnp.float32))
+    before = (places - shift) @ np.linalg.inv(forward).T
+    inside = (np.abs(before) < np.array([width, height]) / 2).all(-1)  # elsewhere is the mirror image
+    wanted = density(before)[inside]
+    assert wanted.max() > 0.9 and inside.mean() > 0.5
+    np.testing.assert_allclose(moved[inside], np.stack([wanted, -wanted], axis=-1), atol=0.02)
+
+
+def test_augment_turns_counter_clockwise_and_mirrors_beyond_the_edge():
+    smooth = np.asarray(jax.image.resize(jr.normal(jr.key(0), (4, 4, 1)), (32, 32, 1), "cubic"))
+    zero, none = jnp.float32(0), jnp.zeros(2)
+    turned = _augment._warped(jnp.asarray(smooth), zero, jnp.float32(np.pi / 2), zero, zero, none)
+    np.testing.assert_allclose(turned[3:-3, 3:-3], np.rot90(smooth)[3:-3, 3:-3], atol=0.03)
+    right = _augment._warped(jnp.asarray(smooth), zero, zero, zero, zero, jnp.array([2.0, 0.0]))  # by 8 pixels
+    np.testing.assert_allclose(right[:, 8:], smooth[:, :-8], atol=0.05)
+    np.testing.assert_allclose(right[:, 1:7], smooth[:, 1:7][:, ::-1], atol=0.05)
 
 
 # --- binary files

@@ -682,6 +682,18 @@ def test_a_network_is_given_the_state_in_the_type_that_is_asked_for():
     assert run(KEY).x.dtype == "bfloat16" and set(seen) == {(jnp.dtype("float32"), jnp.dtype("bfloat16"))}
 
 
+def test_a_flow_map_is_given_the_state_in_the_type_that_is_asked_for():
+    """The jump itself stays wide: a network in half precision moves a large state by small steps."""
+
+    def net(s, t, x, args):
+        assert x.dtype == "bfloat16" and s.dtype == t.dtype == "float32"
+        return jnp.ones_like(x)
+
+    sampler, start = jf.FixedSteps(jf.UniformGrid(64), jf.Jump()), jnp.full(2, 64.0)
+    out = jf.decode(jf.FlowMap(net, jf.CondOT()), start, sampler, dtype="bfloat16", saveat=dfx.SaveAt(steps=True))
+    assert out.x.dtype == "bfloat16" and (out.x == 65).all()
+
+
 def test_a_broken_network_is_a_status():
     field = jf.Field(lambda t, x, args: jnp.where(t > 0.5, jnp.nan, x), jf.CondOT(), "velocity")
     out = jf.sample(field, KEY, (2,), jf.UniformGrid(10))

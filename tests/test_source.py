@@ -435,7 +435,7 @@ def test_given_pairs_ask_for_a_start_and_for_x0():
     field, x = jf.Field(pull, path, "velocity"), jnp.ones(2)
     start = jf.distributions.Gaussian(jnp.zeros(2), std=0.3)
     for call in (lambda: jf.sample(field, KEY, (2,), GRID), lambda: jf.matching_loss(field, KEY, x)):
-        refuses(call, "With the source GIVEN, x0 comes with the data. Got none: pass x0=")
+        refuses(call, "With the source GIVEN, x0 must come with the data. Got none: pass x0=")
     assert jf.sample(field, KEY, (2,), GRID, start=start).status == 0
     loss = jf.matching_loss(field, KEY, x, x0=2 * x, t=0.25)
     state = 0.75 * 2 + 0.25 * 1

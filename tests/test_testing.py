@@ -49,6 +49,11 @@ def test_check_path_fails_a_wrong_derivative():
         report["nonsense"]
 
 
+def test_check_path_names_the_coefficients_that_are_not_finite():
+    path = jf.CustomPath(lambda t: t, lambda t: jnp.sqrt(1 - t**2 * (2 - t**2)))  # a root of a rounded difference
+    assert "sigma sigma' at t = 1" in testing.check_path(path)["not finite at the ends, bfloat16"].note
+
+
 class Told(jf.AbstractAffinePath):
     """Roots at both ends, which stop short of noise and of data; its flags are those of `CondOT`."""
 

@@ -26,6 +26,7 @@ def test_weights_have_the_published_values(x64):
         (jf.soft_min_snr_weight(5.0, predicts="v"), snr * 5 / (snr + 5) / (snr + 1)),
         (jf.sigmoid_weight(-2.0, predicts="data"), np.exp(-2) / (1 + np.exp(-2 - log_snr))),
         (jf.sigmoid_weight(-2.0, predicts="noise"), 1 / (1 + np.exp(log_snr + 2))),
+        (jf.sigmoid_weight(1e30, predicts="data"), snr),
         (jf.likelihood_weight(), np.ones(33)),
         (jf.likelihood_weight(predicts="data"), snr),
     ]

@@ -137,8 +137,7 @@ def check_source(brownian: Any) -> Any:
         )
     if isinstance(brownian, Recorded):
         raise ValueError(
-            "Recorded noise must go with the steps of a fixed grid. Got adaptive steps: pass brownian=, as "
-            "jflow.brownian_tree makes it."
+            "Recorded noise must go with the steps of a fixed grid. Got adaptive steps: pass jflow.brownian_tree(...)."
         )
     return brownian
 

@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
 
-from .._clock import RatioClock, ThetaClock
+from .._clock import PathClock, RatioClock, ThetaClock
 from .._field import AbstractField
 from .._path import AbstractAffinePath
 from .._prediction import as_prediction, coefficients, name_has_row, prediction_row
@@ -64,8 +64,7 @@ def check_grid(field: AbstractField, sampler: Any, end: str) -> None:
         )
     if facts.repeats_last and end != "denoise":
         raise ValueError(
-            "The times of a grid must increase strictly. Got a last point twice, as KarrasGrid has it on VE, which is "
-            "for end='denoise': pass that, or another grid."
+            "The times of a grid must increase strictly. Got a last point twice: pass end='denoise', or another grid."
         )
 
 
@@ -84,6 +83,7 @@ def check_ends(equation: FieldEquation, sampler: Any, *, first: bool, last: bool
 
 
 _SINGULAR: dict[Any, str | None] = {}
+_MOST = 1 / np.finfo(np.float32).eps
 
 
 def _check_end(equation, t, *, evaluated):
@@ -159,9 +159,12 @@ def equation_row(equation: FieldEquation, t: Any, level: Any) -> Any:
 
 
 def _finite(value):
-    """Whether a value is finite. A traced value counts as finite."""
+    """Whether a value is finite. A traced value counts as finite, and one that leaves no digit of float32 does not.
+
+    The derivative of `t**2` at the end is taken one float away, so what it divides is 1e37 where the limit is infinite.
+    """
     known = concrete(value)
-    return known is None or np.isfinite(known).all()
+    return known is None or (np.abs(known) < _MOST).all()
 
 
 def _message(equation, t, source):
@@ -171,10 +174,9 @@ def _message(equation, t, source):
             "start a little later, as jflow.UniformGrid(n, t0=1e-3) (the start is then sigma(t) eps, and the neglected "
             "alpha(t) x1 is the cost)"
         )
-        if equation.eta is not None and _holds(equation, t, ThetaClock()):
-            fix += ", or take ThetaClock()"
-        elif not equation.noisy and _holds(equation, t, RatioClock()):
-            fix += ", or take RatioClock() or AngleClock()"
+        others = [ThetaClock()] if equation.eta is not None else [] if equation.noisy else [RatioClock(), PathClock()]
+        if found := [clock for clock in others if _holds(equation, t, clock)]:
+            fix += f", or take {found[0]!r}, whatever the solver"
     else:
         fix = (
             "stop a little earlier, as at t = 0.999 (the noise sigma(t) left in the sample is the cost), or on a grid "

@@ -41,35 +41,39 @@ def run_grid(
     def save(t, x):
         return fn(t, x, args) if every else None
 
+    def counted(x, count):
+        return jnp.where(count < 0, count, jnp.where(all_finite(x), count + 1, ~count))
+
+    # The number of finite states so far, inverted bit by bit after one that is not. A step counts the state that it
+    # starts from: in a check of its result XLA would compute the whole step once more.
     def body(carry, slices):
-        x, state, count, alive = carry
+        x, state, count = carry
         at, t1, normals = slices
+        count = counted(x, count)
         x, state = stepper.step(at, x, state, normals, args)
-        alive = alive & all_finite(x)
-        return (x, state, count + alive.astype(count.dtype), alive), save(t1, x)
+        return (x, state, count), save(t1, x)
 
     # The backward pass recomputes each step. So the forward pass keeps one state a step, and no stages.
     body = jax.checkpoint(body, prevent_cse=False)
-    state = stepper.init(x0, args)
-    carry, saved = (x0, state, jnp.zeros((), jnp.int32), jnp.ones((), bool)), None
+    carry, saved = (x0, stepper.init(x0, args), jnp.zeros((), jnp.int32)), None
     if stepper.steps:
         steps, n = (stepper.rows, stepper.times[1 : stepper.steps + 1]), stepper.steps
         if callable(noise):
             carry, saved = _scan_blocks(body, carry, steps, n, noise, block)
         else:
             carry, saved = lax.scan(body, carry, (*steps, row(noise, slice(n))), unroll=unroll if noise is None else 1)
-    x, _, count, alive = carry
+    x, _, count = carry
+    count = counted(x, count)
     if stepper.end == "denoise":
         x = stepper.finish(x, args)
-        alive = alive & all_finite(x)
-        count = count + alive.astype(count.dtype)
+        count = counted(x, count)
         last = jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], save(stepper.times[-1], x))
         saved = last if saved is None else jtu.tree_map(lambda a, b: jnp.concatenate([a, b]), saved, last)
     ts, xs = _saved(stepper.times, saved, every, with_start, lambda: fn(stepper.times[0], x0, args))
     nfe = stepper.nfe(x0, args)
-    status = jnp.where(alive, 0, 1).astype(jnp.int32)
     nfe = None if nfe is None else jnp.asarray(nfe, jnp.int32)
-    return Solution(x=x, nfe=nfe, status=status, t=stepper.times[count], ts=ts, xs=xs)
+    t = stepper.times[jnp.maximum(jnp.maximum(count, ~count) - 1, 0)]
+    return Solution(x=x, nfe=nfe, status=(count < 0).astype(jnp.int32), t=t, ts=ts, xs=xs)
 
 
 def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, Any]:
@@ -80,8 +84,7 @@ def saves(saveat: dfx.SaveAt | None, visible: Any = None) -> tuple[int, bool, An
     if saveat.dense or not isinstance(subs, dfx.SubSaveAt) or subs.ts is not None or subs.t1:
         raise ValueError(
             "On a fixed grid saveat must save the steps, diffrax.SaveAt(t0=True, steps=True). The end is the "
-            "solution's t and x without it; for other times or dense output take jflow.AdaptiveSteps, or put the times "
-            "into the grid."
+            "solution's t and x without it; other times or dense output must be in the grid, or from AdaptiveSteps."
         )
     see = (lambda x: x) if visible is None else visible
     return int(subs.steps), bool(subs.t0), lambda t, x, args: subs.fn(t, see(x), args)
@@ -151,8 +154,7 @@ def check_recorded(recorded: Recorded, n: int, like: PyTree, rule: Any) -> None:
     if isinstance(rule, SolverRule) and levy_kinds(rule.solver) > 1:
         raise ValueError(
             f"Recorded noise must be all that the solver takes: it holds increments, and {type(rule.solver).__name__} "
-            "takes Lévy areas, or times inside a step. Pass key=, or brownian=jflow.brownian_tree(...), with the "
-            "levy_area it takes."
+            "takes Lévy areas, or times inside a step. Pass key=, or brownian=jflow.brownian_tree(..., levy_area=...)."
         )
     structure = jtu.tree_structure(like)
     if jtu.tree_structure(recorded.normals) != structure:

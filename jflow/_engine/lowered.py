@@ -7,6 +7,7 @@ import jax.tree_util as jtu
 
 from .._event import cast_like, rounded
 from .._field import AbstractField, AbstractWrappedField, Preconditioned
+from .._flow_map import FlowMap
 from .._prediction import given, heads
 
 
@@ -24,13 +25,14 @@ class _Lowered(AbstractWrappedField):
 
 
 class _LoweredNet(eqx.Module):
-    """A network behind scalings, which stay wide, at the rounded input."""
+    """A network behind scalings or a jump, which stay wide, at the rounded input."""
 
     net: Any
     dtype: Any = eqx.field(static=True)
 
-    def __call__(self, t, x, args):
-        return self.net(t, rounded(x, self.dtype), args)
+    def __call__(self, *given):
+        *times, x, args = given
+        return self.net(*times, rounded(x, self.dtype), args)
 
 
 def lowered(field: AbstractField, dtype: Any) -> AbstractField:
@@ -38,7 +40,7 @@ def lowered(field: AbstractField, dtype: Any) -> AbstractField:
     if dtype is None:
         return field
 
-    if isinstance(field, Preconditioned):
+    if isinstance(field, (FlowMap, Preconditioned)):
         return eqx.tree_at(lambda field: field.net, field, _LoweredNet(field.net, dtype))
 
     def is_inner(node):

@@ -234,8 +234,7 @@ class SolverRule(AbstractStepRule):
         if drawn and not known and trial(self.solver, True).inside:
             raise ValueError(
                 "On a fixed grid the noise must be queried over whole steps: it is one increment a step. Got "
-                f"{name}, which queries it inside a step: pass brownian=, as jflow.brownian_tree makes it, which "
-                "knows the path at every time."
+                f"{name}, which queries it inside a step: pass brownian=, as jflow.brownian_tree makes it."
             )
         if isinstance(field, AbstractField):
             self._check_field(field, equation, sampler)

@@ -289,8 +289,7 @@ def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler
         raise ValueError(
             f"{type(solver).__name__} must start where alpha > 0: it evaluates the field at the start of a step in a "
             "state that noise has moved, and at alpha = 0 the clock's state does not determine the path's. Got t = 0: "
-            "start a little later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1(), diffrax.SPaRK() or "
-            "diffrax.SlowRK()."
+            "start a little later, as jflow.UniformGrid(n, t0=1e-3), or take diffrax.SRA1() or diffrax.SPaRK()."
         )
 
 
@@ -335,8 +334,7 @@ def _check_ode(sampler, what):
     inner = unwrapped(sampler.solver)
     if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
         raise ValueError(
-            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise itself: take another "
-            "solver, as diffrax.Heun()."
+            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise: take diffrax.Heun()."
         )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from .._args import Args
@@ -14,6 +13,7 @@ from .._path import AbstractPath
 from .._prediction import Prediction
 from .._rule import AbstractStepRule
 from .._types import PRNGKey, Time
+from .._validate import as_array
 
 
 class AbstractGuide(AbstractField):
@@ -96,10 +96,9 @@ class AbstractGuide(AbstractField):
 
 def check_scale(scale: ArrayLike) -> None:
     """Raises `ValueError` unless a scale of guidance is one number."""
-    if jnp.ndim(scale) != 0:
-        raise ValueError(
-            f"A guidance scale must be one number for one example. Got shape {jnp.shape(scale)}; vmap over it."
-        )
+    shape = as_array(scale, "A guidance scale").shape
+    if shape:
+        raise ValueError(f"A guidance scale must be one number for one example. Got shape {shape}; vmap over it.")
 
 
 def without(args: Any, names: Iterable[str]) -> Args:

@@ -44,7 +44,7 @@ class ClassifierGuided(AbstractGuide):
 
     field: AbstractField
     scale: str = eqx.field(static=True)
-    log_prob: Callable[..., PyTree] = frozen()
+    log_prob: Callable[[Time, PyTree, PyTree], PyTree] = frozen()
 
     reads_condition: ClassVar[bool] = True
 

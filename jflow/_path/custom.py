@@ -12,7 +12,7 @@ from jaxtyping import Array
 from .._kinds import check_kinds
 from .._source import AbstractSource, Normal
 from .._trainable import frozen
-from .._validate import scalar_time
+from .._validate import as_array, scalar_time
 from ._abstract import AbstractAffinePath, slope
 
 BOUND = 0.1
@@ -26,6 +26,10 @@ class CustomPath(AbstractAffinePath):
     ratio, `alpha(0)/sigma(0)` and `sigma(1)/alpha(1)` at most 0.1. At the ends derivatives are the limits from
     inside, taken one float away, and infinite at t = 0 where autodiff finds them so, as `alpha'` of `sqrt(t)`;
     `log_snr_inverse` is a bisection, differentiable by the inverse-function rule.
+
+    A root of a rounded difference, as `sqrt(1 - alpha(t)**2)`, has the derivative NaN at t = 1, where no velocity can
+    be trained: write the difference as a product. Where `alpha'(0) = 0`, as below, a velocity does not determine the
+    data at t = 0: sample it in `PathClock()`.
 
     Raises `ValueError` where the functions break a rule.
 
@@ -68,8 +72,7 @@ class CustomPath(AbstractAffinePath):
             sigma_1, alpha_0 = sigma(one), alpha(zero)
         if any(isinstance(value, jax.core.Tracer) for value in (end, *starts, sigma_1, alpha_0)):
             raise ValueError(
-                "A CustomPath looks at its ends once, when it is built, and functions of traced values hide them. "
-                "Build it "
+                "A CustomPath must see its ends when it is built, and functions of traced values hide them. Build it "
                 "outside jax.jit, jax.vmap and jax.grad and pass it in: it is a pytree, like the field it belongs to."
             )
         self.finite_sigma_dot, self.ends_at_data = bool(np.isfinite(end)), bool(sigma_1 == 0)
@@ -81,11 +84,11 @@ class CustomPath(AbstractAffinePath):
 
     def alpha(self, t):
         t = scalar_time(t)
-        return jnp.asarray(self.alpha_fn(t)).astype(t.dtype)
+        return as_array(self.alpha_fn(t), "alpha(t)").astype(t.dtype)
 
     def sigma(self, t):
         t = scalar_time(t)
-        return jnp.asarray(self.sigma_fn(t)).astype(t.dtype)
+        return as_array(self.sigma_fn(t), "sigma(t)").astype(t.dtype)
 
     def _sigma_slope(self, t):
         return slope(self.sigma, t, steep=self._steep)

@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._source import AbstractSource, Normal
 from .._trainable import frozen
-from .._validate import concrete, scalar_time
+from .._validate import as_array, concrete, scalar_time
 from ._abstract import AbstractRatePath
 from .custom import BOUND
 
@@ -43,7 +43,7 @@ class TablePath(AbstractRatePath):
 
     def __init__(self, betas: Table, *, source: AbstractSource | None = None):
         """`betas`: the table, from the data to the noise; `source` of x0."""
-        self.source, self.betas = Normal() if source is None else source, jnp.asarray(betas, float)
+        self.source, self.betas = Normal() if source is None else source, as_array(betas, "A table of betas", float)
         table = concrete(self.betas)
         rule = "A table of betas must be a vector of at least two known numbers"
         if table is None or table.ndim != 1 or len(table) < 2:

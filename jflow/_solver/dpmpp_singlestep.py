@@ -97,7 +97,7 @@ class DPMppSinglestep(AbstractFieldSolver, dfx.AbstractItoSolver[None], dfx.Abst
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         noisy = isinstance(terms, dfx.MultiTerm)
         if noisy and self.ode_only:
-            raise ValueError("DPMppSinglestep(order=3) is a method for the ODE. Got an SDE: take order=2.")
+            raise ValueError("DPMppSinglestep(order=3) must have an ODE. Got an SDE: take order=2.")
         drift = terms.terms[0] if noisy else terms
         gap, nodes = _nodes(t0, t1, FRACTIONS[self.stages])
         vf = terms.vf(t0, y0, args)

@@ -1,6 +1,6 @@
 """Data: real digits, sets in the plane, your own pictures and arrays, and batches of them."""
 
-from ._augment import crop, flip
+from ._augment import augment, crop, flip
 from ._batch import batch, loader
 from ._binary import cifar10, fashion_mnist, from_idx
 from ._dataset import Dataset, from_array, from_npz
@@ -11,6 +11,7 @@ from ._planar import checkerboard, circles, eight_gaussians, moons, spirals
 
 __all__ = [
     "Dataset",
+    "augment",
     "batch",
     "checkerboard",
     "cifar10",

@@ -10,7 +10,7 @@ from .._extra import from_extra
 from .._kinds import check_kinds
 from .._types import Checked
 from .._validate import shown
-from ._dataset import Dataset
+from ._dataset import Dataset, check_seed
 
 
 def batch(dataset: Dataset, seed: int, step: int, batch_size: int) -> dict[str, np.ndarray]:
@@ -69,7 +69,7 @@ def loader(
         batch_size: The number of records in a batch.
         seed: The seed of the order.
 
-    Raises `ValueError` for an empty source or a batch size below 1.
+    Raises `ValueError` for an empty source, a batch size below 1, or a seed that is negative or from 2^32 on.
 
     ```python
     data = jf.data.from_array(np.arange(6.0)[:, None])
@@ -81,7 +81,8 @@ def loader(
         import grain
 
     _check_size(batch_size)
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+    check_seed(seed)
+    if isinstance(source, (str, bytes)) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise TypeError(f"source must have len(source) and source[i]. Got {shown(source)}.")
     if len(source) == 0:
         raise ValueError("A data set must have at least one example. Got an empty source.")

@@ -146,7 +146,7 @@ def from_npz(path: str | os.PathLike[str]) -> Dataset:
     x, label = arrays.get("x"), arrays.get("label")
     if x is None:
         raise ValueError(
-            f"The .npz file holds the examples under the name x. {path} holds {list(arrays)}; "
+            f"An .npz file must hold the examples under the name x. Got {path}, which holds {list(arrays)}; "
             "write it with np.savez(path, x=x, label=label)."
         )
     return from_array(x, label, name=os.path.splitext(os.path.basename(path))[0])

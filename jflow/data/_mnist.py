@@ -117,7 +117,7 @@ def _checked(path: pathlib.Path, name: str) -> bytes:
 
 def _complaint(path: pathlib.Path, what: str) -> str:
     return (
-        f"An MNIST file is the published one to the last byte. {path} is truncated or altered: {what}; "
+        f"An MNIST file must be the published one to the last byte. {path} is truncated or altered: {what}; "
         "delete it and it is downloaded again, or put an intact copy in its place."
     )
 
@@ -134,6 +134,6 @@ def _download(name: str, folder: pathlib.Path) -> None:
             os.replace(path, folder / path.name)
     except (OSError, http.client.HTTPException) as error:
         raise OSError(
-            f"MNIST is not in {folder}, and {address} could not be saved there ({error}); put the four IDX "
-            "files there, or set JFLOW_DATA_DIR to a folder whose subfolder mnist holds them."
+            f"MNIST must be in {folder}, or be downloaded there. Got {error} from {address}: put the four IDX files "
+            "there, or set JFLOW_DATA_DIR to a folder whose subfolder mnist holds them."
         ) from error

@@ -31,7 +31,7 @@ def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int
     upper = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     lower = jnp.stack([1 - jnp.cos(angle), 0.5 - jnp.sin(angle)], axis=1)
     centre = jnp.where(jr.bernoulli(key_moon, shape=(n, 1)), upper, lower)
-    return scale * (centre + noise * jr.normal(key_noise, (n, 2)))
+    return float(scale) * (centre + float(noise) * jr.normal(key_noise, (n, 2)))
 
 
 def circles(
@@ -57,9 +57,9 @@ def circles(
     check_kinds(circles, locals())
     key_angle, key_circle, key_noise = jr.split(_checked(key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=2 * jnp.pi)
-    radius = jnp.where(jr.bernoulli(key_circle, shape=(n,)), 1.0, factor)
+    radius = jnp.where(jr.bernoulli(key_circle, shape=(n,)), 1.0, float(factor))
     centre = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    return scale * (centre + noise * jr.normal(key_noise, (n, 2)))
+    return float(scale) * (centre + float(noise) * jr.normal(key_noise, (n, 2)))
 
 
 def spirals(
@@ -84,10 +84,10 @@ def spirals(
     check_kinds(spirals, locals())
     key_radius, key_arm, key_noise = jr.split(_checked(key, n), 3)
     radius = jnp.sqrt(jr.uniform(key_radius, (n,)))
-    angle = 2 * jnp.pi * turns * radius
+    angle = 2 * jnp.pi * float(turns) * radius
     arm = jr.rademacher(key_arm, (n,)) * radius
     centre = arm[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    return scale * (centre + noise * jr.normal(key_noise, (n, 2)))
+    return float(scale) * (centre + float(noise) * jr.normal(key_noise, (n, 2)))
 
 
 def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | int = 5.0) -> Float[Array, "n 2"]:
@@ -113,7 +113,7 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
     key_square, key_point = jr.split(_checked(key, n))
     squares = jnp.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], dtype=jnp.float32)
     square = squares[jr.randint(key_square, (n,), 0, len(squares))]
-    return 2 * half_width / cells * (square + jr.uniform(key_point, (n, 2))) - half_width
+    return 2 * float(half_width) / cells * (square + jr.uniform(key_point, (n, 2))) - float(half_width)
 
 
 def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: float | int = 0.5) -> Float[Array, "n 2"]:

@@ -9,6 +9,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
+from .._event import event_like
 from .._kinds import check_kinds
 from .._path import AbstractPath
 from .._types import PRNGKey, Time
@@ -119,7 +120,7 @@ class HierarchicalGaussian(AbstractDensity):
         self.variance = positive(std, "A standard deviation (std)") ** 2
         if self.variance.shape not in ((), tuple(shape)):
             raise ValueError(f"std must be a number or of the event's shape, {shape}. Got shape {self.variance.shape}.")
-        self.gain, self.event = jnp.ones_like(self.variance), tuple(shape)
+        self.gain, self.event = jnp.ones_like(self.variance), event_like(tuple(shape)).shape
 
     @property
     def shape(self):

@@ -17,7 +17,7 @@ from .._flow_map import FlowMap
 from .._kinds import check_kinds
 from .._source import AbstractGaussianSource
 from .._types import PRNGKey, Time
-from .._validate import concrete, streams
+from .._validate import as_array, concrete, shown, streams
 from ._law import AbstractPairLaw
 from ._objective import AbstractObjective, Example, ImprovedMeanFlow
 
@@ -82,15 +82,32 @@ def flow_map_loss(
     _check_order(law, path, s, t)
     _check_times(flow_map, s, t, x, args)
     if guidance is not None:
-        w, without = guidance(args)
+        pair = guidance(args)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise ValueError(f"guidance must return (scale, condition without label). Got {shown(pair)}.")
+        w, without = pair
         guided = combine((w, v), (1 - w, jax.lax.stop_gradient(flow_map.velocity(s, x, without))))
         v = jtu.tree_map(lambda plain, own: jnp.where(dropped, plain, own), v, guided)
     if null is not None:
-        args = jtu.tree_map(lambda own, none: jnp.where(dropped, jnp.asarray(none).astype(own.dtype), own), args, null)
+        if jtu.tree_structure(null) != jtu.tree_structure(args):
+            raise ValueError(
+                "null must be a condition as the example's own, which it replaces. Got one of the structure "
+                f"{jtu.tree_structure(null)} for {jtu.tree_structure(args)}."
+            )
+        args = jtu.tree_map(
+            lambda own, none: jnp.where(dropped, jnp.asarray(none).astype(jnp.asarray(own).dtype), own), args, null
+        )
     errors = objective.errors(flow_map, Example(s, t, x, v, x0, x1, args, key_own))
     _check_finite(errors, s, t, objective)
     square = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(errors)) / size(errors)
-    return jnp.asarray(square if weight is None else weight(square))  # pyright: ignore[reportArgumentType]
+    return jnp.asarray(square) if weight is None else _weighed(weight(square))  # pyright: ignore[reportArgumentType]
+
+
+def _weighed(value):
+    value = as_array(value, "A weighed error")
+    if value.ndim:
+        raise ValueError(f"weight must return one number, in the place of the mean square. Got shape {value.shape}.")
+    return value
 
 
 def _checked(flow_map, objective, law, null, x0, weight):

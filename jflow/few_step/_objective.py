@@ -106,6 +106,9 @@ class MeanFlow(AbstractObjective):
     """The step of a central difference in the place of the jvp, for networks whose kernels have none; 0.005 serves."""
     law: ClassVar[AbstractPairLaw] = TimePairs(LogitNormal(0.4, 1.0), diagonal=0.75)
 
+    def __check_init__(self):
+        _check_difference(self.difference)
+
     def errors(self, flow_map: FlowMap, example: Example) -> Event:
         u, rate = _along(flow_map, example, example.v, self.difference)
         return combine((1, u), (-1, _hold(combine((1, example.v), (example.t - example.s, rate)))))
@@ -128,6 +131,9 @@ class ImprovedMeanFlow(AbstractObjective):
     difference: float | None = eqx.field(static=True, default=None)
     """As in `MeanFlow`."""
     law: ClassVar[AbstractPairLaw] = TimePairs(LogitNormal(0.4, 1.0), diagonal=0.5)
+
+    def __check_init__(self):
+        _check_difference(self.difference)
 
     def errors(self, flow_map: FlowMap, example: Example) -> Event:
         own = _hold(flow_map.velocity(example.s, example.x, example.args))
@@ -305,6 +311,11 @@ class _Damped(eqx.Module):
     def __call__(self, s, t, x, args):
         value = self.net(s, t, x, args)
         return jtu.tree_map(lambda leaf: self.share * leaf + (1 - self.share) * _hold(leaf), value)
+
+
+def _check_difference(difference):
+    if isinstance(difference, (int, float)) and not difference > 0:
+        raise ValueError(f"difference must be a positive number, the step of the difference. Got {difference}.")
 
 
 def _along(flow_map, example, v, difference):

@@ -73,6 +73,8 @@ def reflow(
     check_key(key, "reflow")
     if os.path.exists(file):
         raise ValueError(f"Pairs must be written into a new file. Got {file}, which exists: choose another name.")
+    if not os.path.isdir(os.path.dirname(os.fspath(file)) or "."):
+        raise FileNotFoundError(f"Pairs must be written into a folder that is there. Got {file}: make its folder.")
     path: Any = field.path
     check_affine(path, "Reflow")
     if not (path.alpha(jnp.zeros(())) == 0 and path.sigma(jnp.zeros(())) == 1):

@@ -55,12 +55,14 @@ def depatchify(tokens: Shaped[Array, "n p"], patch: int, shape: Sequence[int]) -
     assert (jf.nn.depatchify(jf.nn.patchify(image, 2), 2, (4, 4, 1)) == image).all()
     ```
     """
+    check_kinds(depatchify, locals())
+    tokens = as_array(tokens, "Tokens")
     height, width, channels = _image_shape("depatchify", shape, patch)
     rows, columns = height // patch, width // patch
     if tokens.shape != (rows * columns, patch * patch * channels):
         raise ValueError(
-            f"An image of shape {tuple(shape)} has {rows * columns} patches of {patch * patch * channels} numbers. "
-            f"Got tokens of shape {tokens.shape}."
+            f"An image of shape {tuple(shape)} must have {rows * columns} patches of {patch * patch * channels} "
+            f"numbers. Got tokens of shape {tokens.shape}."
         )
     grid = tokens.reshape(rows, columns, patch, patch, channels)
     return grid.transpose(0, 2, 1, 3, 4).reshape(height, width, channels)
@@ -249,7 +251,7 @@ class DiT(nnx.Module):
         tokens, mask = shapes.get("tokens"), shapes.get("mask")
         if len(shapes) != 2 or mask is None or len(mask) != 1 or tokens != (*mask, self.token_size):
             raise ValueError(
-                f"This network's condition is {{'tokens': (m, {self.token_size}), 'mask': (m,)}}, arrays. Got "
+                f"This network's condition must be {{'tokens': (m, {self.token_size}), 'mask': (m,)}}, arrays. Got "
                 f"{shapes or shown(args)}; an example without a condition has a mask of zeros, a batch goes through "
                 "jax.vmap."
             )

@@ -111,7 +111,7 @@ class Condition(nnx.Module):
                 f"Got num_classes={num_classes} and condition_size={condition_size}."
             )
         if null is not None and num_classes is None:
-            raise ValueError(f"A null label goes with num_classes. Got null={null} without it.")
+            raise ValueError(f"A null label must go with num_classes. Got null={null} without it.")
         self.num_classes, self.null, self.size = num_classes, None, 0
         if num_classes is not None:
             rows = positive("num_classes", num_classes) + 1
@@ -134,7 +134,7 @@ class Condition(nnx.Module):
             return _check_vector(args, self.size)
         if args is not None:
             raise ValueError(
-                "This network takes no condition: args is None. "
+                "This network takes no condition: args must be None. "
                 f"Got {_describe(args)}; build it with num_classes or condition_size."
             )
         return None
@@ -142,7 +142,7 @@ class Condition(nnx.Module):
 
 def _check_label(args, num_classes):
     """`args` as an integer scalar from 0 to `num_classes`."""
-    rule = f"This network's condition is an integer label from 0 to {num_classes}"
+    rule = f"This network's condition must be an integer label from 0 to {num_classes}"
     if not isinstance(args, int | np.integer | np.ndarray | jax.Array) or isinstance(args, bool):
         raise ValueError(
             f"{rule}. Got {_describe(args)}; an unlabelled example passes the network's null label, "
@@ -159,7 +159,7 @@ def _check_label(args, num_classes):
 
 
 def _check_vector(args, size):
-    rule = f"This network's condition is a vector of shape ({size},)"
+    rule = f"This network's condition must be a vector of shape ({size},)"
     if not isinstance(args, np.ndarray | jax.Array) or args.shape != (size,):
         raise ValueError(f"{rule}. Got {_describe(args)}; a batch goes through jax.vmap, over t, x and args together.")
     return jnp.asarray(args)

@@ -92,6 +92,10 @@ def certify(
     ```
     """
     check_kinds(certify, locals())
+    if not len(steps) or steps[0] < 1 or any(b <= a for a, b in zip(steps[:-1], steps[1:], strict=True)):
+        raise ValueError(f"steps must be step counts, positive and increasing. Got {steps!r}.")
+    if not 0 <= t0 < t1 <= 1:
+        raise ValueError(f"t0 and t1 must be times of the path, 0 <= t0 < t1 <= 1. Got {t0!r} and {t1!r}.")
     path = CondOT() if path is None else path
     key = jr.key(0) if key is None else key
 

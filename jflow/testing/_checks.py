@@ -14,8 +14,11 @@ from .._kinds import check_kinds
 from .._path import AbstractAffinePath
 from .._path.custom import BOUND
 from .._types import Number, PRNGKey
+from .._validate import check_count
 from ..distributions import AbstractDensity
 from ._report import Report, bounded
+
+_NAMES = "alpha", "sigma", "alpha'", "sigma sigma'", "sigma (sigma alpha' - alpha sigma')"
 
 
 def check_path(path: AbstractAffinePath) -> Report:
@@ -66,8 +69,10 @@ def check_path(path: AbstractAffinePath) -> Report:
             values = jnp.stack([_along(f, ends).astype(jnp.float32) for f in functions])
             slopes = jnp.stack([jax.grad(f)(ends[0]) for f in functions[:2]])
             steep = jnp.any(jnp.isinf(slopes)) & jnp.zeros_like(values, bool).at[2:, 0].set(True)
-            count = jnp.sum(~jnp.isfinite(values) & ~steep)
-            yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", count, 0.0, "of 10 coefficients")
+            bad = ~jnp.isfinite(values) & ~steep
+            named = ", ".join(f"{_NAMES[i]} at t = {end}" for i, end in np.argwhere(bad))
+            what = f"of 10 coefficients{named and ': '}{named}"
+            yield bounded(f"not finite at the ends, {jnp.dtype(dtype).name}", jnp.sum(bad), 0.0, what)
         yield from _flag_rows(path)
 
     return Report(f"path {type(path).__name__}", rows())
@@ -137,6 +142,9 @@ def check_field(
     ```
     """
     check_kinds(check_field, locals())
+    check_count(n=n)
+    if not len(times):
+        raise ValueError("times must be one or more. Got none: pass those to look at, as (0.1, 0.5, 0.9).")
     exact = distribution.field(field.path)
     path = exact.path
     key = jr.key(0) if key is None else key

@@ -153,6 +153,7 @@ def check_map(
     ```
     """
     check_kinds(check_map, locals())
+    check_count(n=n)
     grid, key = _grid(times), jr.key(0) if key is None else key
     field = distribution.field(flow_map.path)
 

@@ -71,7 +71,13 @@ class World:
 
         def one(w, at):
             field = _Watched(_Bumped(self.field, at), note)
-            return self.sampler(field, start + spread @ w[:2], w[2:].reshape(n, 2))
+            x = self.sampler(field, start + spread @ w[:2], w[2:].reshape(n, 2))
+            if getattr(x, "shape", None) != (2,):
+                got = f"shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
+                raise ValueError(
+                    f"A sampler must return the state, of shape (2,). Got {got}: of a Solution, return its x."
+                )
+            return x
 
         run = jax.jit(jax.vmap(jax.vmap(one, (0, None))))
         w = jnp.asarray(inputs.reshape(-1, _SAMPLES, size))

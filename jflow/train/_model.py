@@ -82,6 +82,7 @@ def save(path: str | Path, field: AbstractField, *, overwrite: bool = False) -> 
     """
     if not isinstance(field, AbstractField):
         raise TypeError(f"A model must be a field, as state.ema or state.field. Got {type(field).__name__}.")
+    check_kinds(save, locals())
     write_model(path, field, {}, overwrite=overwrite)
 
 

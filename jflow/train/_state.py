@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from .._front import canonical
 from .._kinds import check_kinds
 from .._trainable import trainable
 from .._types import Checked
@@ -189,7 +190,8 @@ def init(
     ema = checked(ema)
     check_kinds(init, locals())
     _check_still(field)
-    field = jtu.tree_map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, field)
+    kinds = (jax.Array, np.ndarray)
+    field = jtu.tree_map(lambda leaf: jnp.asarray(canonical(leaf)) if isinstance(leaf, kinds) else leaf, field)
     skeleton = _Skeleton.of(field)
     mask = trainable(field) if trained is None else _mask(field, trained)
     arrays, flags = skeleton.pick(field), skeleton.pick(mask)

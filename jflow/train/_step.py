@@ -253,7 +253,7 @@ def _update(
 
 
 def _either(finite: Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `finite`, else `old`. A branch is quicker to compile than a choice a leaf; a GPU would wait for it."""
+    """`new` where `finite`, else `old`: a branch, which compiles quicker than a choice a leaf, but makes a GPU wait."""
 
     def choose(finite, new, old):
         return jtu.tree_map(ft.partial(jax.lax.select, finite), new, old)

@@ -1,15 +1,4 @@
-"""How far draws are from data: distances between two samples, computed on the host in float64.
-
-A sample is an array `(n, *event)`; an event of any shape counts as one vector of its components, and an
-array `(n,)` as `n` numbers. The two samples may differ in size. Energy distance and MMD are V-statistics:
-averages over all pairs, a point's pair with itself among them, hence never negative (beyond rounding), zero
-for identical samples, and biased upwards by O(1/n + 1/m). Every function raises `ValueError` for an empty
-sample, a value that is not finite, or two samples whose events differ in size.
-
-Where events are padded, as point clouds of different sizes are, `mask=(mask_x, mask_y)` says what is there, along the
-first axes of each sample, as `(n, points)` for clouds `(n, points, d)`: padding counts as zero, whatever stands there.
-Such a distance is that of the padded laws, sizes included, and `x[mask_x]` are the points of all clouds together.
-"""
+"""Distances between two samples."""
 
 import math
 import statistics
@@ -23,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int, Integer, Num, PyTree
 
-from ._extra import from_extra
-from ._kinds import check_kinds
-from ._types import PRNGKey
-from ._validate import check_count
+from .._extra import from_extra
+from .._kinds import check_kinds
+from .._types import PRNGKey
+from .._validate import check_count
 
 Sample = Num[ArrayLike, "_ ..."]
 Mask = tuple[ArrayLike, ArrayLike]
