@@ -181,7 +181,7 @@ def _preview(recipe: AbstractRecipe, state: Any, folder: Path) -> None:
         recipe.sheet(x, label).savefig(path)
 
 
-def _tell(recipe: AbstractRecipe, line: dict[str, float]) -> None:
+def _tell(recipe: AbstractRecipe, line: dict[str, Any]) -> None:
     print(f"step {line['step']} of {recipe.steps}, loss {line['loss']:.4g}", flush=True)
 
 
