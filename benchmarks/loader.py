@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import _paired
 import jax
 import jax.random as jr
 import numpy as np
 import optax
-import _paired
 from flax import nnx
 from PIL import Image
 

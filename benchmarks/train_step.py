@@ -8,12 +8,12 @@ Each row is the median of the ratios of 15 interleaved pairs, with their quartil
 import argparse
 import functools as ft
 
+import _paired
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-import _paired
 from flax import nnx
 
 import jflow as jf

@@ -146,7 +146,8 @@ def generate(
         sampler: As in `sample`; an SDE needs fixed steps here.
         args: The condition, as in `sample`.
         args_in_axes: Which of its leaves have a leading axis of length `n` (0) or are shared (`None`): a pytree
-            prefix, as `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale.
+            prefix, as `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale, `0` where all have the
+            axis.
         batch_size: Samples a chunk, or lanes; chunks of one size compile once. By default 1024, and fewer where those
             would be more than `2^22` numbers: 341 images of 64 x 64 x 3, 5 of 512 x 512 x 3. With a mesh it is rounded
             down to a multiple of the devices, at least a sample each.

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from test_docstrings import AVOIDED, MODULES, public
+from test_docstrings import AVOIDED, MODULES, NAMES, public
 
 from jflow.cli import main
 
@@ -83,6 +83,14 @@ def test_the_reference_has_every_public_name_once():
     modules = {path: __import__(path, fromlist=["_"]) for path in MODULES}
     wanted = {f"{path.removesuffix('.train._model')}.{key}" for path, m in modules.items() for key in public(m)}
     assert len(entries) == len(set(entries)) and set(entries) == wanted | {"jflow.GIVEN"}
+
+
+def test_a_page_of_the_reference_has_the_imports_of_its_examples():
+    for page in (DOCS / "reference").glob("*.md"):
+        names = {}
+        exec(BLOCK.findall(page.read_text())[0], names)
+        del names["__builtins__"]
+        assert names == NAMES, page
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -342,6 +342,12 @@ def test_c2st_separates_and_does_not(rng):
     assert metrics.c2st(KEY, x[:, 0], y[:, 0] + 2) == value
 
 
+@pytest.mark.parametrize("name", ["sliced_wasserstein", "c2st", "c2st_power"])
+def test_a_missing_key_is_named(name):
+    with pytest.raises(ValueError, match=rf"first argument of {name} must be a typed key: {name}\(key, .*seed"):
+        getattr(metrics, name)(CLOUD, OTHER)
+
+
 def test_c2st_with_another_classifier(rng):
     from sklearn.neighbors import KNeighborsClassifier
 

@@ -163,8 +163,7 @@ def _finite(value):
 
     The derivative of `t**2` at the end is taken one float away, so what it divides is 1e37 where the limit is infinite.
     """
-    known = concrete(value)
-    return known is None or (np.abs(known) < _MOST).all()
+    return (known := concrete(value)) is None or (np.abs(known) < _MOST).all()
 
 
 def _message(equation, t, source):

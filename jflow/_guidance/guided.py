@@ -223,8 +223,8 @@ def drop_condition(key: PRNGKey, condition: PyTree, null: PyTree, rate: ArrayLik
         rate: The probability, in [0, 1].
 
     Returns:
-        A new pytree of the types of `condition`, integers of a type that holds the null condition too. Raises
-        `ValueError` for a rate outside [0, 1], and for a null condition that is not whole beside integers.
+        A new pytree of the types of `condition`; the type of integers grows where it must, to hold the null condition.
+        Raises `ValueError` for a rate outside [0, 1], and where a condition of integers has a null that is no integer.
 
     Source: Ho & Salimans 2022, arXiv:2207.12598, algorithm 1.
 

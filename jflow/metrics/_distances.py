@@ -1,10 +1,11 @@
 """Distances between two samples."""
 
+import functools as ft
 import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.core
@@ -15,12 +16,29 @@ from jaxtyping import ArrayLike, Float, Int, Integer, Num, PyTree
 from .._extra import from_extra
 from .._kinds import check_kinds
 from .._types import PRNGKey
-from .._validate import check_count
+from .._validate import check_count, shown
 
 Sample = Num[ArrayLike, "_ ..."]
 Mask = tuple[ArrayLike, ArrayLike]
+Metric = TypeVar("Metric", bound=Callable[..., float])
 
 _BLOCK = 2**23  # numbers held at once: 64 MiB
+
+
+def _keyed(metric: Metric) -> Metric:
+    """A metric that says where its key is missing; Python would name the last argument, not the first."""
+
+    @ft.wraps(metric)
+    def keyed(*args: Any, **options: Any) -> float:
+        if args and not (isinstance(args[0], jax.Array) and jnp.issubdtype(args[0].dtype, jax.dtypes.prng_key)):
+            names = ", ".join(list(metric.__annotations__)[:3])
+            raise ValueError(
+                f"The first argument of {metric.__name__} must be a typed key: {metric.__name__}({names}), with "
+                f"key=jax.random.key(seed). Got {shown(args[0])}."
+            )
+        return metric(*args, **options)
+
+    return keyed  # pyright: ignore
 
 
 def energy_distance(x: Sample, y: Sample, *, mask: Mask | None = None) -> float:
@@ -110,6 +128,7 @@ def wasserstein_1d(x: Sample, y: Sample, p: float | int = 2) -> float:
     return float(_transport_cost(x, y, p)[0] ** (1 / p))
 
 
+@_keyed
 def sliced_wasserstein(
     key: PRNGKey, x: Sample, y: Sample, num_projections: int = 512, p: float | int = 2, *, mask: Mask | None = None
 ) -> float:
@@ -146,6 +165,7 @@ def sliced_wasserstein(
     return float(costs.mean() ** (1 / p))
 
 
+@_keyed
 def c2st(
     key: PRNGKey, x: Sample, y: Sample, *, folds: int = 5, classifier: PyTree = None, mask: Mask | None = None
 ) -> float:
@@ -196,6 +216,7 @@ def c2st(
     return float(scores.mean())
 
 
+@_keyed
 def c2st_power(
     key: PRNGKey, n: int, size: int, *, accuracy: float | int = 0.6, folds: int = 5, classifier: PyTree = None
 ) -> float:

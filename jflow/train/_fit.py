@@ -60,11 +60,16 @@ def fit(
     max_skips: int = 0,
     progress: bool = True,
 ) -> tuple[State, Float[np.ndarray, " n"]]:
-    """Trains until `state.step == steps`; returns the state and the loss of every step taken here.
+    """Trains until `state.step == steps`; returns the state and `losses`, an array: the loss of each step taken here.
 
     Step `i`, counted from 0, is `step(state, loss, fold_in(key, i), batches(i))`. The run is so a function of the first
     state, `batches` and `key`: stopped at any moment, even by `kill -9`, and called again with the same arguments, it
-    goes on from the last checkpoint in `run_dir` and ends bit for bit where it would have.
+    goes on from the last checkpoint in `run_dir` and ends bit for bit where it would have. A run that has `steps`
+    already takes none, and `losses` is empty.
+
+    Where a run goes on, the loss, the batches, the decay of the average and the numbers of the optimiser may be others,
+    as its learning rate: they count from there on. The network, its path and prediction, the key and the form of the
+    optimiser's state must stay. A schedule in place of a number changes that form, as it adds a count of steps.
 
     Args:
         state: What `init` made, or an earlier call returned.

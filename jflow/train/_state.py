@@ -161,9 +161,10 @@ def init(
     """The state at step 0, with copies of all arrays: donation never takes the caller's.
 
     Args:
-        field: A jflow field, or any pytree that the loss takes.
-        optimizer: Any optax transformation, clipping by `optax.chain`, accumulation by `optax.MultiSteps` and what
-            reads the loss included. It is static: two calls share one compiled step if they are given the same object.
+        field: A jflow field, or any pytree that the loss takes, as an autoencoder.
+        optimizer: Any optax transformation: also a chain that clips (`optax.chain`), one that accumulates
+            (`optax.MultiSteps`), and one that reads the loss. It is static: two states share one compiled step where
+            both were made with the same object.
         ema: The decay `d` in [0, 1) of the running average, `None` for no average. After `n` moves of the optimiser
             through `p_1, ..., p_n`, the average is `sum_i d^(n-i) p_i / sum_i d^(n-i)`, kept in float32. Or a
             `PowerEMA`, or a tuple of decays and these, of which `state.ema` is then a tuple.

@@ -62,8 +62,8 @@ def step(
 ) -> tuple[State, Info]:
     """One step of the optimiser on the mean of `loss(field, key_i, example_i)` over the batch.
 
-    An optimiser that reads the loss, as `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd` and `optax.lbfgs` do, is
-    handed that mean as `value`, its gradient as `grad`, and the mean as a function of the parameters as `value_fn`.
+    Some optimisers read the loss: `optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`, `optax.lbfgs`. They get the
+    mean as `value`, its gradient as `grad`, and the mean as a function of the parameters as `value_fn`.
 
     Jitted once for a loss, an optimiser and the shapes of a batch: new keys, data and parameters do not
     retrace (a `lambda` written inside a loop is a new loss every time, and does). The state given is
