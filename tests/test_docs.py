@@ -86,7 +86,7 @@ def test_the_reference_has_every_public_name_once():
 
 
 def test_a_page_of_the_reference_has_the_imports_of_its_examples():
-    for page in (DOCS / "reference").glob("*.md"):
+    for page in (page for page in (DOCS / "reference").glob("*.md") if "\n::: " in page.read_text()):
         names = {}
         exec(BLOCK.findall(page.read_text())[0], names)
         del names["__builtins__"]
