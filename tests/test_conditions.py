@@ -368,7 +368,10 @@ ERRORS = {
     "no function": (lambda: field_of(jnp.ones(2)), "must be callable"),
     "conditions not marked": (drawn(added, args=jnp.ones((20, 3))), r"must be marked by args_in_axes.*\(20, 3\)"),
     "a mask not marked": (drawn(PLAIN.net, args=jf.Args(None, mask=jnp.ones((20, 2)))), "must be marked by args_in"),
-    "as few conditions": (drawn(added, args=jnp.ones((19, 3)), args_in_axes=0), "args_in_axes 0 must have one value a"),
+    "as few conditions": (
+        drawn(added, args=jnp.ones((19, 3)), args_in_axes=0),
+        "args_in_axes 0 must have a leading axis",
+    ),
     "no condition": (drawn(added, args_in_axes=0), "args_in_axes must go with args"),
     "another axis": (drawn(added, args=jnp.ones((3, 20)), args_in_axes=1), "args_in_axes must hold 0"),
     "a flag for an axis": (drawn(added, args=jnp.ones((20, 3)), args_in_axes=False), "must hold 0 .* Got False"),

@@ -1,8 +1,8 @@
 """The kernel of self-attention: cuDNN's on a CUDA device, where it takes the type and the size of a head; else XLA's.
 
-cuDNN's kernel has a backward pass, and no derivative in forward mode. So `attend` has derivatives of its own. The one
-in forward mode is XLA's. Its transpose is the backward pass of the device that the program is compiled for. Derivatives
-of derivatives are XLA's.
+cuDNN's kernel has a backward pass, and no derivative in forward mode. So `attend` defines its derivatives. The one in
+forward mode is XLA's. Its transpose is the backward pass of the device that the program is compiled for. Derivatives of
+derivatives are XLA's.
 """
 
 import jax
