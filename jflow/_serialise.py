@@ -78,9 +78,10 @@ def _encoded(value: PyTree, where: str) -> PyTree:
         return {type(value).__name__: [_encoded(item, where) for item in value]}
     name = _NAMES.get(type(value))
     if name is None:
+        kind = "a function" if callable(value) and not isinstance(value, Noun) else type(value).__name__
         raise TypeError(
-            f"What is written must be made of jflow's and diffrax's classes, numbers and arrays. Got {where}, "
-            f"{'a function' if callable(value) else type(value).__name__}: make it in code."
+            "What is written must be made of jflow's and diffrax's classes, numbers and arrays. "
+            f"Got {where}, {kind}: make it in code."
         )
     defaults = {key: p.default for key, p in inspect.signature(type(value)).parameters.items()}
     given = {

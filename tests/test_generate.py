@@ -268,7 +268,7 @@ def test_bad_input_raises_with_a_reason():
         ({"args": 2.0, "args_in_axes": 0}, ValueError, "leading axis of length n = 4"),
         ({"args": np.arange(4.0), "args_in_axes": 1}, ValueError, "must hold 0"),
         ({"args": (np.arange(4.0), 1.0), "args_in_axes": (0,)}, ValueError, "args_in_axes"),
-        ({"shape": 2}, ValueError, "shape of one event"),
+        ({"shape": 2}, ValueError, "that of one event"),
         ({"field": lambda t, x, args: x}, TypeError, "field must be AbstractField"),
         ({"step": 3}, TypeError, "step"),
         ({"log_prob": True}, TypeError, "log_prob"),

@@ -83,7 +83,6 @@ def check_ends(equation: FieldEquation, sampler: Any, *, first: bool, last: bool
 
 
 _SINGULAR: dict[Any, str | None] = {}
-_MOST = 1 / np.finfo(np.float32).eps
 
 
 def _check_end(equation, t, *, evaluated):
@@ -163,7 +162,7 @@ def _finite(value):
 
     The derivative of `t**2` at the end is taken one float away, so what it divides is 1e37 where the limit is infinite.
     """
-    return (known := concrete(value)) is None or (np.abs(known) < _MOST).all()
+    return (known := concrete(value)) is None or (np.abs(known) < 1 / np.finfo(np.float32).eps).all()
 
 
 def _message(equation, t, source):
