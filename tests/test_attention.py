@@ -96,6 +96,7 @@ def derivatives(f, x, v):
     return [jax.vmap(g)(x) for g in (*each, reverse_over_reverse, reverse_over_forward)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jitted", [False, True])
 def test_the_derivatives_are_those_of_xla_s(cudnn, jitted):
     x, wrap = QKV.astype(jnp.bfloat16), jax.jit if jitted else lambda f: f

@@ -207,6 +207,7 @@ def test_pairs_of_an_assignment_lie_on_straight_lines():
     assert all(info.metrics["converged"] == 1 for info in got.values())
 
 
+@pytest.mark.slow
 def test_a_step_couples_the_whole_batch_by_a_key_of_its_own():
     batch = line(1)
     by_name = jf.train.step(start(), loss, KEY, batch, couple="assignment")[1]

@@ -143,6 +143,7 @@ def test_mean_flows_regress_the_conditional_velocity(x64):
     assert np.abs(improved).max() < 1e-10 and np.abs(plain).max() < 1e-10
 
 
+@pytest.mark.slow
 def test_improved_mean_flow_ends_at_the_conditional_variance(x64):
     """`Var(v | x)` for a Gaussian along CondOT: `STD^2 / (t^2 STD^2 + (1-t)^2)`, whatever the pair of times."""
     flow_map, (keys, x1) = exact(), examples()
@@ -156,6 +157,7 @@ def test_improved_mean_flow_ends_at_the_conditional_variance(x64):
     assert abs(losses.mean() - exact_value.mean()) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", [None, WORLD.field(jf.CondOT())], ids=["data", "teacher"])
 def test_discrete_consistency_is_consistent(x64, teacher):
     """With a teacher the error of the exact map falls as `n^(-3/2)`: an Euler step is wrong by `1/n^2`."""
@@ -341,6 +343,7 @@ def test_pairs_are_those_of_the_flow_and_their_card_says_which(pairs):
     np.testing.assert_allclose(again.x, x[:3, 1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_flow_of_gaussian_pairs_is_straight(pairs):
     """The loss on pairs vanishes at the velocity in closed form, whose Euler step is exact; the first flow is bent."""
     x = jnp.asarray(jf.data.from_npz(pairs).x[:500])

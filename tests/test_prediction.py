@@ -64,6 +64,7 @@ def test_H1_velocity_from_score():
         np.testing.assert_allclose(pairs["score", "velocity"], formula, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_H2_score_from_velocity():
     check("velocity", ["score"])
 

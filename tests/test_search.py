@@ -63,6 +63,7 @@ def test_a_fitted_grid_is_better_on_other_noises(fitted, converged):
     assert (ours < even / 2).all(), (ours, even)
 
 
+@pytest.mark.slow
 def test_the_fit_is_decided_by_the_key(fitted):
     again, other = (search.optimize_times(FIELD, key, 6, (2,), **ADAMS, **QUICK) for key in (KEY, jr.key(7)))
     assert (again == fitted).all()
