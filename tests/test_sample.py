@@ -815,7 +815,7 @@ def test_bad_input_raises_with_a_reason():
         (
             lambda: jf.sample(field, KEY, (2,), jf.KarrasGrid(4).times(jf.VE())),
             ValueError,
-            "a last point twice, .* end='denoise'",
+            "a last point twice: pass end='denoise'",
         ),
         (lambda: jf.sample(gaussian(jf.VE()), KEY, (2,), grid(twice, end="stop")), ValueError, "last point twice"),
         (lambda: jf.sample(field, KEY, letters, times), ValueError, "floating"),
