@@ -22,7 +22,6 @@ from ._extra import from_extra
 from ._kinds import check_kinds
 from ._validate import check_count, is_real, shown
 
-# of Okabe and Ito's palette, distinct whatever the colour vision
 # of Okabe and Ito's palette, which can be distinguished with any colour vision
 NOISE, DATA, INK = "#0072B2", "#D55E00", "#444444"
 

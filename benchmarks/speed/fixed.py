@@ -63,21 +63,30 @@ def trivial(name, batch, steps):
     return timed(program, "a scan", lambda: ours(x0, times), lambda: theirs(x0, times), bar)
 
 
+@jax.jit
+def ornstein_uhlenbeck(keys, x0, times):
+    """Euler-Maruyama, every sample with its own key."""
+
+    def one(key, x):
+        return jf.solve(lambda t, x, args: -x, x, times, diffusion=lambda t, x, args: 1.0, key=key).x
+
+    return jax.vmap(one)(keys, x0)
+
+
 def noisy(d, batch, steps):
-    """Euler-Maruyama on an Ornstein-Uhlenbeck process, every sample with a key of its own."""
+    """An Ornstein-Uhlenbeck process beside one draw of all increments."""
     times, x0, keys = jf.UniformGrid(steps).times(), jnp.zeros((batch, d)), jr.split(jr.key(0), batch)
-
-    @jax.jit
-    def ours(keys, x0, times):
-        def one(key, x):
-            return jf.solve(lambda t, x, args: -x, x, times, diffusion=lambda t, x, args: 1.0, key=key).x
-
-        return jax.vmap(one)(keys, x0)
 
     @jax.jit
     def theirs(key, x0, times):
         return loops.batched_sde(lambda t, x: -x, x0, times, key)
 
-    assert jnp.allclose(jnp.std(ours(keys, x0, times)), jnp.std(theirs(keys[0], x0, times)), atol=0.03)
+    assert jnp.allclose(jnp.std(ornstein_uhlenbeck(keys, x0, times)), jnp.std(theirs(keys[0], x0, times)), atol=0.03)
     program = f"Euler-Maruyama, {steps} steps, a key a sample, d = {d}, batch {batch}"
-    return timed(program, "one batched draw", lambda: ours(keys, x0, times), lambda: theirs(keys[0], x0, times), 1.1)
+    return timed(
+        program,
+        "one batched draw",
+        lambda: ornstein_uhlenbeck(keys, x0, times),
+        lambda: theirs(keys[0], x0, times),
+        1.1,
+    )

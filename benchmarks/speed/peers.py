@@ -16,7 +16,7 @@ from flax import nnx
 
 import jflow as jf
 
-from . import adaptive, likelihood, timed
+from . import adaptive, fixed, likelihood, timed
 
 IMAGE = (32, 32, 3)
 
@@ -138,17 +138,10 @@ def noise(torch, torchsde):
     for d, batch, steps in ((2, 4096, 200), (3072, 64, 100)):
         times, x0, keys = jf.UniformGrid(steps).times(), jnp.zeros((batch, d)), jr.split(jr.key(0), batch)
 
-        @jax.jit
-        def ours(keys, x0, times):
-            def one(key, x):
-                return jf.solve(lambda t, x, args: -x, x, times, diffusion=lambda t, x, args: 1.0, key=key).x
-
-            return jax.vmap(one)(keys, x0)
-
         start, ends = torch.zeros(batch, d), torch.linspace(0, 1, 2)
         program = f"Euler-Maruyama, {steps} steps, a key a sample, d = {d}, batch {batch}"
         yield timed(
-            program, "torchsde", lambda: ours(keys, x0, times),  # noqa: B023
+            program, "torchsde", lambda: fixed.ornstein_uhlenbeck(keys, x0, times),  # noqa: B023
             lambda: torchsde.sdeint(OU(), start, ends, method="euler", dt=1 / steps),  # noqa: B023
         )  # fmt: skip
 
