@@ -146,7 +146,7 @@ def labelled(field, key, example):
 
 
 def row(name, field, ours, theirs, batch):
-    """Both steps over as many calls as take a third of a second."""
+    """Both steps over as many calls as take a second and a half."""
     optimizer, keys = optax.adam(1e-4), list(jr.split(jr.key(0), 64))
     batch = jax.device_put(batch)
     step, by_hand_state = by_hand(field.net, optimizer, theirs)
@@ -164,7 +164,7 @@ def row(name, field, ours, theirs, batch):
         return losses[which][-1]
 
     jax.block_until_ready((call(0, 1), call(1, 1)))
-    count = max(1, round(0.33 / _paired.seconds(lambda: call(1, 1))))
+    count = max(1, round(1.5 / _paired.seconds(lambda: call(1, 1))))
     timed = _paired.paired(lambda: call(0, count), lambda: call(1, count))
     low, median, high = timed.quartiles
     one, other = (np.asarray(jax.device_get(values)) for values in losses)

@@ -233,35 +233,38 @@ def _update(
     state: State, grads: tuple[Array, ...], finite: Array, value: Array, objective: Callable[..., Array]
 ) -> State:
     """The state after the optimiser saw the gradients; where they are not finite, only `step` counts on."""
-    layout, opt_state = state.layout, state.opt_state
-    tree, grad = layout.tree(state.params), layout.tree(grads)
-    more = {"value": value, "grad": grad, "value_fn": lambda tree: objective(tuple(jtu.tree_leaves(tree)))}
-    updates, opt_state_new = layout.update(grad, opt_state, tree, **more)
-    params = tuple(jtu.tree_leaves(optax.apply_updates(tree, updates)))
-    slots = layout.slots.pick(opt_state_new)
-    moved = finite & _moved(opt_state, opt_state_new)
-    new = params, slots, state.moves + moved.astype(state.moves.dtype)
-    old = state.params, state.slots, state.moves
-    params, slots, moves = _either(finite, new, old)
+    layout = state.layout
 
-    def follow(rule, average):  # kept by a weight of 0: a choice is a kernel a leaf
-        weight = jnp.where(moved, average_weight(rule, moves), 0.0)
-        return tuple(towards(a, p, weight) for a, p in zip(average, params, strict=True))
+    @jax.jit  # traced once for the two kinds of choices
+    def moved(grads, value, old):
+        params, slots, moves, average = old
+        tree, grad, opt_state = layout.tree(params), layout.tree(grads), layout.slots.fill(slots)
+        more = {"value": value, "grad": grad, "value_fn": lambda tree: objective(tuple(jtu.tree_leaves(tree)))}
+        updates, opt_state_new = layout.update(grad, opt_state, tree, **more)
+        params = tuple(jtu.tree_leaves(optax.apply_updates(tree, updates)))
+        moves = moves + (has_moved := _moved(opt_state, opt_state_new)).astype(moves.dtype)
 
-    average = each(layout.ema, state.average, follow)
+        def follow(rule, average):  # kept by a weight of 0: a choice is a kernel a leaf
+            weight = jnp.where(has_moved, average_weight(rule, moves), 0.0)
+            return tuple(towards(a, p, weight) for a, p in zip(average, params, strict=True))
+
+        return params, layout.slots.pick(opt_state_new), moves, each(layout.ema, average, follow)
+
+    old = state.params, state.slots, state.moves, state.average
+    params, slots, moves, average = _where(finite, moved, grads, value, old)
     return State(params, state.frozen, slots, average, moves, state.step + 1, layout)
 
 
-def _either(finite: Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `finite`, else `old`: a branch, which compiles quicker than a choice a leaf, but makes a GPU wait."""
+def _where(finite: Array, moved: Callable, grads: PyTree, value: Array, old: PyTree) -> PyTree:
+    """`moved(grads, value, old)` where `finite`, else `old`: a branch, which copies nothing, but makes a GPU wait."""
 
-    def choose(finite, new, old):
-        return jtu.tree_map(ft.partial(jax.lax.select, finite), new, old)
+    def choose(finite, grads, value, old):
+        return jtu.tree_map(ft.partial(jax.lax.select, finite), moved(grads, value, old), old)
 
-    def branch(finite, new, old):
-        return jax.lax.cond(finite, lambda new, old: new, lambda new, old: old, new, old)
+    def branch(finite, grads, value, old):
+        return jax.lax.cond(finite, moved, lambda grads, value, old: old, grads, value, old)
 
-    return jax.lax.platform_dependent(finite, new, old, cpu=branch, default=choose)
+    return jax.lax.platform_dependent(finite, grads, value, old, cpu=branch, default=choose)
 
 
 def _moved(old: PyTree, new: PyTree) -> Bool[Array, ""]:
