@@ -129,7 +129,7 @@ class SolverRule(AbstractStepRule):
         are Python numbers, and zero weights add nothing to the program. Stages that only the error estimate needs are
         not evaluated. At `c = 0` and `c = 1` time and state come from the table of steps.
         """
-        tau0, tau1 = row.tau0, row.tau1
+        tau0, tau1, length = row.tau0, row.tau1, row.tau1 - row.tau0
         u0 = x if row.enter is None else equation.scaled(row.enter, x)
         term: Any = self._noise_term(equation, row, x, u0, noise, args) if equation.noisy else None
         increment = None if term is None else term.contr(tau0, tau1)
@@ -141,11 +141,15 @@ class SolverRule(AbstractStepRule):
                 t, y = row.t1, u if row.leave is None else equation.scaled(row.leave, u)
             else:
                 t, y = located(equation, row, x, tau, u)
-            move = scale(tau1 - tau0, equation.drift(t, y, args, row.eta))
+            drift = equation.drift(t, y, args, row.eta)
             if term is None:
-                return move
+                return drift
             kick = term.prod(equation.diffusion(t, y, args, row.eta), increment)
-            return jtu.tree_map(lambda a, b: a + b, move, kick)
+            return jtu.tree_map(lambda a, b: a + b, scale(length, drift), kick)
+
+        def advanced(weights):
+            terms = [(float(w) * length if term is None else float(w), k) for w, k in zip(weights, slopes) if w != 0]
+            return combine((1, u0), (1, combine(*terms))) if terms else u0
 
         slopes: list[Any] = []
         for stage in range(tableau.num_stages):
@@ -153,10 +157,10 @@ class SolverRule(AbstractStepRule):
                 slopes.append(None)
                 continue
             c = 0.0 if stage == 0 else float(tableau.c[stage - 1])
-            u = u0 if stage == 0 else _advance(u0, tableau.a_lower[stage - 1], slopes)
-            tau = tau0 if c == 0 else tau1 if c == 1 else tau0 + c * (tau1 - tau0)
+            u = u0 if stage == 0 else advanced(tableau.a_lower[stage - 1])
+            tau = tau0 if c == 0 else tau1 if c == 1 else tau0 + c * length
             slopes.append(slope(c, tau, u, stage == 0))
-        return _advance(u0, tableau.b_sol, slopes)
+        return advanced(tableau.b_sol)
 
     def draw(self, key, n, like):
         leaves, treedef = jtu.tree_flatten(like)
@@ -269,20 +273,6 @@ class SolverRule(AbstractStepRule):
                 f"{type(solver).__name__} must have one eta for the whole grid: it remembers earlier steps, in a clock "
                 f"that depends on eta. Got {self.eta!r}: pass a number, or take a one-step solver, as diffrax.Euler()."
             )
-
-
-def _advance(u0, weights, slopes):
-    """`u0` plus a weighted sum of slopes. Slopes of weight 0 may be `None`."""
-    terms = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
-
-    def leaf(y, *ks):
-        increment = None
-        for (w, _), k in zip(terms, ks, strict=True):
-            part = k if w == 1 else w * k
-            increment = part if increment is None else increment + part
-        return y if increment is None else (y + increment).astype(y.dtype)
-
-    return jtu.tree_map(leaf, u0, *(k for _, k in terms))
 
 
 def source_time(equation: AbstractEquation, row: Interval) -> Callable[[Any], Any]:
