@@ -148,7 +148,8 @@ class SolverRule(AbstractStepRule):
             return jtu.tree_map(lambda a, b: a + b, scale(length, drift), kick)
 
         def advanced(weights):
-            terms = [(float(w) * length if term is None else float(w), k) for w, k in zip(weights, slopes) if w != 0]
+            pairs = zip(weights, slopes, strict=False)  # slopes of weight 0 may be missing
+            terms = [(float(w) * (length if term is None else 1), k) for w, k in pairs if w != 0]
             return combine((1, u0), (1, combine(*terms))) if terms else u0
 
         slopes: list[Any] = []
