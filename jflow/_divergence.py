@@ -89,7 +89,7 @@ class ExactDivergence(AbstractDivergence):
 
         def some(start):
             index = start + jnp.arange(chunk)
-            basis = index[:, None] == jnp.arange(d)
+            basis = index[:, None] == jnp.arange(d)[None]
             return jnp.sum(jnp.where(basis, jax.vmap(product)(basis.astype(flat.dtype)), 0))
 
         starts = jnp.arange(0, d, chunk)

@@ -149,8 +149,8 @@ class SolverRule(AbstractStepRule):
 
         def advanced(weights):
             pairs = zip(weights, slopes, strict=False)  # slopes of weight 0 may be missing
-            terms = [(float(w) * (length if term is None else 1), k) for w, k in pairs if w != 0]
-            return combine((1, u0), (1, combine(*terms))) if terms else u0
+            terms = [(float(w), k) for w, k in pairs if w != 0]
+            return combine((1, u0), (length if term is None else 1, combine(*terms))) if terms else u0
 
         slopes: list[Any] = []
         for stage in range(tableau.num_stages):
