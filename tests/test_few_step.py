@@ -175,6 +175,20 @@ def test_discrete_consistency_is_consistent(x64, teacher):
         assert 0.8 < few / many / 8 < 1.3
 
 
+@pytest.mark.slow
+def test_a_fresh_map_does_not_feed_on_its_own_error():
+    flow_map = jf.FlowMap(jf.nn.MLP(2, width=128, depth=4, times=2, rngs=nnx.Rngs(0)), jf.CondOT())
+    state = jf.train.init(flow_map, optax.adam(1e-3), ema=None)
+
+    def loss(flow_map, key, x1):
+        return fs.flow_map_loss(flow_map, key, x1, objective=fs.Lagrangian())
+
+    draw = jax.jit(jf.data.checkerboard, static_argnums=1)
+    for i in range(150):
+        state, info = jf.train.step(state, loss, jr.fold_in(jr.key(0), i), draw(jr.fold_in(jr.key(1), i), 256))
+        assert info.loss < 20  # twice that of no velocity at all
+
+
 def test_a_network_of_the_data_is_the_identity_on_the_diagonal():
     for predicts in ("data", "noise", "v"):
         flow_map = jf.FlowMap(lambda s, t, x, args: jnp.sin(x) + s * t, jf.Cosine(), predicts)
