@@ -2,8 +2,8 @@
 
 Every row is an MLP of one size on one planar data set, trained for so many minutes of two cores (processor seconds over
 two), by `matching_loss` or by one of the objectives of `jf.few_step`. It is sampled in 1, 2, 4 and 8 steps, the flow by
-Euler's method in 32 as well. Consistency functions, which jump to the data alone, add the noise again between two jumps.
-The figures are
+Euler's method in 32 as well. Consistency functions, which jump to the data alone, add the noise again between two
+jumps. The figures are
 
 - the energy distance between 10,000 draws and as many exact ones, squared as `jf.metrics` has it;
 - KL(exact bin masses || histogram of all draws) on 100 x 100 bins over the data's square, one pseudo-count a bin.
