@@ -60,7 +60,7 @@ def loader(
     """Endless shuffled batches of a set too large for memory, as a `grain.IterDataset`.
 
     `source` has `len(source)` and `source[i]`, one record as a dictionary of arrays: grain's own sources, or
-    any object that reads record `i` from disk (a `Dataset` is one too). Records are read ahead in threads.
+    any object that reads record `i` from disk (a `Dataset` is one too). Four batches are read ahead, in threads.
     The iterator's position is a few numbers, by `get_state()` and `set_state(state)`, which
     `grain.checkpoint.CheckpointSave` hands to orbax. Needs grain. For arrays in memory prefer `batch`.
 
@@ -86,9 +86,9 @@ def loader(
         raise TypeError(f"source must have len(source) and source[i]. Got {shown(source)}.")
     if len(source) == 0:
         raise ValueError("A data set must have at least one example. Got an empty source.")
-    # batched last, so that what is read ahead is counted in records
-    records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    return records.to_iter_dataset().batch(batch_size)
+    # a thread reads a batch: threads that take turns at small records cost more than the records
+    batches = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
 
 
 def _check_size(batch_size: int) -> None:

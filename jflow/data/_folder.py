@@ -22,9 +22,11 @@ def from_folder(path: str | os.PathLike[str], size: int, *, grey: bool = False, 
     """A data set of the pictures in a folder, `(n, size, size, 3)`, or `(n, size, size, 1)` in shades of grey.
 
     Every format that pillow reads is taken, sizes and formats may differ. A picture is turned upright as its EXIF says,
-    laid on white where it is transparent, cut to its central square, and resized without aliasing (Lanczos). The
-    pictures are decoded once, in threads, into bytes that stay in memory, `n * size * size * 3` of them; a batch of
-    them is scaled to [-1, 1] when it is taken. Their order is that of their names.
+    laid on white where it is transparent, cut to its central square, and resized without aliasing (Lanczos). A JPEG
+    whose sides are at least 4, 8 or 16 times `size` is decoded at a half, a quarter or an eighth of them, which is
+    several times as fast for photographs. The pictures are decoded once, in threads, into bytes that stay in memory,
+    `n * size * size * 3` of them; a batch of them is scaled to [-1, 1] when it is taken. Their order is that of their
+    names.
 
     Where pictures lie in two sub-folders or more and none beside these, each sub-folder is a class, numbered from 0 by
     its name; pictures deeper inside belong to it. Files and folders that begin with a dot are skipped, as is what has
@@ -170,7 +172,9 @@ def _decode(file: pathlib.Path, size: int, grey: bool) -> np.ndarray:
     from PIL import Image, ImageOps
 
     with Image.open(file) as image:
-        return _fitted(ImageOps.exif_transpose(image), size, grey)
+        image.draft("L" if grey else "RGB", (2 * size, 2 * size))  # of a JPEG alone
+        ImageOps.exif_transpose(image, in_place=True)
+        return _fitted(image, size, grey)
 
 
 def _fitted(image: Any, size: int, grey: bool) -> np.ndarray:
@@ -185,7 +189,8 @@ def _fitted(image: Any, size: int, grey: bool) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     side = min(image.size)  # cut first: what is cut off is not to tinge the edge
     left, top = ((length - side) // 2 for length in image.size)
-    image = image.convert("L" if grey else "RGB").crop((left, top, left + side, top + side))
+    image = image if image.mode == (mode := "L" if grey else "RGB") else image.convert(mode)
+    image = image.crop((left, top, left + side, top + side))
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)).reshape(size, size, -1)
 
 
