@@ -25,26 +25,29 @@ SAMPLER = jf.AdaptiveSteps(dfx.Tsit5(), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def rows():
-    yield one_batch()
+    net = jf.nn.MLP(2, rngs=nnx.Rngs(0), width=256, depth=3)
+    yield one_batch("an untrained MLP 3 x 256", jf.Field(net, jf.CondOT(), predicts="velocity"))
+    yield one_batch("the flow of a mixture, 1 MFLOP a call", costly())
     yield pool()
 
 
-def one_batch():
+def one_batch(name, field):
     """A batch of samples, each with steps of its own."""
-    net = jf.nn.MLP(2, rngs=nnx.Rngs(0), width=256, depth=3)
-    field, x0 = jf.Field(net, jf.CondOT(), predicts="velocity"), jr.normal(jr.key(0), (1024, 2))
+    x0 = jr.normal(jr.key(0), (1024, 2))
 
     @eqx.filter_jit
     def ours(field, x0):
-        return jax.vmap(lambda x: jf.decode(field, x, SAMPLER).x)(x0)
+        return jax.vmap(lambda x: jf.decode(field, x, SAMPLER))(x0)
 
     @eqx.filter_jit
-    def theirs(net, x0):
-        return jax.vmap(lambda x: solve(net, x, TOLERANCE)[0])(x0)
+    def theirs(field, x0):
+        return jax.vmap(lambda x: solve(field.net, x, TOLERANCE))(x0)
 
-    assert jnp.allclose(ours(field, x0), theirs(net, x0), atol=100 * TOLERANCE)
-    program = f"Tsit5 at {TOLERANCE:g}, MLP 3 x 256, batch 1024"
-    return timed(program, "`diffeqsolve` by hand", lambda: ours(field, x0), lambda: theirs(net, x0), 1.03)
+    out, (x, steps) = ours(field, x0), theirs(field, x0)
+    assert jnp.median(jnp.abs(out.x - x).max(1)) < 10 * TOLERANCE
+    calls = f"{int(out.nfe.max())} calls of its network for the slowest, {6 * int(steps.max()) + 1} by hand"
+    program = f"Tsit5 at {TOLERANCE:g}, {name}, batch 1024 ({calls})"
+    return timed(program, "`diffeqsolve` by hand", lambda: ours(field, x0), lambda: theirs(field, x0), 1.03)
 
 
 class Costly(eqx.Module):
