@@ -30,6 +30,7 @@ from ._types import Checked, DType, Noun, PRNGKey, Shape, Solution
 from ._validate import check_count, check_key, is_real, shown, streams
 
 CHUNK = 2**22  # numbers in the states of a chunk: they bound the memory of a network, which holds many times as many
+NEAR = 2**14  # as many on a CPU, in whose cache a layer stays: 1.3 times the speed of a DiT on 16 x 16 pixels
 QUEUE = 16  # samples of a lane between two reports to the host: they bound the memory
 
 
@@ -149,8 +150,9 @@ def generate(
             prefix, as `in_axes` of `jax.vmap`: `Args(0, scale=None)` for labels and one scale, `0` where all have the
             axis.
         batch_size: Samples a chunk, or lanes; chunks of one size compile once. By default 1024, and fewer where those
-            would be more than `2^22` numbers: 341 images of 64 x 64 x 3, 5 of 512 x 512 x 3. With a mesh it is rounded
-            down to a multiple of the devices, at least a sample each.
+            would be more than `2^22` numbers: 341 images of 64 x 64 x 3, 5 of 512 x 512 x 3. On a CPU, where small
+            chunks stay in the cache, no more than `2^14` numbers or 32 samples. With a mesh it is rounded down to a
+            multiple of the devices, at least a sample each.
         mesh: Devices over whose first axis each chunk is split, or which share the lanes.
         progress: Whether a progress bar is shown, on a terminal. Its rate counts from the second chunk, since the
             first one compiles.
@@ -180,7 +182,8 @@ def generate(
     _checked(field, sampler, one, False, None)
     devices = count_devices(mesh)
     if batch_size is None:
-        batch_size = max(min(1024, CHUNK // event_size(like)) // devices, 1) * devices
+        least = max(32, NEAR // event_size(like)) if jax.default_backend() == "cpu" else 1024
+        batch_size = max(min(1024, least, CHUNK // event_size(like)) // devices, 1) * devices
     size = _chunk_size(n, batch_size, devices)
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None

@@ -37,7 +37,6 @@ class AbstractClock(Noun):
 
     ```python
     class HalfLogSNRClock(jf.AbstractClock):  # tau = log(alpha/sigma), u = x/alpha
-        finite_start = False
         finite_end = False
 
         def time(self, path, t, eta=0.0):
@@ -56,9 +55,6 @@ class AbstractClock(Noun):
         def diffusion(self, path, t, eta=0.0):
             return eta * jnp.sqrt(2) * path.sigma(t) / path.alpha(t)
 
-        def noise_time(self, path, t, eta=0.0):
-            return self.time(path, t)
-
     field = jf.distributions.Gaussian(jnp.zeros(2), std=0.5).field(jf.CondOT())
 
     grid = jf.UniformGrid(40, t0=0.1, t1=0.9)
@@ -72,8 +68,6 @@ class AbstractClock(Noun):
 
     finite_end: eqx.AbstractClassVar[bool]
     """Whether the clock's time is finite where sigma = 0."""
-    finite_start: ClassVar[bool] = True
-    """Whether the clock's time and scale are finite where alpha = 0."""
     keeps_start: ClassVar[bool] = True
     """Whether, with noise, the scale is not zero where alpha = 0, so that `u` determines `x` there."""
     depends_on_eta: ClassVar[bool] = False
@@ -101,9 +95,9 @@ class AbstractClock(Noun):
     def diffusion(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
         """The diffusion coefficient of `u`."""
 
-    @abc.abstractmethod
     def noise_time(self, path: AbstractAffinePath, t: Time, eta: Time = 0.0) -> Float[Array, ""]:
-        """The time in which the Brownian motion runs."""
+        """The time in which the Brownian motion runs, by default the clock's own."""
+        return self.time(path, t)
 
 
 class PathClock(AbstractClock):
@@ -135,9 +129,6 @@ class PathClock(AbstractClock):
     def diffusion(self, path, t, eta=0.0):
         return safe_sqrt(2 * _level(eta**2, path.sigma_w(t), path.alpha(t)))
 
-    def noise_time(self, path, t, eta=0.0):
-        return scalar_time(t)
-
 
 class SigmaClock(AbstractClock):
     """`tau = -sigma/alpha`, `u = x/alpha`, `du/dtau = -noise`: Euler is DDIM, Heun is EDM's. Infinite where alpha = 0.
@@ -151,7 +142,6 @@ class SigmaClock(AbstractClock):
     """
 
     finite_end: ClassVar[bool] = True
-    finite_start: ClassVar[bool] = False
 
     def time(self, path, t, eta=0.0):
         return -path.sigma(t) / path.alpha(t)
@@ -168,9 +158,6 @@ class SigmaClock(AbstractClock):
 
     def diffusion(self, path, t, eta=0.0):
         return safe_sqrt(2 * _level(eta**2, path.sigma(t), path.alpha(t)))
-
-    def noise_time(self, path, t, eta=0.0):
-        return self.time(path, t)
 
 
 class ThetaClock(AbstractClock):
@@ -260,9 +247,6 @@ class RatioClock(AbstractClock):
     def diffusion(self, path, t, eta=0.0):
         return safe_sqrt(2 * _level(eta**2, path.sigma(t), path.alpha(t)))
 
-    def noise_time(self, path, t, eta=0.0):
-        return self.time(path, t)
-
 
 class AngleClock(AbstractClock):
     """`tau = atan(alpha/sigma)`, `u = x/n`, `du/dtau = (sigma data - alpha noise)/n`, `n = sqrt(alpha^2 + sigma^2)`:
@@ -296,9 +280,6 @@ class AngleClock(AbstractClock):
 
     def diffusion(self, path, t, eta=0.0):
         return safe_sqrt(2 * _level(eta**2, path.sigma(t), path.alpha(t)))
-
-    def noise_time(self, path, t, eta=0.0):
-        return self.time(path, t)
 
 
 def _level(k: Any, numerator: Any, denominator: Any) -> Any:

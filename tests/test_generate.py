@@ -113,19 +113,24 @@ def test_new_parameters_do_not_retrace():
 
 
 @pytest.mark.parametrize(
-    ("shape", "devices", "size"),
+    ("shape", "devices", "size", "on_cpu"),
     [
-        ((2,), 1, 1024),
-        ((64, 64), 1, 1024),
-        ((64, 64, 3), 1, 341),
-        ((64, 64, 3), 8, 336),
-        ((2**23,), 8, 8),
-        ((2,), 3, 1023),
+        ((2,), 1, 1024, 1024),
+        ((64,), 1, 1024, 256),
+        ((64, 64), 1, 1024, 32),
+        ((64, 64, 3), 1, 341, 32),
+        ((64, 64, 3), 8, 336, 32),
+        ((2**23,), 8, 8, 8),
+        ((2,), 3, 1023, 1023),
     ],
 )
-def test_a_chunk_is_by_default_of_1024_samples_and_of_at_most_4_million_numbers(monkeypatch, shape, devices, size):
-    """A multiple of the devices, at least a sample each; a batch size of one's own stays."""
-    sizes = []
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_a_chunk_is_by_default_of_1024_samples_and_of_at_most_4_million_numbers(
+    monkeypatch, shape, devices, size, on_cpu, platform
+):
+    """A multiple of the devices, at least a sample each; less on a CPU; a batch size of one's own stays."""
+    sizes, size = [], on_cpu if platform == "cpu" else size
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(
         _batched, "_drive", lambda chunk, mapped, n, size, *rest: sizes.append(size) or jf.Solution(None)
     )

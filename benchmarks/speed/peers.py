@@ -3,6 +3,7 @@
 Where these are not installed there are no rows. `make peers` makes an environment that has them beside jflow.
 """
 
+import functools as ft
 import os
 import sys
 
@@ -87,6 +88,56 @@ def networks(torch, torchdiffeq, ODESolver):
             beside = f"{name}, channels last" if channels_last else name
             program = f"Euler, {steps} steps, {label}"
             yield timed(program, beside, lambda: ours(net, x0, times), peer, bar)  # noqa: B023
+        if channels_last:
+            yield convolutions(torch, net, x0, f"the convolutions alone of {steps} calls, {label}", steps)
+
+
+def convolutions(torch, net, x0, program, calls):
+    """All convolutions of the calls of a network and nothing else, each on an array of its own."""
+    found = []
+
+    def walk(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "conv_general_dilated":
+                found.append(
+                    (*(v.aval.shape for v in eqn.invars), (eqn.params["window_strides"], eqn.params["padding"]))
+                )
+            for inner in jax.core.jaxprs_in_params(eqn.params):
+                walk(inner)
+
+    walk(jax.make_jaxpr(jax.vmap(lambda x: net(jnp.array(0.5), x, None)))(x0).jaxpr)
+    keys = jr.split(jr.key(3), (len(found), 2))
+    pairs = [
+        (jr.normal(a, image), jr.normal(b, kernel)) for (a, b), (image, kernel, _) in zip(keys, found, strict=True)
+    ]
+
+    @ft.partial(jax.jit, static_argnums=(2, 3))
+    def one(x, w, strides, padding):
+        return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def ours():  # one after the other, as in the network
+        return [one(x, w, *rest).block_until_ready() for (x, w), (*_, rest) in zip(pairs, found, strict=True)]
+
+    given = [
+        (
+            torch.from_numpy(np.array(jnp.moveaxis(x, -1, 1))).to(memory_format=torch.channels_last),
+            torch.from_numpy(np.array(jnp.transpose(w, (3, 2, 0, 1)))).to(memory_format=torch.channels_last),
+        )
+        for x, w in pairs
+    ]
+
+    def theirs():
+        return [
+            torch.nn.functional.conv2d(x, w, stride=strides, padding=[low for low, high in padding if low == high])
+            for (x, w), (*_, (strides, padding)) in zip(given, found, strict=True)
+        ]
+
+    for x, y in zip(ours(), theirs(), strict=True):
+        assert np.allclose(x, np.moveaxis(y.numpy(), 1, -1), atol=1e-2)
+    return timed(
+        program, "torch, channels last",
+        lambda: [ours() for _ in range(calls)], lambda: [theirs() for _ in range(calls)],
+    )  # fmt: skip
 
 
 def densities(torch, ODESolver):

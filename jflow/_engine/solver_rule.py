@@ -9,7 +9,7 @@ import jax.random as jr
 import jax.tree_util as jtu
 
 from .._clock import AbstractClock, PathClock, ThetaClock
-from .._event import combine, float_type, safe_sqrt, scale, size
+from .._event import combine, float_type, safe_sqrt, scale
 from .._field import AbstractField
 from .._noise_rule import AbstractNoiseRule
 from .._path import AbstractAffinePath
@@ -177,9 +177,6 @@ class SolverRule(AbstractStepRule):
 
     def noise_like(self, field, row, x, args):
         return noise_shape(self.equation(field), x, args, row.t0)
-
-    def block(self, like):
-        return max(1, min(20, 64 // max(size(like), 1)))
 
     def nfe(self, field, args):
         """The right-hand sides of a step times the cost of each. `None` where the cost depends on the time."""

@@ -346,7 +346,7 @@ def drift_stepper(equation: Any, sampler: FixedSteps, dtype: DType, brownian: An
     return bind(equation, rule, sampler, "stop", dtype)
 
 
-def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps, *, turned: bool = False) -> FieldEquation:
+def adaptive_equation(field: AbstractField, sampler: AdaptiveSteps) -> FieldEquation:
     """The equation of a field for an adaptive sampler, checked. The checks are those of grids.
 
     Raises `ValueError` or `TypeError` where field and sampler do not go together.

@@ -110,8 +110,7 @@ class DPM2(AbstractStepRule):
         (prediction,) = field.predict((self.predicts,), row.middle, inside, args)
         terms = [(row.second[0], x), (row.second[1], prediction)]
         if self.eta is not None:
-            mapped = noise_map(field.path.source)
-            terms.append((row.std, noise if mapped is None else mapped.apply(noise, args)))
+            terms.append((row.std, noise_map(field.path.source).apply(noise, args)))
         return combine(*terms), state
 
     def check(self, field, sampler):

@@ -118,7 +118,7 @@ class LangevinCorrector(AbstractWrappedRule):
         mapped, r = noise_map(field.path.source), jnp.asarray(self.snr).astype(row.sigma.dtype)
 
         def correct(x, z):
-            z = z if mapped is None else mapped.apply(z, args)
+            z = mapped.apply(z, args)
             drift = field.noise(row.t, x, args)  # -sigma score, or A A^T of it
             return combine((1, x), (-2 * r**2 * row.sigma, drift), (2 * r * row.sigma, z)), None
 

@@ -18,7 +18,6 @@ class HalfLogSNRClock(jf.AbstractClock):
 
     """
 
-    finite_start = False
     finite_end = False
 
     def time(self, path, t, eta=0.0):
@@ -36,9 +35,6 @@ class HalfLogSNRClock(jf.AbstractClock):
 
     def diffusion(self, path, t, eta=0.0):
         return eta * jnp.sqrt(2) * path.sigma(t) / path.alpha(t)
-
-    def noise_time(self, path, t, eta=0.0):
-        return self.time(path, t)
 
 
 # The law -------------------------------------------------------------------------------------------------------------
