@@ -30,7 +30,7 @@ $(BIN)/pip:
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing into $(VENV) (some minutes the first time)"
 	@$(PIP) install --quiet --constraint constraints.txt --upgrade pip
-	@$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+	@$(PIP) install --quiet --no-compile --constraint constraints.txt --build-constraint constraints.txt \
 		--editable '.[test,notebooks]'
 	@touch $@
 
