@@ -110,6 +110,7 @@ def test_train_fills_the_run_folder(moons):
     assert not [path.name for path in moons.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(moons, capsys):
     before = files(moons)
     main([*MOONS, "--out", str(moons)])
@@ -145,6 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(moons, tmp_path, monkeypatch
     assert called == ["pictures"]
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew_and_spares_other_files(copy, monkeypatch):
     monkeypatch.setattr(RECIPES["moons"], "pictures", lambda *_: None)
     (copy / "mine.txt").write_text("kept")
@@ -199,6 +201,7 @@ def test_an_exported_model_draws_the_same(labelled, moons, tmp_path, capsys):
     assert type(jf.load(tmp_path / "moons.safetensors").net) is jf.nn.MLP
 
 
+@pytest.mark.slow
 def test_what_is_no_exported_model_raises(moons, tmp_path, capsys):
     model, out = tmp_path / "m.safetensors", ["--out", tmp_path / "draws.npz"]
     assert "which has no config.json" in message_of(capsys, "export", tmp_path, "--out", model)
@@ -244,6 +247,7 @@ def test_sample_draws_a_contact_sheet(labelled, tmp_path):
         assert min(image.size) > 100
 
 
+@pytest.mark.slow
 def test_sample_without_classes_writes_no_labels(moons, tmp_path):
     main(["sample", str(moons), "--num", "5", "--out", str(tmp_path / "draws.npz")])
     with np.load(tmp_path / "draws.npz") as draws:
@@ -389,12 +393,14 @@ def test_bad_draws_raise(argv, says, labelled, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_labels_and_scales_need_classes(moons, tmp_path, capsys):
     for option in (["--label", "1"], ["--scale", "2"]):
         assert "a recipe with classes" in message_of(capsys, "sample", moons, *option, "--out", tmp_path / "draws.npz")
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_of_draws_is_not_overwritten_unasked(moons, tmp_path, capsys):
     out = tmp_path / "draws.npz"
     out.write_text("mine")
@@ -402,6 +408,7 @@ def test_a_file_of_draws_is_not_overwritten_unasked(moons, tmp_path, capsys):
     assert out.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_unasked(copy, capsys):
     before = files(copy)
     message = message_of(capsys, *MOONS, "--learning-rate", "0.1", "--out", copy)
@@ -429,6 +436,7 @@ def test_foreign_folders_are_left_alone(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_damaged_runs_are_told_apart(copy, tmp_path, capsys):
     out = ["--out", tmp_path / "draws.npz"]
     config = (copy / "config.json").read_text()
@@ -461,6 +469,7 @@ def test_a_truncated_data_file_raises(tmp_path, monkeypatch, capsys):
     assert "truncated or altered" in message and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_draws_that_diverge_are_reported_not_written(moons, tmp_path, monkeypatch, capsys):
     load = _run.load
 

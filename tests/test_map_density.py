@@ -57,6 +57,7 @@ class Sheet(eqx.Module):
         return jnp.stack([self.a * jnp.sin(2 * x[0]) / 2, jnp.cos(x[0])]) * (1 + 0 * s * t)
 
 
+@pytest.mark.slow
 def test_a_fold_is_a_status_of_its_sample_alone(x64):
     """Points with more than one preimage, counted on a grid, have status 4; the others their exact density."""
     a = 1.6

@@ -238,6 +238,7 @@ def test_the_numbers_of_augment_have_their_law():
     about(a[drawn[3], 7] * a[drawn[3], 8], 0, 1)
 
 
+@pytest.mark.slow
 def test_augment_leaves_an_image_whose_numbers_are_zeros():
     x = jnp.asarray(np.random.default_rng(0).random((8, 6, 3)), jnp.float32)
     keys = jr.split(jr.key(4), 400)

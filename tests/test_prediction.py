@@ -90,6 +90,7 @@ def test_H4_the_score_at_pure_noise_is_minus_x_and_says_nothing_of_the_data():
         assert not np.isfinite(velocity).any(), name
 
 
+@pytest.mark.slow
 def test_H5_noise_from_the_others():
     for source in ("velocity", "score", "data", "v"):
         check(source, ["noise"], rtol=1e-9)
