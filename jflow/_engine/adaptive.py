@@ -257,12 +257,12 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
         at = self._at(t0)
         if dt0 is None:
             drift = terms.terms[0] if isinstance(terms, dfx.MultiTerm) else terms
-            dt0 = jax.lax.stop_gradient(jnp.maximum(self._first_step(drift, t0, t1, y0, args, error_order), at.dtmin))
+            dt0 = jax.lax.stop_gradient(jnp.maximum(self._first_step(drift, t0, t1, y0, args), at.dtmin))
         return at.init(terms, t0, t1, y0, dt0, args, func, error_order)
 
-    def _first_step(self, drift, t0, t1, y0, args, order):
-        """The length of the first step: `(tolerance/10)^(1/order)`, between 0.01 and 0.1, or a tenth of the time in
-        which the state changes its course, `sqrt(|y| / |y''|)`, where that is shorter.
+    def _first_step(self, drift, t0, t1, y0, args):
+        """The length of the first step: diffrax's 0.01 for terms that it wraps, or a part of the time in which the
+        state changes its course, `sqrt(|y| / |y''|)`, where that is short.
 
         A step that goes over a fast start, as that of data in large units, or that of `encode` for data in small ones,
         is not always rejected: the slopes behind the start are alike, and the tolerance grows with the state.
@@ -277,8 +277,7 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
         _, slopes = jax.lax.scan(probe, (t0, y0), None, PROBES)
         change = self.inner.norm(jtu.tree_map(lambda leaf: (leaf[1] - leaf[0]) / h, slopes))
         square = change / jnp.maximum(self.inner.norm(y0), self.inner.atol)
-        longest = jnp.clip((jnp.maximum(self.rtol, self.atol) / 10) ** (1 / order), 0.01, 0.1)
-        return jnp.where(square * longest**2 > 0.01, 0.1 / jnp.sqrt(square), longest).astype(t0.dtype)
+        return (0.1 / jnp.sqrt(jnp.where(square > 100, square, 100))).astype(t0.dtype)
 
     def adapt_step_size(self, t0, t1, *step):
         return self._at(t0).adapt_step_size(t0, t1, *step)
