@@ -182,8 +182,8 @@ def generate(
     _checked(field, sampler, one, False, None)
     devices = count_devices(mesh)
     if batch_size is None:
-        least = max(32, NEAR // event_size(like)) if jax.default_backend() == "cpu" else 1024
-        batch_size = max(min(1024, least, CHUNK // event_size(like)) // devices, 1) * devices
+        near = max(32, NEAR // event_size(like)) if jax.default_backend() == "cpu" else 1024
+        batch_size = max(min(1024, near, CHUNK // event_size(like)) // devices, 1) * devices
     size = _chunk_size(n, batch_size, devices)
     pooled = takes_lanes(sampler) and saveat is None
     lanes = size // devices if pooled else None
