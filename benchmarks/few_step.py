@@ -61,22 +61,34 @@ def figures(name, draws, exact):
     return float(jf.metrics.energy_distance(draws[:NEAR], exact[:NEAR])), float(kl)
 
 
-def train(name, field, loss, minutes, rate):
-    """The averaged field after so many minutes of two cores, and the number of steps."""
-    draw = jax.jit(DATA[name][0], static_argnums=1)
+def train(field, loss, batch, optimizer, seconds):
+    """The averaged field after so many seconds of the processor, and the number of steps.
+
+    `batch(i)` is the batch of a step, `optimizer(steps)` the optimiser of so many. Each has a program of its own, whose
+    compilation is not training: the clock starts after the first step.
+    """
 
     def run(steps):
-        state = jf.train.init(field, optax.adam(optax.cosine_decay_schedule(rate, steps)), ema=0.999)
+        state, start = jf.train.init(field, optimizer(steps), ema=0.999), 0.0
         for i in range(steps):
-            batch = draw(jr.fold_in(jr.key(1), i), BATCH)
-            state, _ = jf.train.step(state, loss, jr.fold_in(jr.key(2), i), batch)
-        return jax.block_until_ready(state.ema)
+            state, info = jf.train.step(state, loss, jr.fold_in(jr.key(2), i), batch(i))
+            if i == 0:
+                jax.block_until_ready(info)
+                start = time.process_time()
+        return jax.block_until_ready(state.ema), (time.process_time() - start) / (steps - 1)
 
-    run(2)  # what compiles is not training
-    start = time.process_time()
-    run(50)
-    steps = max(2, int(minutes * 120 / ((time.process_time() - start) / 50)))
-    return run(steps), steps
+    steps = max(2, int(seconds / run(50)[1]))
+    return run(steps)[0], steps
+
+
+def planar(name, field, loss, minutes, rate):
+    """`train` on a planar data set, for so many minutes of two cores."""
+    draw = jax.jit(DATA[name][0], static_argnums=1)
+
+    def optimizer(steps):
+        return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    return train(field, loss, lambda i: draw(jr.fold_in(jr.key(1), i), BATCH), optimizer, 120 * minutes)
 
 
 def table(name, minutes, draws, width, depth, rate, objectives):
@@ -91,7 +103,7 @@ def table(name, minutes, draws, width, depth, rate, objectives):
 
     exact = np.asarray(DATA[name][0](jr.key(4), draws))
     print(f"\n{name}\n\n| trained by | steps | energy distance | KL, nats |\n|---|---|---|---|")
-    flow, steps = train(name, jf.Field(network(1), jf.CondOT(), "velocity"), jf.matching_loss, minutes, rate)
+    flow, steps = planar(name, jf.Field(network(1), jf.CondOT(), "velocity"), jf.matching_loss, minutes, rate)
     label = f"matching_loss, {steps} batches; Euler"
     whole = [judge(label, flow, jf.FixedSteps(jf.UniformGrid(n), dfx.Euler(), end="stop")) for n in (*STEPS, 32)][-1]
     fields = {key: OBJECTIVES[key] for key in objectives}
@@ -101,8 +113,8 @@ def table(name, minutes, draws, width, depth, rate, objectives):
         fields["Consistency, distilled"] = (fs.Consistency(teacher=flow), LONG, None)
     best = np.inf
     for key, (objective, law, weight) in fields.items():
-        loss = ft.partial(_loss, objective=objective, law=law, weight=weight)
-        field, steps = train(name, jf.FlowMap(network(2), jf.CondOT()), loss, minutes, rate)
+        loss = ft.partial(map_loss, objective=objective, law=law, weight=weight)
+        field, steps = planar(name, jf.FlowMap(network(2), jf.CondOT()), loss, minutes, rate)
         label = f"{key}, {steps} batches"
         jump = jf.Jump(renoise=1.0) if law is LONG else jf.Jump()
         rows = [judge(label, field, jf.FixedSteps(jf.UniformGrid(n), jump, end="stop")) for n in STEPS]
@@ -112,7 +124,7 @@ def table(name, minutes, draws, width, depth, rate, objectives):
     print(f"\nbest at one step over (32 steps of the flow + exact draws): {best / (whole + energy):.2f}, at most 1.5")
 
 
-def _loss(flow_map, key, x1, *, objective, law, weight):
+def map_loss(flow_map, key, x1, *, objective, law, weight):
     return fs.flow_map_loss(flow_map, key, x1, objective=objective, law=law, weight=weight)
 
 

@@ -12,15 +12,16 @@ import functools as ft
 import time
 
 import diffrax as dfx
-import jax
 import jax.random as jr
 import numpy as np
 import optax
+from few_step import train
 from flax import nnx
-from PIL import Image
 
 import jflow as jf
 from jflow import few_step as fs
+from jflow.data._folder import fit
+from jflow.recipes._images import PatchedUNet
 
 SIDE, BATCH = 16, 128
 LAW = fs.TimePairs(jf.laws.Uniform())
@@ -29,10 +30,9 @@ LAW = fs.TimePairs(jf.laws.Uniform())
 def images():
     """All digits at 16 x 16, and their classes."""
     parts = [jf.data.mnist(split) for split in ("train", "test")]
-    x = np.concatenate([((part[:]["x"][..., 0] + 1) * 127.5).round().astype(np.uint8) for part in parts])
-    small = [np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for one in x]
+    x = np.concatenate([((part[:]["x"] + 1) * 127.5).round().astype(np.uint8) for part in parts])
     label = np.concatenate([part.label for part in parts])  # pyright: ignore
-    return jf.data.Dataset(np.stack(small)[..., None], label, "mnist-16", 10)
+    return jf.data.Dataset(fit(x, SIDE, grey=True), label, "mnist-16", 10)
 
 
 def flow_loss(field, key, example):
@@ -43,43 +43,19 @@ def map_loss(field, key, example):
     return fs.flow_map_loss(field, key, example["x"], example["label"], law=LAW)
 
 
-class Patched(nnx.Module):
-    """A U-Net whose pixels are patches of 2 x 2 of the image."""
-
-    def __init__(self, times):
-        self.inner = (SIDE // 2, SIDE // 2, 4)
-        self.unet = jf.nn.UNet(self.inner, channels=(32, 64), layers=1, num_classes=10, times=times, rngs=nnx.Rngs(0))
-
-    def __call__(self, *given):
-        *times, x, label = given
-        tokens = jf.nn.patchify(x, 2)
-        out = self.unet(*times, tokens.reshape(self.inner), label)
-        return jf.nn.depatchify(out.reshape(tokens.shape), 2, x.shape)
+def network(times):
+    options = {"channels": (32, 64), "layers": 1, "num_classes": 10, "times": times}
+    return PatchedUNet((SIDE, SIDE, 1), 2, rngs=nnx.Rngs(0), **options)
 
 
 MODELS = {
-    "flow": (lambda: jf.Field(Patched(1), jf.CondOT(), "velocity"), flow_loss),
-    "map": (lambda: jf.FlowMap(Patched(2), jf.CondOT()), map_loss),
+    "flow": (lambda: jf.Field(network(1), jf.CondOT(), "velocity"), flow_loss),
+    "map": (lambda: jf.FlowMap(network(2), jf.CondOT()), map_loss),
 }
 
 
-def train(data, field, loss, minutes):
-    """The averaged field after so many minutes of the processor, and the number of steps."""
-
-    def run(steps):
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 2), steps)
-        state = jf.train.init(field, optax.adam(schedule, b2=0.99), ema=0.999)
-        for i in range(steps):
-            state, info = jf.train.step(state, loss, jr.fold_in(jr.key(1), i), jf.data.batch(data, 0, i, BATCH))
-            if i % 20 == 0:
-                jax.block_until_ready(info)
-        return jax.block_until_ready(state.ema)
-
-    run(2)  # what compiles is not training
-    start = time.process_time()
-    run(20)
-    steps = max(2, int(minutes * 60 / ((time.process_time() - start) / 20)))
-    return run(steps), steps
+def optimizer(steps):
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 2), steps), b2=0.99)
 
 
 def judge(name, steps, field, sampler, data, features, draws):
@@ -100,12 +76,13 @@ def main() -> None:
     given = parser.parse_args()
     data, features = images(), jf.metrics.features("fashion")
     print(f"| trained by | calls | Fréchet distance, `{features.name}` | s |\n|---|---|---|---|", flush=True)
+    batch = ft.partial(jf.data.batch, data, 0, batch_size=BATCH)
     row = ft.partial(judge, data=data, features=features, draws=given.draws)
     found = {}
     for name, (make, loss) in MODELS.items():
         if given.model not in (None, name):
             continue
-        field, steps = train(data, make(), loss, given.minutes)
+        field, steps = train(make(), loss, batch, optimizer, 60 * given.minutes)
         if name == "flow":
             found[name] = row("matching_loss", steps, field, jf.FixedSteps(jf.UniformGrid(16), dfx.Heun(), end="stop"))
             continue

@@ -14,7 +14,7 @@ import functools as ft
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from few_step import EVERY, _loss, train
+from few_step import EVERY, map_loss, planar
 from flax import nnx
 from scipy.stats import spearmanr
 
@@ -70,8 +70,8 @@ def wrong(off):
 
 def trained(width, objective, law, seconds):
     net = jf.nn.MLP(2, width=width, depth=4, times=2, rngs=nnx.Rngs(0))
-    loss = ft.partial(_loss, objective=objective, law=law, weight=None)
-    return train("eight Gaussians", jf.FlowMap(net, jf.CondOT()), loss, seconds / 120, 2e-3)[0]
+    loss = ft.partial(map_loss, objective=objective, law=law, weight=None)
+    return planar("eight Gaussians", jf.FlowMap(net, jf.CondOT()), loss, seconds / 120, 2e-3)[0]
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ class PatchedUNet(nnx.Module):
         self.patch, self.inner = patch, (height // patch, width // patch, channels * patch**2)
         self.unet = jf.nn.UNet(self.inner, rngs=rngs, **options)
 
-    def __call__(self, t, x, args=None):
+    def __call__(self, *given):
+        *times, x, args = given  # one time, or the two of a flow map
         tokens = jf.nn.patchify(x, self.patch)
-        out = self.unet(t, tokens.reshape(self.inner), args)
+        out = self.unet(*times, tokens.reshape(self.inner), args)
         return jf.nn.depatchify(out.reshape(tokens.shape), self.patch, x.shape)
 
 
