@@ -62,11 +62,13 @@ def figures(name, draws, exact):
 
 
 def train(field, loss, batch, optimizer, seconds):
-    """The averaged field after so many seconds of the processor, and the number of steps.
+    """The averaged field after so many seconds, of the processor or of an accelerator's clock, and the number of steps.
 
     `batch(i)` is the batch of a step, `optimizer(steps)` the optimiser of so many. Each has a program of its own, whose
     compilation is not training: the clock starts after the first step.
     """
+
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
     def run(steps):
         state, start = jf.train.init(field, optimizer(steps), ema=0.999), 0.0
@@ -74,10 +76,10 @@ def train(field, loss, batch, optimizer, seconds):
             state, info = jf.train.step(state, loss, jr.fold_in(jr.key(2), i), batch(i))
             if i == 0:
                 jax.block_until_ready(info)
-                start = time.process_time()
-        return jax.block_until_ready(state.ema), (time.process_time() - start) / (steps - 1)
+                start = clock()
+        return jax.block_until_ready(state.ema), (clock() - start) / (steps - 1)
 
-    steps = max(2, int(seconds / run(50)[1]))
+    steps = max(2, int(seconds / run(50 if clock is time.process_time else 500)[1]))
     return run(steps)[0], steps
 
 

@@ -49,6 +49,7 @@ def test_half_precision_has_cudnn_s_kernel_on_cuda_alone(cudnn, dtype):
     qkv = QKV.astype(dtype)
     assert kernels(loss, qkv) == (True, False)
     assert kernels(jax.grad(loss), qkv) == (True, True)
+    assert program(jax.grad(loss), qkv).count(FORWARD) == 1  # the backward pass has what it reads from the forward one
     if dtype == jnp.bfloat16:  # on CPUs XLA's attention has no float16
         assert kernels(loss, qkv, platform="cpu") == kernels(jax.grad(loss), qkv, platform="cpu") == (False, False)
 

@@ -488,6 +488,7 @@ def test_fit_skips_steps_that_are_not_finite_up_to_a_limit(tmp_path, caplog, cap
     refuses(lambda: jf.train.fit(twin, loss, bad, steps=20, key=jr.key(0), max_skips=-1), "at least 0")
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 def test_data_parallel_equals_one_device():
     mesh = jax.make_mesh((8,), ("data",))
     results = []
