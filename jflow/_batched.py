@@ -63,7 +63,7 @@ def batched(
     check_kinds(batched, locals())
     _check_outside((fn, mapped), "batched")
     n = _length(mapped)
-    if not fits(fn, Callable[[Any] * len(mapped), Any]):  # pyright: ignore
+    if not fits(fn, Callable, ([Any] * len(mapped), Any)):
         raise TypeError(f"fn must be a function of {len(mapped)} argument(s), as many as are mapped. Got {shown(fn)}.")
     mapped = _on_host(mapped)
     example = jtu.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], _kind(leaf)), mapped)

@@ -22,22 +22,23 @@ def check_kinds(owner: Any, values: collections.abc.Mapping[str, Any]) -> None:
     names: of the arguments of a function, as `locals()` holds them at its start, or the fields of a class. `Any` and
     a pytree ask nothing.
     """
-    for name, options in _asked(owner):
+    for name, kinds in _asked(owner):
         value = values[name]
-        if not any(fits(value, option) for option in options):
-            what, rule = owner.__qualname__.removesuffix(".__init__"), " or ".join(dict.fromkeys(map(_words, options)))
-            numeric = options[0] in (int, float, Key) or get_origin(options[0]) is Literal
+        if not any(fits(value, *kind) for kind in kinds):
+            what = owner.__qualname__.removesuffix(".__init__")
+            rule = " or ".join(dict.fromkeys(_words(*kind) for kind in kinds))
+            numeric = kinds[0][0] in (int, float, Key, Literal)
             raise (ValueError if numeric else TypeError)(f"{name} must be {rule}. Got {shown(value)}, in {what}.")
 
 
 @ft.lru_cache(1024)
-def _asked(owner: Any) -> list[tuple[str, tuple[Any, ...]]]:
-    """Each name with the alternatives of its annotation; without those of which one asks nothing."""
+def _asked(owner: Any) -> list[tuple[str, list[tuple[Any, tuple[Any, ...]]]]]:
+    """Each name with the alternatives of its annotation, in parts; without those of which one asks nothing."""
     if isinstance(owner, type):
         found = {name: field.type for name, field in owner.__dataclass_fields__.items()}  # pyright: ignore
     else:
         found = {name: kind for name, kind in inspect.get_annotations(owner).items() if name != "return"}
-    return [(name, kinds) for name, kind in found.items() if None not in (kinds := _options(kind))]
+    return [(name, [*map(_parts, kinds)]) for name, kind in found.items() if None not in (kinds := _options(kind))]
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
@@ -61,9 +62,12 @@ def _plain(kind: Any) -> Any:
     return None if nothing else origin
 
 
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind."""
-    origin, inner = get_origin(kind) or kind, get_args(kind)
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind) or kind, get_args(kind)
+
+
+def fits(value: Any, origin: Any, inner: tuple[Any, ...] = ()) -> bool:
+    """Whether a value is of a kind, given in parts."""
     if origin in (np.number, float):
         number = is_real(value) and not isinstance(value, (bool, np.bool_))
         known = concrete(value) if number and origin is float and not np.ndim(value) else None
@@ -71,7 +75,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin in (tuple, collections.abc.Sequence):
         each = _options(inner[0]) if origin is not tuple and inner else (None,)
         known = isinstance(value, (tuple, list, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
-        return known and (None in each or all(any(fits(item, one) for one in each) for item in value))
+        return known and (None in each or all(any(fits(item, *_parts(one)) for one in each) for item in value))
     if origin is Literal:
         return isinstance(value, str) and value in inner
     if origin is int:
@@ -86,11 +90,20 @@ def fits(value: Any, kind: Any) -> bool:
         if origin is np.dtype:
             return isinstance(value, (str, type, np.dtype)) and jnp.issubdtype(jnp.dtype(value), jnp.floating)
         taken = inner[0] if callable(value) and not isinstance(value, type) else None
-        return taken is ... or (taken is not None and inspect.signature(value).bind(*taken) is not None)
+        return taken is ... or (taken is not None and _takes(value, taken))
     except TypeError:
         return False
     except ValueError:  # a built-in function need not say what it takes
         return origin is collections.abc.Callable and isinstance(value, types.BuiltinFunctionType)
+
+
+def _takes(function, taken):
+    """Whether a function takes these arguments, counted; raises `TypeError` or `ValueError` where it does not say."""
+    plain = type(function) is types.FunctionType and not hasattr(function, "__wrapped__")
+    if not plain or (code := function.__code__).co_kwonlyargcount:
+        return inspect.signature(function).bind(*taken) is not None
+    least = code.co_argcount - len(function.__defaults__ or ())  # as bind says, but at once
+    return least <= len(taken) and (len(taken) <= code.co_argcount or bool(code.co_flags & inspect.CO_VARARGS))
 
 
 _WORDS = {
@@ -102,18 +115,17 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _words(kind: Any) -> str:
+def _words(origin: Any, inner: tuple[Any, ...] = ()) -> str:
     """A kind in words; a class with the nearest public one below it as an example."""
-    origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin in _WORDS:
         named = f" of {len(inner[0])} argument(s)" if inner and isinstance(inner[0], list) else ""
         if origin is collections.abc.Sequence and inner and None not in _options(inner[0]):
-            named = f", each {' or '.join(map(_words, _options(inner[0])))}"
+            named = f", each {' or '.join(_words(*_parts(one)) for one in _options(inner[0]))}"
         return _WORDS[origin] + (" or ".join(map(repr, inner)) if origin is Literal else named)
-    root, below = kind.__module__.split(".")[0], [kind]
+    root, below = origin.__module__.split(".")[0], [origin]
     for sub in below:  # it grows
         module = sub.__module__ if "._" not in sub.__module__ else root
         if vars(sys.modules[module]).get(sub.__name__) is sub and not inspect.isabstract(sub):
-            return f"{kind.__name__}, as {module}.{sub.__name__}(...)"
+            return f"{origin.__name__}, as {module}.{sub.__name__}(...)"
         below.extend(sub.__subclasses__())
-    return kind.__name__
+    return origin.__name__

@@ -15,6 +15,7 @@ from ._engine import (
     SolverRule,
     Stepper,
     adaptive_equation,
+    check_is_ode,
     check_source,
     check_tree,
     lowered,
@@ -344,8 +345,7 @@ def check_ode(field: AbstractField, sampler: Sampler, what: str, *, forward: boo
     if isinstance(sampler, FixedSteps):
         meet_ode(field, sampler, what, forward=forward)
         return
-    if sampler.eta is not None or sampler.diffusion is not None:
-        raise ValueError(f"{what} must follow the ODE. Got eta= or diffusion=: leave these out.")
+    check_is_ode(sampler, what)
     adaptive_equation(field, sampler)
 
 

@@ -13,70 +13,44 @@ from ._types import Noun, Time
 from ._validate import parameter
 
 # A weight of the data loss has a form for each prediction: noise loss = SNR data loss, and along a variance-preserving
-# path v loss = (1 + SNR) data loss. Each form is finite wherever its limit is.
+# path v loss = (1 + SNR) data loss. Each form is finite wherever its limit is. `l` is the log-SNR.
+_FORMS = {
+    "edm": {"data": lambda l, sigma_data: jnp.exp(l) + 1 / sigma_data**2},
+    "min_snr": {
+        "data": lambda l, gamma: jnp.minimum(jnp.exp(l), gamma),
+        "noise": lambda l, gamma: jnp.minimum(1, gamma * jnp.exp(-l)),
+        "v": lambda l, gamma: jnp.minimum(sigmoid(l), gamma * sigmoid(-l)),
+    },
+    "soft_min_snr": {
+        "data": lambda l, gamma: gamma * sigmoid(l - jnp.log(gamma)),
+        "noise": lambda l, gamma: sigmoid(jnp.log(gamma) - l),
+        "v": lambda l, gamma: gamma * sigmoid(l - jnp.log(gamma)) * sigmoid(-l),
+    },
+    "sigmoid": {
+        "data": lambda l, bias: jnp.exp(-jnp.logaddexp(-l, -bias)),
+        "noise": lambda l, bias: sigmoid(bias - l),
+        "v": lambda l, bias: jnp.exp(-jnp.logaddexp(-l, -bias)) * sigmoid(-l),
+    },
+    "likelihood": {
+        "data": lambda l, _: jnp.exp(l),
+        "noise": lambda l, _: jnp.ones_like(l),
+        "v": lambda l, _: sigmoid(l),
+    },
+}
 
 
-class EDMWeight(Noun):
-    """What `edm_weight` returns."""
+class LogSNRWeight(Noun):
+    """A weight by its rule and the prediction whose loss it multiplies; the number of the rule does not retrace."""
 
-    sigma_data: Array = frozen()
-
-    def __call__(self, log_snr: Array) -> Array:
-        return jnp.exp(log_snr) + 1 / self.sigma_data.astype(log_snr.dtype) ** 2
-
-
-class MinSNRWeight(Noun):
-    """What `min_snr_weight` returns."""
-
+    rule: str = eqx.field(static=True)
     predicts: str = eqx.field(static=True)
-    gamma: Array = frozen()
+    number: Array = frozen()
 
     def __call__(self, log_snr: Array) -> Array:
-        gamma = self.gamma.astype(log_snr.dtype)
-        if self.predicts == "data":
-            return jnp.minimum(jnp.exp(log_snr), gamma)
-        if self.predicts == "noise":
-            return jnp.minimum(1, gamma * jnp.exp(-log_snr))
-        return jnp.minimum(sigmoid(log_snr), gamma * sigmoid(-log_snr))
+        return _FORMS[self.rule][self.predicts](log_snr, self.number.astype(log_snr.dtype))
 
 
-class SoftMinSNRWeight(Noun):
-    """What `soft_min_snr_weight` returns."""
-
-    predicts: str = eqx.field(static=True)
-    gamma: Array = frozen()
-
-    def __call__(self, log_snr: Array) -> Array:
-        gamma = self.gamma.astype(log_snr.dtype)
-        over = log_snr - jnp.log(gamma)
-        if self.predicts == "noise":
-            return sigmoid(-over)
-        return gamma * sigmoid(over) * (1 if self.predicts == "data" else sigmoid(-log_snr))
-
-
-class SigmoidWeight(Noun):
-    """What `sigmoid_weight` returns."""
-
-    predicts: str = eqx.field(static=True)
-    bias: Array = frozen()
-
-    def __call__(self, log_snr: Array) -> Array:
-        bias = self.bias.astype(log_snr.dtype)
-        if self.predicts == "noise":
-            return sigmoid(bias - log_snr)
-        return jnp.exp(-jnp.logaddexp(-log_snr, -bias)) * (1 if self.predicts == "data" else sigmoid(-log_snr))
-
-
-class LikelihoodWeight(Noun):
-    """What `likelihood_weight` returns."""
-
-    predicts: str = eqx.field(static=True)
-
-    def __call__(self, log_snr: Array) -> Array:
-        return {"data": jnp.exp, "noise": jnp.ones_like, "v": sigmoid}[self.predicts](log_snr)
-
-
-def edm_weight(sigma_data: Time) -> EDMWeight:
+def edm_weight(sigma_data: Time) -> LogSNRWeight:
     """EDM's weight of a data loss, `(s^2 + sigma_data^2)/(s sigma_data)^2` with `s = sigma/alpha`.
 
     Args:
@@ -91,10 +65,10 @@ def edm_weight(sigma_data: Time) -> EDMWeight:
     assert weight(jnp.array(0.0)) == 5.0  # s = 1
     ```
     """
-    return EDMWeight(parameter(sigma_data, "sigma_data"))
+    return LogSNRWeight("edm", "data", parameter(sigma_data, "sigma_data"))
 
 
-def min_snr_weight(gamma: Time = 5.0, *, predicts: Prediction = "data") -> MinSNRWeight:
+def min_snr_weight(gamma: Time = 5.0, *, predicts: Prediction = "data") -> LogSNRWeight:
     """Min-SNR-gamma: the data loss times `min(SNR, gamma)`.
 
     Args:
@@ -110,10 +84,10 @@ def min_snr_weight(gamma: Time = 5.0, *, predicts: Prediction = "data") -> MinSN
     assert weight(jnp.array(0.0)) == 1.0 and weight(jnp.log(10.0)) < 0.51
     ```
     """
-    return MinSNRWeight(_name(predicts), parameter(gamma, "gamma"))
+    return LogSNRWeight("min_snr", _name(predicts), parameter(gamma, "gamma"))
 
 
-def soft_min_snr_weight(gamma: Time = 5.0, *, predicts: Prediction = "data") -> SoftMinSNRWeight:
+def soft_min_snr_weight(gamma: Time = 5.0, *, predicts: Prediction = "data") -> LogSNRWeight:
     """Soft-min-SNR: the data loss times `SNR gamma / (SNR + gamma)`, a smooth form of `min(SNR, gamma)`.
 
     With `gamma = 1/sigma_data^2` it is `1/(s^2 + sigma_data^2)`, `s = sigma/alpha`, which k-diffusion has.
@@ -131,10 +105,10 @@ def soft_min_snr_weight(gamma: Time = 5.0, *, predicts: Prediction = "data") -> 
     assert jnp.allclose(weight(jnp.array(0.0)), 0.8)
     ```
     """
-    return SoftMinSNRWeight(_name(predicts), parameter(gamma, "gamma"))
+    return LogSNRWeight("soft_min_snr", _name(predicts), parameter(gamma, "gamma"))
 
 
-def sigmoid_weight(bias: Time = 0.0, *, predicts: Prediction = "data") -> SigmoidWeight:
+def sigmoid_weight(bias: Time = 0.0, *, predicts: Prediction = "data") -> LogSNRWeight:
     """Sigmoid weighting: `sigmoid(bias - log_snr)` on the noise loss.
 
     Args:
@@ -150,10 +124,10 @@ def sigmoid_weight(bias: Time = 0.0, *, predicts: Prediction = "data") -> Sigmoi
     assert weight(jnp.array(-2.0)) == 0.5
     ```
     """
-    return SigmoidWeight(_name(predicts), parameter(bias, "bias", positive=False))
+    return LogSNRWeight("sigmoid", _name(predicts), parameter(bias, "bias", positive=False))
 
 
-def likelihood_weight(*, predicts: Prediction = "noise") -> LikelihoodWeight:
+def likelihood_weight(*, predicts: Prediction = "noise") -> LogSNRWeight:
     """The weight of maximum likelihood: constant on the noise loss per unit of log-SNR.
 
     Under a law of times with density `p` it must be divided by `p(t)/log_snr'(t)`, which is a constant for
@@ -171,7 +145,7 @@ def likelihood_weight(*, predicts: Prediction = "noise") -> LikelihoodWeight:
     assert jnp.allclose(weight(jnp.log(3.0)), 3.0)  # the SNR
     ```
     """
-    return LikelihoodWeight(_name(predicts))
+    return LogSNRWeight("likelihood", _name(predicts), jnp.ones(()))
 
 
 def _name(predicts: Any) -> str:

@@ -4,12 +4,15 @@ import gc
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # eight CPU devices; and a test compiles far longer than it computes, so LLVM is not to optimise
 FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_backend_optimization_level": "0"}
+if tuple(map(int, version("jax").split(".")[:2])) < (0, 11):  # later versions have no other emitters of kernels
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"  # which take half of the time to compile
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{k}={v}" for k, v in FLAGS.items() if k not in given)]).strip()
 

@@ -198,7 +198,7 @@ def noise(torch, torchsde):
 
 
 def pool(torch, torchdiffeq):
-    """`generate` beside torchdiffeq's dopri5 on chunks, at the tolerance that reaches the same error."""
+    """`generate` beside torchdiffeq's dopri5 on chunks, at the tolerance that reaches the same errors."""
     world, key = adaptive.costly(), jr.key(0)
     x0 = adaptive.starts(key)
     layers = [torch.from_numpy(np.array(layer)) for layer in world.net.layers]
@@ -226,11 +226,16 @@ def pool(torch, torchdiffeq):
     fine = jf.AdaptiveSteps(dfx.Tsit5(), rtol=1e-6, atol=1e-6)
     exact = jf.generate(world, key, adaptive.N, (2,), fine, batch_size=adaptive.LANES, progress=False).x
 
-    def error(x):
-        return float(np.sqrt(np.mean((np.asarray(x) - np.asarray(exact)) ** 2)))
+    def errors(x):
+        """The median and the 0.9 quantile of the samples' errors.
 
-    goal = error(ours().x)
-    reached = [tolerance for tolerance in 10 ** -np.arange(2, 6.01, 0.25) if error(theirs(tolerance)) <= goal]
+        Their root mean square says how many samples, one or two of 4,096, begin so near to the border of two modes that
+        they end in the other one.
+        """
+        return np.quantile(np.abs(np.asarray(x) - np.asarray(exact)).max(1), (0.5, 0.9))
+
+    goal = errors(ours().x)
+    reached = [tolerance for tolerance in 10 ** -np.arange(2, 6.01, 0.25) if (errors(theirs(tolerance)) <= goal).all()]
     tolerance = float(reached[0])
-    program = f"`generate`, {adaptive.N} samples in {adaptive.LANES} lanes, 1 MFLOP a call, error {goal:.1e}"
+    program = f"`generate`, {adaptive.N} samples in {adaptive.LANES} lanes, 1 MFLOP a call, median error {goal[0]:.1e}"
     return timed(program, f"torchdiffeq at {tolerance:.1e}", ours, lambda: theirs(tolerance), 0.6)

@@ -8,4 +8,4 @@ from .grid_loop import run_grid
 from .lowered import lowered
 from .pool import continuous, takes_lanes
 from .solver_rule import SolverRule
-from .stepper import Stepper, adaptive_equation, bind, drift_stepper, meet, meet_ode, ode_stepper, stepper
+from .stepper import Stepper, adaptive_equation, bind, check_is_ode, drift_stepper, meet, meet_ode, ode_stepper, stepper

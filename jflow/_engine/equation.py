@@ -264,7 +264,7 @@ def located(equation: AbstractEquation, interval: Interval, x0: PyTree, tau: Any
 
     The scale at the start is zero for `ThetaClock` with noise at alpha = 0. There `u = 0` for every `x`, so `u` does
     not determine `x`, and the result is `x0`. This is right for the first evaluation of a step. It would be wrong for a
-    solver that moves the state by noise before its first evaluation; `stepper.check_start` raises for those.
+    solver that moves the state by noise before its first evaluation; `stepper._check_start` raises for those.
     """
     if equation.own_time:
         return tau, u

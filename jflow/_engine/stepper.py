@@ -268,12 +268,12 @@ def _check_ends(field, sampler, rule, end):
         check_ends(data, sampler, first=True, last=False, reaches=False)
         return
     check_ends(equation, sampler, first=True, last=stops and 1.0 in nodes, reaches=stops)
-    check_start(rule.solver, equation, sampler)
+    _check_start(rule.solver, equation, sampler)
     if end == "denoise" and sampler.facts.starts_at_zero and (why := field.undefined(0.0)) is not None:
         raise ValueError(f"The field must be known at every time of the grid. Got t = 0, where {why}: start later.")
 
 
-def check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler: Any) -> None:
+def _check_start(solver: Any, equation: FieldEquation | AbstractEquation, sampler: Any) -> None:
     """Raises `ValueError` where a solver moves the state by noise before its first evaluation and the scale is zero.
 
     Some stochastic Runge-Kutta methods evaluate the field at the start of a step in `u + noise`. Where the scale of the
@@ -304,7 +304,11 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
 
     Raises `ValueError` for a sampler with noise or with the end `"denoise"`, and where an end of the grid is singular.
     """
-    _check_ode(sampler, what)
+    check_is_ode(sampler, what)
+    if isinstance(inner := unwrapped(sampler.solver), AbstractFieldSolver) and inner.adds_noise:
+        raise ValueError(
+            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise: take diffrax.Heun()."
+        )
     if isinstance(sampler.solver, AbstractStepRule):
         check_is_map(sampler.solver, "stop", what)
         return check_is_map(*meet(field, sampler), what)
@@ -327,15 +331,10 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
     return rule
 
 
-def _check_ode(sampler, what):
-    """Raises `ValueError` for a sampler with noise."""
+def check_is_ode(sampler: Any, what: str) -> None:
+    """Raises `ValueError` for a sampler with noise of its own."""
     if sampler.eta is not None or sampler.diffusion is not None:
         raise ValueError(f"{what} must follow the ODE. Got eta= or diffusion=: leave these out.")
-    inner = unwrapped(sampler.solver)
-    if isinstance(inner, AbstractFieldSolver) and inner.adds_noise:
-        raise ValueError(
-            f"{what} must follow the ODE. Got {type(inner).__name__}(), which adds noise: take diffrax.Heun()."
-        )
 
 
 def drift_stepper(equation: Any, sampler: FixedSteps, dtype: DType, brownian: Any = None) -> Stepper:
