@@ -99,7 +99,7 @@ def fits(value: Any, origin: Any, inner: tuple[Any, ...] = ()) -> bool:
 
 def _takes(function, taken):
     """Whether a function takes these arguments, counted; raises `TypeError` or `ValueError` where it does not say."""
-    plain = type(function) is types.FunctionType and not hasattr(function, "__wrapped__")
+    plain = type(function) is types.FunctionType and not vars(function)
     if not plain or (code := function.__code__).co_kwonlyargcount:
         return inspect.signature(function).bind(*taken) is not None
     least = code.co_argcount - len(function.__defaults__ or ())  # as bind says, but at once
