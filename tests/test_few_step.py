@@ -176,6 +176,32 @@ def test_discrete_consistency_is_consistent(x64, teacher):
 
 
 @pytest.mark.slow
+def test_the_tangent_of_consistency_warms_up(x64):
+    """Its part by the network grows with `warmup`, the gradient in the parameters is that of the jump."""
+    flow_map, s, one = exact(jf.Cosine(), "v"), jnp.array(0.4), jnp.array(1.0)
+    x0, x1 = jnp.array([0.3, -1.0]), jnp.array([0.5, 2.0])
+    x, v = flow_map.path.interpolate(s, x0, x1), flow_map.path.velocity(s, x0, x1)
+    example = fs.Example(s, one, x, v, x0, x1, None, jr.key(0))
+
+    def rate(flow_map):
+        return jax.jvp(lambda s, x: flow_map.jump(s, one, x), (s, x), (one, v))[1]
+
+    value = flow_map.net(s, one, x, None)
+    whole, held = rate(flow_map), rate(jf.FlowMap(lambda s, t, x, args: value + 0 * (s + t), flow_map.path, "v"))
+    for share in (0.0, 0.3, 1.0):
+        g = held + share * (whole - held)
+        objective = fs.Consistency(warmup=share, c=0.1)
+        expected = -g / (jnp.sqrt(jnp.mean(g**2)) + 0.1)
+        np.testing.assert_allclose(objective.errors(flow_map, example), expected, rtol=1e-12)
+
+        def moved(off):
+            return eqx.tree_at(lambda m: m.net.off, flow_map, off)
+
+        found = jax.jacfwd(lambda off: objective.errors(moved(off), example))(jnp.zeros(4))  # noqa: B023
+        np.testing.assert_allclose(found, jax.jacfwd(lambda off: moved(off).jump(s, one, x))(jnp.zeros(4)), atol=1e-12)
+
+
+@pytest.mark.slow
 def test_a_fresh_map_does_not_feed_on_its_own_error():
     flow_map = jf.FlowMap(jf.nn.MLP(2, width=128, depth=4, times=2, rngs=nnx.Rngs(0)), jf.CondOT())
     state = jf.train.init(flow_map, optax.adam(1e-3), ema=None)

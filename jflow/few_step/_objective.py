@@ -288,10 +288,8 @@ class Consistency(AbstractObjective):
         v = example.v if self.teacher is None else _hold(self.teacher.velocity(s, x, args))
         one = jnp.ones_like(s)
         if self.steps is None:
-            warm = self.warmup.astype(s.dtype)
-            damped = eqx.tree_at(lambda m: m.net, flow_map, _Damped(flow_map.net, warm))
+            damped = eqx.tree_at(lambda m: m.net, flow_map, _Damped(flow_map.net, self.warmup))
             f, g = jax.jvp(lambda s, x: damped.jump(s, one, x, args), (s, x), (one, v))
-            f = flow_map.jump(s, one, x, args)
             norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(g)) / size(g))
             return combine((1, f), (-1, _hold(combine((1, f), (1 / (norm + self.c.astype(s.dtype)), g)))))
         n = self.steps.astype(s.dtype)
@@ -307,14 +305,16 @@ class Consistency(AbstractObjective):
 
 
 class _Damped(eqx.Module):
-    """A network whose derivative is multiplied by `share`."""
+    """A network whose derivative in `s` and `x` is multiplied by `share`; not that in its parameters."""
 
     net: Callable[..., Any]
     share: Array
 
     def __call__(self, s, t, x, args):
-        value = self.net(s, t, x, args)
-        return jtu.tree_map(lambda leaf: self.share * leaf + (1 - self.share) * _hold(leaf), value)
+        def damped(leaf):  # the value exactly, for any share
+            return _hold(leaf) + self.share.astype(leaf.dtype) * (leaf - _hold(leaf))
+
+        return self.net(damped(s), t, jtu.tree_map(damped, x), args)
 
 
 def _check_difference(difference):
