@@ -143,7 +143,7 @@ def test_levy_areas_have_their_variances():
 
     values, dt, w = jax.jit(jax.vmap(areas))(jr.split(KEY, n))
     np.testing.assert_allclose(dt, h, rtol=1e-6)
-    np.testing.assert_array_equal(w[:, 0], values[:, 0])
+    np.testing.assert_allclose(w[:, 0], values[:, 0], rtol=1e-6)  # but for the rounding of one program
     variances = np.array([h, h / 12, h / 720])
     assert within(values.var(0), variances, variances * np.sqrt(2 / n))
     assert within(np.corrcoef(values.T) - np.eye(3), 0, 1 / np.sqrt(n))

@@ -37,7 +37,7 @@ def test_a_step_of_a_trivial_field_is_one_kernel(name):
     def theirs(x0, times):
         return jax.vmap(lambda x: getattr(loops, name)(lambda t, x: -x, x, times))(x0)
 
-    assert len(kernels(ours, X0, TIMES)) <= len(kernels(theirs, X0, TIMES)) == 2  # and one that counts the steps
+    assert len(kernels(ours, X0, TIMES)) <= len(kernels(theirs, X0, TIMES)) <= 2  # one may count the steps
 
 
 @pytest.mark.slow
