@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jflow as jf
 
@@ -194,6 +195,23 @@ def test_a_warm_start_takes_what_fits_and_tells_what_was_left(whole, tmp_path):
         jf.train.warm_start(folder / "checkpoints", {"other": jnp.ones(2)})
     with pytest.raises(ValueError, match="no such folder"):
         jf.train.warm_start(tmp_path / "nowhere", Net())
+
+
+def test_a_flow_map_begins_as_the_flow_of_a_checkpoint(tmp_path):
+    def net(times, seed):
+        return jf.nn.MLP(2, width=8, depth=2, times=times, rngs=nnx.Rngs(seed))
+
+    flow = jf.Field(net(1, 0), jf.CondOT(), "velocity")
+    jf.train.save(tmp_path / "flow", jf.train.init(flow, OPTIMIZER))
+    student, left = jf.train.warm_start(tmp_path / "flow", jf.FlowMap(net(2, 1), jf.CondOT()))
+    assert {name.partition(".length")[1] for name in left} == {".length"} and set(left.values()) == {
+        "only in the field"
+    }
+    s, t, x = jnp.array(0.25), jnp.array(0.75), jnp.array([0.3, -1.0])
+    np.testing.assert_allclose(student.jump(s, t, x), x + 0.5 * flow.velocity(s, x), rtol=1e-6)
+    for path, predicts in ((jf.Cosine(), "velocity"), (jf.CondOT(), "data")):
+        with pytest.raises(ValueError, match="which differs in"):
+            jf.train.warm_start(tmp_path / "flow", jf.FlowMap(net(2, 1), path, predicts))
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path, whole):

@@ -103,7 +103,8 @@ def warm_start(
     """The field with the trained arrays of a checkpoint that have the same names and shapes, and what was left.
 
     To fine-tune a model that has something more, as another condition, and to go on with another optimiser:
-    `jf.train.init(field, optax.adamw(schedule))` begins at step 0 with the weights alone.
+    `jf.train.init(field, optax.adamw(schedule))` begins at step 0 with the weights alone. A flow map begins as a flow:
+    the networks of `jflow.nn` with two times have the parameters of those with one, and `length`, zero at the start.
 
     Args:
         folder: The folder of the checkpoints.
@@ -226,7 +227,9 @@ class Checkpoints:
         flags = jtu.tree_leaves(trainable(field))
         flat, treedef = jtu.tree_flatten_with_path(field)
         known = [TRAINED if flag else leaf for flag, (_, leaf) in zip(flags, flat, strict=True)]
-        self._check_field(manifest, record(treedef.unflatten(known)), chosen, but=("ema",))
+        wanted = _of_velocity(record(treedef.unflatten(known)))
+        saved = {name: words for name, words in manifest.get("field", wanted).items() if not name.startswith("ema")}
+        self._check_field({"field": _of_velocity(saved)}, wanted, chosen)
         arrays = self._arrays(manifest, chosen)
         parts = {kind: _part(arrays, kind) for kind in (*(("average[0]", "average") if average else ()), "field")}
         saved = next(part for part in parts.values() if part.keys() == parts["field"].keys())
@@ -299,15 +302,19 @@ class Checkpoints:
                 f"Got {self.folder / str(step)}, which has another; choose another folder."
             )
 
-    def _check_field(self, manifest: Any, wanted: dict[str, str], step: int, but: tuple[str, ...] = ()) -> None:
+    def _check_field(self, manifest: Any, wanted: dict[str, str], step: int) -> None:
         saved = manifest.get("field", wanted)  # the first checkpoints did not record it
-        saved = {name: words for name, words in saved.items() if not name.startswith(but)} if but else saved
         if other := differences(saved, wanted):
             raise ValueError(
                 "A checkpoint must be restored into a field of the same prediction, path and source, and averages of "
                 "the same widths: the same weights mean something else in another. "
                 f"Got {self.folder / str(step)}, which differs in {other}."
             )
+
+
+def _of_velocity(found: dict[str, str]) -> dict[str, str]:
+    """A record in which a flow map is the field of its velocity, which it is on the diagonal."""
+    return {name: "Field" if words == "FlowMap" else words for name, words in found.items()}
 
 
 class _DamagedError(ValueError):
