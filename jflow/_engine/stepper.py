@@ -332,7 +332,7 @@ def meet_ode(field: AbstractField, sampler: FixedSteps, what: str, *, forward: b
 
 
 def check_is_ode(sampler: Any, what: str) -> None:
-    """Raises `ValueError` for a sampler with noise of its own."""
+    """Raises `ValueError` for a sampler with noise."""
     if sampler.eta is not None or sampler.diffusion is not None:
         raise ValueError(f"{what} must follow the ODE. Got eta= or diffusion=: leave these out.")
 
