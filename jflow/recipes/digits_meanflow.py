@@ -19,7 +19,7 @@ _data = ft.cache(jf.data.digits)
 class DigitsMeanflow(AbstractMapRecipe):
     """A flow map on handwritten digits of 8 x 8 pixels, class-conditional: one or two network calls a draw."""
 
-    steps: int = 5000
+    steps: int = 4200
     """Steps of the optimiser."""
     batch_size: int = 128
     """Images a step."""
