@@ -148,18 +148,22 @@ def unchecked():
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
+# what such a thread writes, piece by piece
 _LATE = re.compile(
-    r"Traceback \(most recent call last\):|RuntimeError: Event loop is closed|"
-    r" +(File .*asyncio.*|self\._check_closed\(\)|raise RuntimeError\('Event loop is closed'\)|)"
+    r"Traceback \(most recent call last\):|raise RuntimeError\('Event loop is closed'\)|RuntimeError|"
+    r"Event loop is closed|self\._check_closed\(\)|File \"|[^\"\s]*asyncio/base_events\.py|\", line |\b\d+\b|, in |call_soon_threadsafe|"
+    r"_check_closed|: "
 )
 
 
 def spoken(stderr):
     """What a process says, without what threads of orbax say of a loop that was closed before they ended: whether they
-    are that late is chance, and so is where their lines fall among the others. Of any other traceback the places and
-    the error stay.
+    are that late is chance, and so is where their words fall among the others, within a line too. Of any other
+    traceback the places and the error stay.
     """
-    return "".join(line + "\n" for line in stderr.splitlines() if not _LATE.fullmatch(line))
+    lines = stderr.replace("jflow: ", "\njflow: ").splitlines()
+    said = [line.strip() for line in lines if line.startswith("jflow: ") or _LATE.sub("", line).strip()]
+    return "".join(line + "\n" for line in said)
 
 
 def refuses(call, fragment, kind=ValueError):
