@@ -151,8 +151,8 @@ def unchecked():
 # what such a thread writes, piece by piece
 _LATE = re.compile(
     r"Traceback \(most recent call last\):|raise RuntimeError\('Event loop is closed'\)|RuntimeError|"
-    r"Event loop is closed|self\._check_closed\(\)|File \"|[^\"\s]*asyncio/base_events\.py|\", line |\b\d+\b|, in |call_soon_threadsafe|"
-    r"_check_closed|: "
+    r"Event loop is closed|self\._check_closed\(\)|File \"|[^\"\s]*asyncio/base_events\.py|\", line |\b\d+\b|, in |"
+    r"call_soon_threadsafe|_check_closed|: "
 )
 
 
