@@ -67,7 +67,6 @@ def train(field, loss, batch, optimizer, seconds):
     `batch(i)` is the batch of a step, `optimizer(steps)` the optimiser of so many. Each has a program of its own, whose
     compilation is not training: the clock starts after the first step.
     """
-
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
     def run(steps):

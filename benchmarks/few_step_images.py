@@ -3,19 +3,19 @@
 U-Nets of one size, on patches of 2 x 2 and conditional on the class, learn MNIST's 10,000 digits at 16 x 16 pixels for
 20 minutes of the processor each, or Fashion-MNIST's 60,000 clothes for 5 minutes of an accelerator each: one the
 velocity, by `matching_loss`, the others a flow map: one by `ImprovedMeanFlow`, one by `Lagrangian` from a teacher that
-takes two fifths of the time, with whose parameters it begins. A row is the
-Fréchet distance of 10,000 draws, the classes in turn, to 10,000 images (the digits; the test images of clothes), by
-`jf.metrics.features("fashion")`. The flow takes 16 steps of Heun's method, 32 calls; a map 1, 2 and 4 calls. The bar:
-one call is at most 1.5 times as far as the flow. `--model` trains one of them, so that each may have its own core.
+takes two fifths of the time, with whose parameters it begins. A row is the Fréchet distance of 10,000 draws, the
+classes in turn, to 10,000 images (the digits; the test images of clothes), by `jf.metrics.features("fashion")`. The
+flow takes 16 steps of Heun's method, 32 calls; a map 1, 2 and 4 calls. The bar: one call is at most 1.5 times as far as
+the flow. `--model` trains one of them, so that each may have its own core.
 """
 
 import argparse
 import functools as ft
+import tempfile
 import time
 from typing import NamedTuple
 
 import diffrax as dfx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -87,10 +87,11 @@ def network(data, times):
     )
 
 
-def begun(net, other):
-    """The network with the parameters of another where that has them: it begins as a map with the velocity `other`."""
-    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(other)}
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(jax.tree_util.keystr(path), leaf), net)
+def begun(flow_map, flow):
+    """The map with the parameters of a flow: it begins with its velocity."""
+    with tempfile.TemporaryDirectory() as folder:
+        jf.train.save(folder, jf.train.init(flow, optax.sgd(0.0), ema=None))
+        return jf.train.warm_start(folder, flow_map)[0]
 
 
 def optimizer(rate, steps):
@@ -132,7 +133,7 @@ def main() -> None:
             loss, share, before = ft.partial(map_loss, law=fs.TimePairs(jf.laws.Uniform())), 1.0, 0
             if name == "Lagrangian, distilled":
                 teacher, before = learn(flow, flow_loss, TEACHER)
-                flow_map = jf.FlowMap(begun(flow_map.net, teacher.net), jf.CondOT())
+                flow_map = begun(flow_map, teacher)
                 loss = ft.partial(map_loss, objective=fs.Lagrangian(teacher=teacher), law=FromNoise())
                 share = 1 - TEACHER
             field, steps = learn(flow_map, loss, share)
