@@ -70,13 +70,18 @@ def test_noise_is_the_same_to_the_last_bit():
 
 @pytest.mark.slow
 def test_adaptive_steps_agree_in_float32():
-    """A step may be accepted here and rejected there, which costs what the two solves are wrong by."""
+    """A step may be accepted here and rejected there, which costs what the two solves are wrong by, for few samples."""
+    field, exact = world().field(jf.CondOT()), jf.AdaptiveSteps(rtol=1e-7, atol=1e-7)
+    truth = jf.generate(field, KEY, N, (2,), exact, progress=False).x
     for tolerance in (1e-3, 1e-5):
-        sampler = jf.AdaptiveSteps(rtol=tolerance, atol=tolerance)
-        for name, expected, got in batches(world().field(jf.CondOT()), sampler):
+        runs = list(batches(field, jf.AdaptiveSteps(rtol=tolerance, atol=tolerance)))
+        wrong = np.abs(runs[0][1] - truth).max()
+        assert wrong <= 400 * tolerance, tolerance  # diffrax's own solves of this flow: 270 to 340 tolerances
+        for name, expected, got in runs:
             difference = np.abs(got - expected)
             assert np.median(difference) <= 1e-5, (name, tolerance)
-            assert difference.max() <= 100 * tolerance, (name, tolerance)
+            assert np.sum(difference.max(1) > 10 * tolerance) <= 0.005 * N, (name, tolerance)
+            assert difference.max() <= 2 * wrong, (name, tolerance)
 
 
 @pytest.mark.slow

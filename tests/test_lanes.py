@@ -142,7 +142,7 @@ def test_evaluations_follow_the_mean_number_of_steps():
 
 
 @pytest.mark.slow
-def test_what_lanes_do_not_take_goes_in_chunks():
+def test_what_lanes_do_not_take_goes_in_chunks(x64):
     """A solve of which more than the end is asked for goes in chunks too, and gives the same samples."""
     for sampler in (
         jf.AdaptiveSteps(),
@@ -163,9 +163,9 @@ def test_what_lanes_do_not_take_goes_in_chunks():
     ):
         assert not takes_lanes(sampler), sampler
     field = jf.Field(Swing(), jf.CondOT(), "velocity")
-    rates, save = np.linspace(0.0, 4.0, 5, dtype=np.float32), dfx.SaveAt(t1=True)
+    rates, save = np.linspace(0.0, 4.0, 5), dfx.SaveAt(t1=True)
     lanes, chunks = (
-        jf.generate(field, KEY, 5, (2,), jf.AdaptiveSteps(), args=rates, args_in_axes=0, batch_size=2, saveat=saves)
+        jf.generate(field, KEY, 5, SHAPE, jf.AdaptiveSteps(), args=rates, args_in_axes=0, batch_size=2, saveat=saves)
         for saves in (None, save)
     )
     np.testing.assert_array_equal(lanes.nfe, chunks.nfe)

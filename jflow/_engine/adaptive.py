@@ -52,15 +52,19 @@ def run_adaptive(
     u0 = x0 if interval.enter is None else equation.scaled(interval.enter, x0)
     view = _View(equation, interval, x0, u0)
     saved = dfx.SaveAt() if saveat is None else saveat
+    adjoint: Any = dfx.RecursiveCheckpointAdjoint() if sampler.adjoint is None else sampler.adjoint
+    terms = _terms(view, brownian, args)
+    dt0, slope = opened(equation, interval, terms, controller, u0, sampler.dt0, args)
+    begun = None if equation.noisy else _begun(solver, adjoint, slope)
     sol = dfx.diffeqsolve(
-        _terms(view, brownian, args), solver, interval.tau0, interval.tau1, first_step(equation, interval,
-        sampler.dt0), u0, args, saveat=dfx.SaveAt(subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)},
-        dense=saved.dense), stepsize_controller=controller, event=_stop(view, event, sampler.dt0),
-        max_steps=sampler.max_steps, throw=False,
-        adjoint=dfx.RecursiveCheckpointAdjoint() if sampler.adjoint is None else sampler.adjoint,
+        terms, solver, interval.tau0, interval.tau1, dt0, u0, args, saveat=dfx.SaveAt(
+        subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)}, dense=saved.dense),
+        stepsize_controller=controller, event=_stop(view, event, sampler.dt0), max_steps=sampler.max_steps,
+        throw=False, adjoint=adjoint, solver_state=begun,
     )  # fmt: skip
-    cost = equation.cost(interval.t0, args)
-    return _solution(view, solver, controller, sampler.dt0, sol, cost, event is not None)
+    probes = 0 if slope is None else PROBES - (begun is not None)
+    nfe = adaptive_nfe(solver, probes, sol.stats["num_steps"], equation.cost(interval.t0, args), equation.noisy)
+    return _solution(view, sol, nfe, event is not None)
 
 
 class _View:
@@ -99,19 +103,6 @@ def clock_times(equation: AbstractEquation, interval: Interval, ts: Array) -> Ar
     ts = ts.astype(interval.t0.dtype)
     taus = jax.vmap(lambda t: equation.time(t, interval.eta))(ts)
     return jnp.where(ts == interval.t0, interval.tau0, jnp.where(ts == interval.t1, interval.tau1, taus))
-
-
-def first_step(equation: AbstractEquation, interval: Interval, dt0: Any) -> Any:
-    """The length of the first step in the time of the clock. `dt0` is the length in the path's time."""
-    if dt0 is None:
-        return None
-    # `encode` and `log_prob` run a sampler backward, so the interval decides the sign of the step
-    dt0 = jnp.copysign(jnp.asarray(dt0, interval.t0.dtype), interval.t1 - interval.t0)
-    if equation.own_time:
-        return dt0
-    tau = equation.time(interval.t0 + dt0, interval.eta)
-    past = jnp.abs(dt0) >= jnp.abs(interval.t1 - interval.t0)
-    return jnp.where(past, interval.tau1, tau) - interval.tau0
 
 
 def _terms(view, brownian, args):
@@ -207,11 +198,61 @@ def guarded(pid: dfx.PIDController, interval: Interval, dtype: DTypeLike, *, imp
 
 
 PROBES = 2
-"""Evaluations that the length of a first step costs."""
+"""Evaluations that the length of a first step costs; the first of them is the slope at the start."""
+
+
+def opened(
+    equation: AbstractEquation, interval: Interval, terms: Any, controller: Any, u0: PyTree, dt0: Any, args: Any
+) -> tuple[Any, PyTree]:
+    """The length of the first step in the time of the clock, and the slope at the start, `None` where it is not needed.
+
+    `dt0` is the length in the path's time. Without it the length is a tenth of the time in which the state changes its
+    course, `sqrt(|u| / |u''|)`, and at most 1/16, rounded down to a power of two, so that rounding in the slopes does
+    not reach it. A longer step over a fast start, as that of data in large units, or that of `encode` for data in small
+    ones, is not always rejected: the slopes behind the start are alike. (On the flow of a mixture in float32, at
+    tolerances from 3e-6 to 1e-3, the errors are those of diffrax's first step, at most 0.01, by 5 to 15 percent fewer
+    evaluations.)
+    """
+    tau0, span = interval.tau0, interval.tau1 - interval.tau0
+    if dt0 is not None:
+        # `encode` and `log_prob` run a sampler backward, so the interval decides the sign of the step
+        dt0 = jnp.copysign(jnp.asarray(dt0, interval.t0.dtype), interval.t1 - interval.t0)
+        past = jnp.abs(dt0) >= jnp.abs(interval.t1 - interval.t0)
+        there = equation.time(interval.t0 + dt0, interval.eta)
+        return dt0 if equation.own_time else jnp.where(past, interval.tau1, there) - tau0, None
+    inner = controller.controller if isinstance(controller, dfx.ClipStepSizeController) else controller
+    if not isinstance(inner, _Guarded):
+        return None, None
+    drift, pid = terms.terms[0] if isinstance(terms, dfx.MultiTerm) else terms, inner.inner
+    h = jnp.minimum(jnp.maximum(1e-5, 32 * jnp.finfo(tau0.dtype).eps * jnp.abs(tau0)), jnp.abs(span) / 10)
+    h = jnp.copysign(h, span)
+
+    def probe(at, _):
+        slope = drift.vf(*at, args)
+        return (at[0] + h, combine((1, at[1]), (h, slope))), slope
+
+    _, slopes = jax.lax.scan(probe, (tau0, u0), None, PROBES)
+    change = pid.norm(jtu.tree_map(lambda leaf: (leaf[1] - leaf[0]) / h, slopes))
+    square = change / jnp.maximum(pid.norm(u0), pid.atol)
+    length = jnp.exp2(jnp.floor(jnp.log2(0.1 / jnp.sqrt(jnp.where(square > 2.56, square, 2.56)))))
+    length = jax.lax.stop_gradient(jnp.maximum(length, inner.least_step(tau0)))
+    dt0 = jnp.copysign(length, span).astype(tau0.dtype)
+    return dt0, jtu.tree_map(lambda leaf: leaf[0], slopes)
+
+
+def _begun(solver, adjoint, slope):
+    """The state of diffrax's first-same-as-last method whose first slope is known; `None` where it evaluates it anew.
+
+    The state says whether the first stage is yet to be evaluated, and holds the slope. Two adjoints refuse a state that
+    depends on what they differentiate.
+    """
+    tableau = explicit_tableau(solver)
+    refused = isinstance(adjoint, dfx.BacksolveAdjoint | dfx.ImplicitAdjoint)
+    return None if slope is None or refused or tableau is None or not tableau.fsal else (jnp.zeros((), bool), slope)
 
 
 class _Guarded(dfx.AbstractAdaptiveStepSizeController):
-    """A PID controller with two bounds that come from rounding.
+    """A PID controller with two bounds that come from rounding, and a tolerance that follows a state that shrinks.
 
     The first bound is on the step. The controller fails where a step is shorter than the rounding error of the time it
     starts at, or of `unit` if that is larger. diffrax's `dtmin` is one number; the times of a clock may span decades,
@@ -219,8 +260,12 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
 
     The second bound is on the error estimate, which is never below `least`. A smaller estimate is rounding noise. Steps
     that grow by noise differ between two programs that round differently, as for another batch size or another device.
-    (Measured in float32 on 4,096 samples: the largest difference between two batch sizes was 178 tolerances without
-    the bound and 65 with it.) The bound never rejects a step.
+    The bound never rejects a step.
+
+    The tolerance is `atol + rtol |y|` with the smaller of the two sizes that the state has at the ends of the step;
+    diffrax takes the larger. With that one, a step in which the state shrinks may be wrong by all that is left of it:
+    `encode` of data with mean 1e5 and standard deviation 1e3 ended up to 11 from the noise that it should find, without
+    a word, and ends within 0.004 of it.
     """
 
     inner: dfx.PIDController
@@ -245,42 +290,24 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
     def wrap(self, direction):
         return self
 
+    def least_step(self, t):
+        """The shortest step from `t`: the caller's `dtmin`, or the rounding error of the time."""
+        lost = jnp.finfo(self.unit.dtype).eps * jnp.maximum(32 * jnp.abs(t), self.unit)
+        return lost if self.inner.dtmin is None else self.inner.dtmin
+
     def _at(self, t):
         """The inner controller with the bounds for a step from `t`."""
-        lost = jnp.finfo(self.unit.dtype).eps * jnp.maximum(32 * jnp.abs(t), self.unit)
-        dtmin, force = (lost, False) if self.inner.dtmin is None else (self.inner.dtmin, self.inner.force_dtmin)
+        force = self.inner.dtmin is not None and self.inner.force_dtmin
         none = {"is_leaf": lambda leaf: leaf is None}
         where = lambda c: (c.dtmin, c.force_dtmin, c.norm)  # noqa: E731
-        return eqx.tree_at(where, self.inner, (dtmin, force, self.norm), **none)
+        return eqx.tree_at(where, self.inner, (self.least_step(t), force, self.norm), **none)
 
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        at = self._at(t0)
-        if dt0 is None:
-            drift = terms.terms[0] if isinstance(terms, dfx.MultiTerm) else terms
-            dt0 = jax.lax.stop_gradient(jnp.maximum(self._first_step(drift, t0, t1, y0, args), at.dtmin))
-        return at.init(terms, t0, t1, y0, dt0, args, func, error_order)
+    def init(self, terms, t0, *rest):
+        return self._at(t0).init(terms, t0, *rest)
 
-    def _first_step(self, drift, t0, t1, y0, args):
-        """The length of the first step: diffrax's 0.01 for terms that it wraps, or a part of the time in which the
-        state changes its course, `sqrt(|y| / |y''|)`, where that is short.
-
-        A step that goes over a fast start, as that of data in large units, or that of `encode` for data in small ones,
-        is not always rejected: the slopes behind the start are alike, and the tolerance grows with the state.
-        """
-        h = jnp.minimum(jnp.maximum(1e-5, 32 * jnp.finfo(t0.dtype).eps * jnp.abs(t0)), (t1 - t0) / 10)
-        once = drift.contr(jnp.zeros_like(t0), jnp.ones_like(t0))
-
-        def probe(at, _):
-            slope = drift.vf_prod(*at, args, once)
-            return (at[0] + h, combine((1, at[1]), (h, slope))), slope
-
-        _, slopes = jax.lax.scan(probe, (t0, y0), None, PROBES)
-        change = self.inner.norm(jtu.tree_map(lambda leaf: (leaf[1] - leaf[0]) / h, slopes))
-        square = change / jnp.maximum(self.inner.norm(y0), self.inner.atol)
-        return (0.1 / jnp.sqrt(jnp.where(square > 100, square, 100))).astype(t0.dtype)
-
-    def adapt_step_size(self, t0, t1, *step):
-        return self._at(t0).adapt_step_size(t0, t1, *step)
+    def adapt_step_size(self, t0, t1, y0, y1, *rest):
+        size = jtu.tree_map(lambda a, b: jnp.fmin(jnp.abs(a), jnp.abs(b)), y0, y1)
+        return self._at(t0).adapt_step_size(t0, t1, size, size, *rest)
 
 
 def _stop(view, event, dt0):
@@ -300,7 +327,7 @@ def _stop(view, event, dt0):
     return dfx.Event(stop | {"user": user}, event.root_finder, direction)
 
 
-def _solution(view, solver, controller, dt0, sol, cost, has_event):
+def _solution(view, sol, nfe, has_event):
     """The result of `diffeqsolve` in the path's time and state. Saved times that were not reached stay infinite."""
     t, x = view.locate(sol.ts["end"][-1], jtu.tree_map(lambda leaf: leaf[-1], sol.ys["end"]))
     timeless = jnp.isnan(view.interval.t0 + view.interval.t1)  # diffrax then takes no step and reports success
@@ -313,25 +340,22 @@ def _solution(view, solver, controller, dt0, sol, cost, has_event):
     taus, saved = sol.ts["user"], sol.ys["user"]
     ts = jtu.tree_map(lambda tau, pair: jnp.where(jnp.isfinite(tau), pair[0], tau), taus, saved)
     xs = jtu.tree_map(lambda _, pair: pair[1], taus, saved)
-    nfe = adaptive_nfe(solver, controller, dt0, sol.stats["num_steps"], cost, view.equation.noisy)
     return Solution(x=x, nfe=nfe, status=status, t=t, ts=ts, xs=xs, interpolation=sol.interpolation)
 
 
 def adaptive_nfe(
-    solver: Any, controller: Any, dt0: Any, steps: Int[Array, ""], cost: Any, noisy: bool = False
+    solver: Any, probes: int, steps: Int[Array, ""], cost: Any, noisy: bool = False
 ) -> Int[Array, ""] | None:
     """The network evaluations that `diffeqsolve` made, at `cost` a call. `None` where one of the two is not known.
 
     Each step evaluates all stages of the tableau, a rejected step and the stage of the error estimate too. A
     first-same-as-last method takes its first stage from the step before, so it evaluates one stage less, and one more
-    at the start. The length of a first step that is not given costs a few more.
+    at the start. The length of a first step that is not given costs `probes` more.
     """
     if not isinstance(cost, int):
         return None
-    controller = controller.controller if isinstance(controller, dfx.ClipStepSizeController) else controller
-    first = PROBES if dt0 is None and isinstance(controller, _Guarded) else 0
     tableau, n = explicit_tableau(solver), steps.astype(jnp.int32)
     if tableau is not None:
-        return cost * (first + (1 + (tableau.num_stages - 1) * n if tableau.fsal else tableau.num_stages * n))
+        return cost * (probes + (1 + (tableau.num_stages - 1) * n if tableau.fsal else tableau.num_stages * n))
     nodes = None if unwrapped(solver) is not solver else evaluation_nodes(solver, noisy)
-    return None if nodes is None else cost * (first + len(nodes) * n)
+    return None if nodes is None else cost * (probes + len(nodes) * n)

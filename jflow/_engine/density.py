@@ -20,62 +20,42 @@ from .._divergence import AbstractDivergence, ExactDivergence
 from .._event import scale, state_dtype
 from .._source import noise_map
 from .._types import PRNGKey, Solution
-from .equation import AbstractEquation, FieldEquation
+from .equation import FieldEquation
 
 
-class DensityEquation(AbstractEquation):
+class DensityEquation(FieldEquation):
     """The ODE of a field for the pair `(x, a)`: `a` accumulates the divergence, `da/dtau = div_u (du/dtau)`.
 
     Where the source fills a subspace, as point clouds with zero centre of mass and padded events, `f` is replaced by
     `P f(P x)`, with the projection `P` to it: the divergence is then the one within the subspace.
     """
 
-    equation: FieldEquation
     divergence: AbstractDivergence
     probes: Any
-
-    @property
-    def noisy(self):
-        return False
-
-    @property
-    def own_time(self):
-        return self.equation.own_time
-
-    def intervals(self, times):
-        return self.equation.intervals(times)
 
     def scaled(self, factor, x):
         return scale(factor, x[0]), x[1]
 
-    def time(self, t, eta):
-        return self.equation.time(t, eta)
-
     def visible(self, x):
         return x[0]
 
-    def locate(self, tau, eta):
-        return self.equation.locate(tau, eta)
-
     def drift(self, t, x, args, eta):
-        mapped = noise_map(self.equation.field.path.source)
+        mapped, plain = noise_map(self.field.path.source), super().drift
 
         def rate(y):
-            return mapped.project(self.equation.drift(t, mapped.project(y, args), args, eta), args)
+            return mapped.project(plain(t, mapped.project(y, args), args, eta), args)
 
         value, trace = self.divergence(rate, x[0], self.probes)
-        factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, eta)  # pyright: ignore
+        factor = self._scale(t, eta)
         return value, trace if factor is None else trace / factor
 
-    def cost(self, t, args):
-        return self.equation.cost(t, args)
-
-    def diffusion(self, t, x, args, eta):
-        raise NotImplementedError("An ODE with its density has no diffusion.")
+    def _scale(self, t, eta):
+        """`u / x`; `None` stands for 1."""
+        return None if self.own_time else self.clock.scale(self.field.path, t, eta)  # pyright: ignore[reportArgumentType]
 
     def log_scale(self, t):
         """`log(u / x)`: what each dimension adds to the log-determinant of the clock's scaling."""
-        factor = None if self.own_time else self.equation.clock.scale(self.equation.field.path, t, 0.0)  # pyright: ignore
+        factor = self._scale(t, 0.0)
         return 0.0 if factor is None else jnp.log(factor)
 
 
@@ -84,8 +64,8 @@ def with_divergence(
 ) -> tuple[DensityEquation, tuple[PyTree, Array]]:
     """The ODE with its divergence, and the first state: `x` and zeros."""
     divergence = ExactDivergence() if divergence is None else divergence
-    probes = divergence.probes(key, x)
-    return DensityEquation(equation, divergence, probes), (x, jnp.zeros(divergence.estimates, state_dtype(x)))
+    dense = DensityEquation(equation.field, equation.clock, None, None, divergence, divergence.probes(key, x))
+    return dense, (x, jnp.zeros(divergence.estimates, state_dtype(x)))
 
 
 def with_density(

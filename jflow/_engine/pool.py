@@ -9,8 +9,7 @@ A sample must take the steps that it takes in `diffrax.diffeqsolve`. So the step
   `t1`; after a rejected step it ends half way.
 - `cond_fun`: the loop runs while `tprev < t1`.
 
-From the file `_step_size_controller/pid.py`, `_select_initial_step`: 0.01 is the first step for the terms that
-`diffeqsolve` wraps. From `_solver/runge_kutta.py`, `AbstractRungeKutta.step`: a stage at `c = 1` is evaluated at `t1`
+From the file `_solver/runge_kutta.py`, `AbstractRungeKutta.step`: a stage at `c = 1` is evaluated at `t1`
 itself. `tests/test_lanes.py` compares the pool with `diffeqsolve`, and fails if a new version of diffrax differs.
 """
 
@@ -28,7 +27,7 @@ from jaxtyping import Array, PyTree
 from .._event import all_finite
 from .._sampler import AdaptiveSteps
 from .._types import Solution
-from .adaptive import adaptive_nfe, clocked, first_step
+from .adaptive import PROBES, adaptive_nfe, clocked, opened
 from .count import explicit_tableau
 from .equation import AbstractEquation, located
 
@@ -149,8 +148,7 @@ class _Lane:
 
     def __init__(self, equation, solver, controller, interval, dt0, max_steps):
         self.equation, self.solver, self.controller, self.interval = equation, solver, controller, interval
-        self.tableau, self.max_steps = solver.tableau, max_steps
-        self.dt0 = first_step(equation, interval, dt0)
+        self.tableau, self.dt0, self.max_steps = solver.tableau, dt0, max_steps
         # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
         self.term = dfx.ODETerm(lambda s, u, a: equation.drift(*located(equation, interval, u, s, u), a, interval.eta))
         self.floor = _before(interval.tau1)
@@ -162,8 +160,12 @@ class _Lane:
         tau0, tau1 = self.interval.tau0, self.interval.tau1
         u = x0 if self.interval.enter is None else self.equation.scaled(self.interval.enter, x0)
         order = self.solver.error_order(self.term)
-        target, memory = self.controller.init(self.term, tau0, tau1, u, self.dt0, args, self.solver.func, order)
-        slope = self.term.vf(tau0, u, args) if self.tableau.fsal else None
+        dt0, slope = opened(self.equation, self.interval, self.term, self.controller, u, self.dt0, args)
+        target, memory = self.controller.init(self.term, tau0, tau1, u, dt0, args, self.solver.func, order)
+        if not self.tableau.fsal:
+            slope = None
+        elif slope is None:
+            slope = self.term.vf(tau0, u, args)
         target, memory = jnp.minimum(target, tau1).astype(tau0.dtype), jtu.tree_map(jnp.asarray, memory)
         return _Sample(u, slope, tau0, target, memory, jnp.zeros((), jnp.int32), ~all_finite(u))
 
@@ -188,9 +190,8 @@ class _Lane:
         t, x = located(self.equation, self.interval, sample.u, sample.tau, sample.u)
         diverged = sample.failed | ~all_finite(x)
         status = jnp.where(diverged, 1, jnp.where(sample.tau < self.interval.tau1, 2, 0)).astype(jnp.int32)
-        nfe = adaptive_nfe(
-            self.solver, self.controller, self.dt0, sample.steps, self.equation.cost(self.interval.t0, args)
-        )
+        probes = 0 if self.dt0 is not None else PROBES - self.tableau.fsal
+        nfe = adaptive_nfe(self.solver, probes, sample.steps, self.equation.cost(self.interval.t0, args))
         return Solution(x=x, nfe=nfe, status=status, t=t)
 
 
