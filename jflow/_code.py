@@ -12,16 +12,9 @@ SHORT = {"jflow": "jf", "diffrax": "dfx"}
 
 
 def constructor_arguments(obj: PyTree) -> dict[str, PyTree]:
-    """The arguments of an object's constructor, by the attributes of the same names; those with an attribute alone.
-
-    The attribute of a `**kwargs` holds arguments by name, as in `diffrax.BacksolveAdjoint`.
-    """
-    held, found = set(dir(obj)), {}
-    for name, parameter in inspect.signature(type(obj)).parameters.items():
-        if name in held:
-            value = getattr(obj, name)
-            found |= value if parameter.kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-    return found
+    """The arguments of an object's constructor, by the attributes of the same names; those with an attribute alone."""
+    held = set(dir(obj))
+    return {name: getattr(obj, name) for name in inspect.signature(type(obj)).parameters if name in held}
 
 
 def as_code(value: PyTree) -> str:

@@ -180,7 +180,8 @@ class AdaptiveSteps(Noun):
             diffusion: As in `FixedSteps`.
             dt0: The first step, in the path's time.
             max_steps: The largest number of steps.
-            adjoint: How gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` by default.
+            adjoint: How gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` by default. Not
+                `BacksolveAdjoint` or `ImplicitAdjoint`, which keep the end alone.
             rtol: Relative tolerance.
             atol: Absolute tolerance.
 
@@ -213,6 +214,12 @@ class AdaptiveSteps(Noun):
         _check_noise(self)
         if isinstance(self.eta, AbstractNoiseRule) or (self.eta is not None and jnp.ndim(self.eta) == 1):
             raise ValueError(f"eta of adaptive steps must be a number. Got {self.eta!r}: take jflow.FixedSteps.")
+        if isinstance(self.adjoint, dfx.BacksolveAdjoint | dfx.ImplicitAdjoint):
+            raise ValueError(
+                f"adjoint must keep what a solve saves. Got {type(self.adjoint).__name__}, which keeps the end alone: "
+                "leave it out, for diffrax.RecursiveCheckpointAdjoint(), or take diffrax.DirectAdjoint() or "
+                "ForwardMode()."
+            )
 
     @property
     def facts(self) -> Facts:

@@ -23,7 +23,7 @@ _DIFFRAX = [
     "SlowRK", "GeneralShARK", "EulerHeun", "ItoMilstein", "StratonovichMilstein", "ReversibleHeun", "HalfSolver",
     "KenCarp3", "KenCarp4", "KenCarp5", "Kvaerno3", "Kvaerno4", "Kvaerno5", "ImplicitEuler", "PIDController",
     "ConstantStepSize", "StepTo", "ClipStepSizeController", "RecursiveCheckpointAdjoint", "DirectAdjoint",
-    "BacksolveAdjoint", "ForwardMode",
+    "ForwardMode",
 ]  # fmt: skip
 
 

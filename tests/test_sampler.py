@@ -32,7 +32,7 @@ SAMPLERS = [  # each as it prints
     "jf.FixedSteps(jf.UniformGrid(4, t1=jnp.array(0.5, 'float32')), eta=jnp.array(1.0, 'float32'))",
     "jf.AdaptiveSteps()",
     "jf.AdaptiveSteps(dfx.Kvaerno5(), dfx.PIDController(0.001, 1e-06, pcoeff=0.3), t0=0.1, t1=0.9, max_steps=100)",
-    "jf.AdaptiveSteps(dfx.SRA1(), clock=jf.RatioClock(), eta=1.0, dt0=0.01, adjoint=dfx.BacksolveAdjoint())",
+    "jf.AdaptiveSteps(dfx.SRA1(), clock=jf.RatioClock(), eta=1.0, dt0=0.01, adjoint=dfx.ForwardMode())",
     "jf.AdaptiveSteps(controller=dfx.StepTo(jnp.array([0.0, 0.5, 1.0], 'float32')), max_steps=None)",
     "jf.AdaptiveSteps(adjoint=dfx.RecursiveCheckpointAdjoint(10))",
 ]
@@ -40,7 +40,6 @@ NAMES = {"jf": jf, "dfx": dfx, "jnp": jnp}
 PID = dfx.PIDController(1e-3, 1e-4)
 BUILT = {  # what goes to JSON, and is not built without arguments
     "dfx.ClipStepSizeController": [dfx.ClipStepSizeController(PID, step_ts=jnp.array([0.5]))],
-    "dfx.BacksolveAdjoint": [dfx.BacksolveAdjoint(), dfx.BacksolveAdjoint(solver=dfx.Dopri5())],
     "dfx.HalfSolver": [dfx.HalfSolver(dfx.Euler())],
     "dfx.PIDController": [PID, dfx.PIDController(1e-3, 1e-4, pcoeff=0.3, icoeff=0.4, dtmin=1e-5, dtmax=0.1)],
     "dfx.StepTo": [dfx.StepTo(jnp.linspace(0.0, 1.0, 4))],
@@ -179,6 +178,7 @@ ADAPTIVE = [
     ((), {"max_steps": None}, None, ""),
     ((), {"eta": np.ones(4)}, ValueError, r"eta of adaptive steps must be a number\. .* take jflow\.FixedSteps"),
     ((), {"eta": jf.Ancestral(0.5)}, ValueError, "eta of adaptive steps must be a number"),
+    ((), {"adjoint": dfx.BacksolveAdjoint()}, ValueError, r"adjoint must keep .* Backsolve.* take diffrax\.DirectA"),
     ((), {"end": "stop"}, TypeError, "end"),
     ((), {"t0": 0.5, "t1": 0.5}, None, ""),  # the identity
 ]

@@ -52,17 +52,18 @@ def run_adaptive(
     u0 = x0 if interval.enter is None else equation.scaled(interval.enter, x0)
     view = _View(equation, interval, x0, u0)
     saved = dfx.SaveAt() if saveat is None else saveat
-    adjoint: Any = dfx.RecursiveCheckpointAdjoint() if sampler.adjoint is None else sampler.adjoint
-    terms = _terms(view, brownian, args)
+    terms, tableau = _terms(view, brownian, args), explicit_tableau(solver)
     dt0, slope = opened(equation, interval, terms, controller, u0, sampler.dt0, args)
-    begun = None if equation.noisy else _begun(solver, adjoint, slope)
+    known = slope is not None and tableau is not None and tableau.fsal and not equation.noisy
     sol = dfx.diffeqsolve(
         terms, solver, interval.tau0, interval.tau1, dt0, u0, args, saveat=dfx.SaveAt(
         subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)}, dense=saved.dense),
         stepsize_controller=controller, event=_stop(view, event, sampler.dt0), max_steps=sampler.max_steps,
-        throw=False, adjoint=adjoint, solver_state=begun,
+        throw=False, adjoint=dfx.RecursiveCheckpointAdjoint() if sampler.adjoint is None else sampler.adjoint,
+        # whether the first stage is yet to be evaluated, and the slope that diffrax takes in its place
+        solver_state=(jnp.zeros((), bool), slope) if known else None,
     )  # fmt: skip
-    probes = 0 if slope is None else PROBES - (begun is not None)
+    probes = 0 if slope is None else PROBES - known
     nfe = adaptive_nfe(solver, probes, sol.stats["num_steps"], equation.cost(interval.t0, args), equation.noisy)
     return _solution(view, sol, nfe, event is not None)
 
@@ -206,7 +207,7 @@ def opened(
 ) -> tuple[Any, PyTree]:
     """The length of the first step in the time of the clock, and the slope at the start, `None` where it is not needed.
 
-    `dt0` is the length in the path's time. Without it the length is a tenth of the time in which the state changes its
+    `dt0` is the length in the path's time. Without it the length is 0.15 of the time in which the state changes its
     course, `sqrt(|u| / |u''|)`, and at most 1/16, rounded down to a power of two, so that rounding in the slopes does
     not reach it. A longer step over a fast start, as that of data in large units, or that of `encode` for data in small
     ones, is not always rejected: the slopes behind the start are alike. (On the flow of a mixture in float32, at
@@ -234,21 +235,10 @@ def opened(
     _, slopes = jax.lax.scan(probe, (tau0, u0), None, PROBES)
     change = pid.norm(jtu.tree_map(lambda leaf: (leaf[1] - leaf[0]) / h, slopes))
     square = change / jnp.maximum(pid.norm(u0), pid.atol)
-    length = jnp.exp2(jnp.floor(jnp.log2(0.1 / jnp.sqrt(jnp.where(square > 2.56, square, 2.56)))))
+    length = jnp.exp2(jnp.floor(jnp.log2(0.15 / jnp.sqrt(jnp.where(square > 5.76, square, 5.76)))))
     length = jax.lax.stop_gradient(jnp.maximum(length, inner.least_step(tau0)))
     dt0 = jnp.copysign(length, span).astype(tau0.dtype)
     return dt0, jtu.tree_map(lambda leaf: leaf[0], slopes)
-
-
-def _begun(solver, adjoint, slope):
-    """The state of diffrax's first-same-as-last method whose first slope is known; `None` where it evaluates it anew.
-
-    The state says whether the first stage is yet to be evaluated, and holds the slope. Two adjoints refuse a state that
-    depends on what they differentiate.
-    """
-    tableau = explicit_tableau(solver)
-    refused = isinstance(adjoint, dfx.BacksolveAdjoint | dfx.ImplicitAdjoint)
-    return None if slope is None or refused or tableau is None or not tableau.fsal else (jnp.zeros((), bool), slope)
 
 
 class _Guarded(dfx.AbstractAdaptiveStepSizeController):
