@@ -172,13 +172,16 @@ class AdaptiveSteps(Noun):
 
         Args:
             solver: Any diffrax solver; `diffrax.Tsit5()` by default.
-            controller: `diffrax.PIDController(1e-5, 1e-5)` by default; `rtol` and `atol` are short for one.
+            controller: `diffrax.PIDController(1e-5, 1e-5)` by default; `rtol` and `atol` are short for one. Here a step
+                is held to `atol + rtol |x|` with the smaller of the sizes that the state has at its two ends.
             t0: Where generation starts, 0 by default.
             t1: Where it ends, 1 by default.
             clock: As in `FixedSteps`.
             eta: As in `FixedSteps`, a number; the noise is then passed as `brownian=`.
             diffusion: As in `FixedSteps`.
-            dt0: The first step, in the path's time.
+            dt0: The first step, in the path's time. By default at most 1/16 in the time of the clock, and shorter where
+                the state changes its course fast; to find that costs one evaluation, or two for a solver whose last
+                stage is not the first of the next step.
             max_steps: The largest number of steps.
             adjoint: How gradients are taken; `diffrax.RecursiveCheckpointAdjoint()` by default. Not
                 `BacksolveAdjoint` or `ImplicitAdjoint`, which keep the end alone.
