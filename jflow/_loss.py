@@ -17,7 +17,8 @@ from ._path import AbstractAffinePath
 from ._prediction import heads
 from ._source import UNPADDED, AbstractGaussianSource, noise_map
 from ._types import PRNGKey, Time
-from ._validate import scalar_time, streams
+from ._validate import concrete, scalar_time, streams
+from ._weight import LogSNRWeight
 from .laws import AbstractLaw, Uniform
 
 
@@ -89,13 +90,13 @@ def matching_loss(
     value = field.conditional(t, path.interpolate(t, x0, x1, z), args, key_net)
     values = value if isinstance(field.predicts, tuple) else (value,)
     loss = sum(
-        _mean(head.errors(v, head.target(path, t, x0, x1, z, args)), args)
+        mean_present(head.errors(v, head.target(path, t, x0, x1, z, args)), args)
         for head, v in zip(heads(field.predicts), values, strict=True)
     )
     return jnp.asarray(loss if weight is None else weight(path.log_snr(t)) * loss)  # pyright: ignore
 
 
-def _mean(errors, args):
+def mean_present(errors: PyTree, args: Any) -> Array:
     """The mean of the errors over the components of the event that are there."""
     total = ft.reduce(operator.add, map(jnp.sum, jtu.tree_leaves(UNPADDED.apply(errors, args))))
     return total / jnp.asarray(UNPADDED.rank(errors, args), total.dtype)
@@ -104,6 +105,17 @@ def _mean(errors, args):
 def _check(field, x0, law, weight, t):
     if weight is not None and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(f"weight must have an affine path: it takes the log-SNR. Got {type(field.path).__name__}.")
+    if isinstance(weight, LogSNRWeight) and {head.name for head in heads(field.predicts)} != {weight.predicts}:
+        raise ValueError(
+            f"weight must be that of the field's own loss. Got the one of a loss of {weight.predicts!r} for a field "
+            f"that predicts {field.predicts!r}: pass predicts= where the weight is made, or weight=lambda log_snr: ..."
+        )
+    known = None if t is None else concrete(t)
+    if known is not None and not known.ndim and not 0 <= known <= 1:
+        raise ValueError(
+            f"t must lie between 0, the noise, and 1, the data. Got {t!r}: for a noise level s = sigma/alpha it is "
+            "path.log_snr_inverse(-2 * jnp.log(s))."
+        )
     source = field.path.source
     if x0 is not None and isinstance(source, AbstractGaussianSource) and not source.coupled:
         raise ValueError(

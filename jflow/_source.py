@@ -202,8 +202,8 @@ class Given(AbstractSource):
 
     def sample(self, key: PRNGKey, like: PyTree, args: Any = None) -> Event:
         raise ValueError(
-            "With the source GIVEN, x0 must come with the data. Got none: pass x0= to matching_loss, and to sampling "
-            "start=, a distribution of the state at the first time, or carry a state with jflow.decode."
+            "With the source GIVEN, x0 must come with the data. Got none: pass x0= to matching_loss; carry a state "
+            "with jflow.decode(field, x0), many with jflow.batched, or give sample start=, a distribution of x0."
         )
 
 

@@ -360,6 +360,8 @@ def _images(images: Numbers, ndim: int, shape: str) -> np.ndarray:
         raise ValueError(
             f"Images must be finite. Got {(~np.isfinite(images)).sum()} of {images.size} values that are not."
         )
+    if images.dtype == np.uint8:
+        return images
     return np.round((np.clip(images.astype(np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
 
 

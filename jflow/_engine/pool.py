@@ -27,7 +27,7 @@ from jaxtyping import Array, PyTree
 from .._event import all_finite
 from .._sampler import AdaptiveSteps
 from .._types import Solution
-from .adaptive import PROBES, adaptive_nfe, clocked, opened
+from .adaptive import PROBES, adaptive_nfe, clocked, opened, watched
 from .count import explicit_tableau
 from .equation import AbstractEquation, located
 
@@ -152,6 +152,7 @@ class _Lane:
         # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
         self.term = dfx.ODETerm(lambda s, u, a: equation.drift(*located(equation, interval, u, s, u), a, interval.eta))
         self.floor = _before(interval.tau1)
+        self.share = controller.share(solver.error_order(self.term))
 
     def running(self, sample):
         return ~sample.failed & (sample.tau < self.interval.tau1) & (sample.steps < self.max_steps)
@@ -174,6 +175,11 @@ class _Lane:
         tau1 = self.interval.tau1
         before = sample.tau, sample.target, sample.u
         u, error, slope = embedded_step(self.tableau, self.term, *before, sample.slope, args)
+        if slope is not None:
+            ends = sample.target - sample.tau, sample.slope, slope
+            error = watched(
+                error, sample.u, u, jtu.tree_map(lambda a, b: (ends[0] * a, ends[0] * b), *ends[1:]), self.share
+            )
         error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         keep, tau, target, _, memory, result = self.controller.adapt_step_size(
             *before, u, args, error, self.solver.error_order(self.term), sample.memory

@@ -1,5 +1,7 @@
 """Sets in the plane, drawn by a key."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
@@ -26,7 +28,7 @@ def moons(key: PRNGKey, n: int, *, noise: float | int = 0.05, scale: float | int
     ```
     """
     check_kinds(moons, locals())
-    key_angle, key_moon, key_noise = jr.split(_checked(key, n), 3)
+    key_angle, key_moon, key_noise = jr.split(_checked(moons, key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=jnp.pi)
     upper = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     lower = jnp.stack([1 - jnp.cos(angle), 0.5 - jnp.sin(angle)], axis=1)
@@ -55,7 +57,7 @@ def circles(
     ```
     """
     check_kinds(circles, locals())
-    key_angle, key_circle, key_noise = jr.split(_checked(key, n), 3)
+    key_angle, key_circle, key_noise = jr.split(_checked(circles, key, n), 3)
     angle = jr.uniform(key_angle, (n,), maxval=2 * jnp.pi)
     radius = jnp.where(jr.bernoulli(key_circle, shape=(n,)), 1.0, float(factor))
     centre = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
@@ -82,7 +84,7 @@ def spirals(
     ```
     """
     check_kinds(spirals, locals())
-    key_radius, key_arm, key_noise = jr.split(_checked(key, n), 3)
+    key_radius, key_arm, key_noise = jr.split(_checked(spirals, key, n), 3)
     radius = jnp.sqrt(jr.uniform(key_radius, (n,)))
     angle = 2 * jnp.pi * float(turns) * radius
     arm = jr.rademacher(key_arm, (n,)) * radius
@@ -110,7 +112,7 @@ def checkerboard(key: PRNGKey, n: int, *, cells: int = 4, half_width: float | in
     check_kinds(checkerboard, locals())
     if cells < 1:
         raise ValueError(f"A board must have at least one cell to a side. Got cells={cells}.")
-    key_square, key_point = jr.split(_checked(key, n))
+    key_square, key_point = jr.split(_checked(checkerboard, key, n))
     squares = jnp.asarray([(i, j) for i in range(cells) for j in range(i % 2, cells, 2)], dtype=jnp.float32)
     square = squares[jr.randint(key_square, (n,), 0, len(squares))]
     return 2 * float(half_width) / cells * (square + jr.uniform(key_point, (n, 2))) - float(half_width)
@@ -131,12 +133,12 @@ def eight_gaussians(key: PRNGKey, n: int, *, radius: float | int = 5.0, std: flo
     ```
     """
     check_kinds(eight_gaussians, locals())
-    key_centre, key_noise = jr.split(_checked(key, n))
+    key_centre, key_noise = jr.split(_checked(eight_gaussians, key, n))
     angle = jnp.pi / 4 * jr.randint(key_centre, (n,), 0, 8)
     centre = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     return centre + std * jr.normal(key_noise, (n, 2))
 
 
-def _checked(key: PRNGKey, n: int) -> PRNGKey:
+def _checked(draw: Callable[..., Array], key: PRNGKey, n: int) -> PRNGKey:
     check_count(n=n)
-    return stream(key, "data")
+    return stream(key, draw.__name__)

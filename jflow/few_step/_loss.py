@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._args import bare
-from .._event import as_state, cast_like, combine, size, state_dtype
+from .._event import as_state, cast_like, combine, state_dtype
 from .._flow_map import FlowMap
 from .._kinds import check_kinds
-from .._source import AbstractGaussianSource
+from .._loss import mean_present
+from .._source import AbstractGaussianSource, noise_map
 from .._types import PRNGKey, Time
 from .._validate import as_array, concrete, shown, streams
+from .._weight import LogSNRWeight
 from ._law import AbstractPairLaw
 from ._objective import AbstractObjective, Example, ImprovedMeanFlow
 
@@ -38,7 +40,8 @@ def flow_map_loss(
     """One example's loss of a flow map: the mean square over the event of an objective's error.
 
     It draws `(s, t, dropped)`, the noise end `x0`, and takes the state `x_s = alpha x1 + sigma x0` with its conditional
-    velocity `v = alpha' x1 + sigma' x0`.
+    velocity `v = alpha' x1 + sigma' x0`. As in `matching_loss`, `x1` and `x0` are taken within the space that the
+    source fills, and the mean runs over what the entry `mask` of `args` says is there.
 
     Args:
         flow_map: The map.
@@ -78,6 +81,8 @@ def flow_map_loss(
     s, t, dropped = law.sample(key_times, path)
     s, t = (time.astype(state_dtype(x1)) for time in (s, t))
     x0 = path.source.sample(key_source, x1, args) if x0 is None else cast_like(as_state(x0, "x0"), x1, "x0")
+    whole = args  # with the mask, which a label that is dropped leaves
+    x0, x1 = (noise_map(path.source).project(x, whole) for x in (x0, x1))
     x, v = path.interpolate(s, x0, x1), path.velocity(s, x0, x1)
     _check_order(law, path, s, t)
     _check_times(flow_map, s, t, x, args)
@@ -99,7 +104,7 @@ def flow_map_loss(
         )
     errors = objective.errors(flow_map, Example(s, t, x, v, x0, x1, args, key_own))
     _check_finite(errors, s, t, objective)
-    square = sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(errors)) / size(errors)
+    square = mean_present(jtu.tree_map(jnp.square, errors), whole)
     return jnp.asarray(square) if weight is None else _weighed(weight(square))  # pyright: ignore[reportArgumentType]
 
 
@@ -121,7 +126,7 @@ def _checked(flow_map, objective, law, null, x0, weight):
         raise TypeError(f"objective must be an object, as jf.few_step.MeanFlow(). Got {objective!r}.")
     if not (law is None or isinstance(law, AbstractPairLaw)):
         raise TypeError(f"law must be a joint law of two times, as jf.few_step.TimePairs(). Got {law!r}.")
-    if not (weight is None or callable(weight)):
+    if not (weight is None or callable(weight)) or isinstance(weight, LogSNRWeight):
         raise TypeError(
             f"weight must be a function of the mean square, as jf.few_step.AdaptiveWeight(). Got {weight!r}."
         )

@@ -22,10 +22,11 @@ import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from .._event import combine, size
+from .._event import combine
 from .._field import AbstractField
 from .._flow_map import FlowMap
 from .._kinds import check_kinds
+from .._source import UNPADDED
 from .._trainable import frozen
 from .._types import Event, Noun, PRNGKey, Time
 from .._validate import check_count, concrete, parameter
@@ -290,7 +291,7 @@ class Consistency(AbstractObjective):
         if self.steps is None:
             damped = eqx.tree_at(lambda m: m.net, flow_map, _Damped(flow_map.net, self.warmup))
             f, g = jax.jvp(lambda s, x: damped.jump(s, one, x, args), (s, x), (one, v))
-            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(g)) / size(g))
+            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jtu.tree_leaves(g)) / UNPADDED.rank(g, args))
             return combine((1, f), (-1, _hold(combine((1, f), (1 / (norm + self.c.astype(s.dtype)), g)))))
         n = self.steps.astype(s.dtype)
         r = jnp.minimum(s + 1 / n, 1)

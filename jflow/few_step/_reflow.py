@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._args import Args
 from .._batched import generate
 from .._field import AbstractField, check_affine
 from .._kinds import check_kinds
@@ -18,7 +19,7 @@ from .._sample import check_ode
 from .._sampler import SamplerLike, as_sampler
 from .._serialise import to_json
 from .._types import Checked, PRNGKey, Shape
-from .._validate import check_key
+from .._validate import check_key, is_real, shown
 
 
 def reflow(
@@ -51,7 +52,8 @@ def reflow(
         n: The number of pairs.
         shape: The event's shape.
         sampler: A sampler of the ODE from 0 to 1, by default `jflow.recommended(field)`.
-        label: The condition of each sample, integers of shape `(n,)`; `None` for none.
+        label: The condition of each sample, integers of shape `(n,)`; `None` for none. Entries beside it, as the scale
+            of a guided field, come by `Args(label, scale=jnp.full(n, 2.0))`, and are not written.
         batch_size: As in `generate`.
 
     Raises `ValueError` for a file that exists, a sampler with noise or from another time, a path that starts with data
@@ -84,7 +86,9 @@ def reflow(
         )
     sampler = recommended(field) if sampler is None else as_sampler(sampler)
     check_ode(field, sampler, "Reflow", forward=True)
-    axes = None if label is None else 0
+    axes, labels = None if label is None else 0, None if label is None else Args.of(label).condition
+    if labels is not None and not (is_real(labels) and np.shape(labels)[:1] == (n,)):
+        raise ValueError(f"label must be an array with a row for each of the {n} samples. Got {shown(labels)}.")
     saveat = dfx.SaveAt(t0=True)
     out = generate(
         field, key, n, shape, sampler, args=label, args_in_axes=axes, batch_size=batch_size, saveat=saveat,
@@ -103,4 +107,4 @@ def reflow(
         "nfe": None if out.nfe is None else float(np.mean(out.nfe)),
     }
     arrays: dict[str, Any] = {"x": np.stack([out.xs[:, 0], out.x], 1), "card": np.array(json.dumps(card))}
-    np.savez(file, **(arrays if label is None else arrays | {"label": np.asarray(label)}))
+    np.savez(file, **(arrays if labels is None else arrays | {"label": np.asarray(labels)}))

@@ -445,6 +445,7 @@ def precision_recall(
     def share(points, centres):
         # a point is the nearest to itself, so that its k-th nearest other has the index k
         radii = np.concatenate([np.partition(block, k, axis=1)[:, k] for block in _square_distances(centres, centres)])
+        radii += 1e-13 * max((sample**2).sum(axis=1).max() for sample in (points, centres))  # equal ones, rounded
         near = np.concatenate([(block <= radii).any(axis=1) for block in _square_distances(points, centres)])
         return float(near.mean())
 
@@ -523,23 +524,28 @@ def _pair(x: Sample, y: Sample, mask: Mask | None = None) -> tuple[np.ndarray, n
     """Both samples as float64 matrices `(n, d)`."""
     x, y = _unpadded(x, y, mask)
     x, y = _matrix(x, "first sample"), _matrix(y, "second sample")
-    if x.shape[1] != y.shape[1]:
+    if x.shape[1:] != y.shape[1:]:
         raise ValueError(
-            f"Two samples must have events of one size. Got {x.shape[1]} and {y.shape[1]} components; the first "
-            "axis counts the points."
+            f"Two samples must have events of one shape. Got {x.shape[1:]} and {y.shape[1:]}; the first axis counts "
+            "the points."
         )
-    return x, y
+    return x.reshape(len(x), -1), y.reshape(len(y), -1)
 
 
 def _matrix(sample: Any, which: str) -> np.ndarray:
-    """A sample as a float64 matrix `(n, d)`."""
+    """A sample in float64, the points along its first axis."""
     if isinstance(sample, jax.core.Tracer):
         raise ValueError(f"A metric must have values, for it computes on the host. Got the traced {which}.")
     array = np.asarray(sample)
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"A sample must have at least one point. Got the {which} of shape {array.shape}.")
-    array = array.astype(np.float64).reshape(len(array), -1)
-    finite = np.isfinite(array).all(axis=1)
+    if array.dtype == np.uint8:
+        raise ValueError(
+            f"A sample must be in the units of the draws, pictures from -1 to 1. Got the {which} in bytes: take "
+            'data[:]["x"] in the place of data.x, or x / 127.5 - 1.'
+        )
+    array = array.astype(np.float64)
+    finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"Samples must be finite. Got {(~finite).sum()} of {len(array)} points of the {which} that are not, "

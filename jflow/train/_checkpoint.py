@@ -22,7 +22,7 @@ from jaxtyping import Array, Key, PyTree
 from .._extra import from_extra
 from .._kinds import check_kinds
 from .._trainable import trainable
-from ._average import each, power_rules
+from ._average import PowerEMA, each
 from ._record import TRAINED, differences, record
 from ._state import State, check_alive
 
@@ -417,7 +417,11 @@ def _short(error: Exception) -> str:
 
 def _record(state: State) -> dict[str, str]:
     """What the field of a state is beside its arrays, and the widths of its averages."""
-    rules = {f"ema{i}": str(rule) for i, rule in enumerate(power_rules(state.layout.ema))}
+    ema = state.layout.ema
+    kinds = [
+        str(rule) if isinstance(rule, PowerEMA) else "decay" for rule in (ema if isinstance(ema, tuple) else (ema,))
+    ]
+    rules = {f"ema{i}": kind for i, kind in enumerate(kinds) if ema is not None}
     return record(state.layout.field(itertools.repeat(TRAINED), state.frozen)) | rules
 
 

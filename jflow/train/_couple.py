@@ -60,6 +60,9 @@ class AbstractPlan(Noun):
 
     penalty: eqx.AbstractVar[Array | None]
     """What a pair of unequal labels costs, in the unit of costs; `None` for plans that see no labels."""
+    balanced: ClassVar[bool] = False
+    """Whether all rows weigh the same on both sides, so that costs of one row alone change no plan. They are left out
+    then, for the digits of the rest: far from each other, two batches would have none left."""
 
     @abc.abstractmethod
     def rows(
@@ -105,6 +108,7 @@ class Assignment(AbstractPlan):
     """
 
     penalty: Array | None = frozen()
+    balanced: ClassVar[bool] = True
 
     def __init__(self, penalty: Time | None = None):
         """Makes the plan; `penalty` is what a pair of unequal labels costs, in the unit of `couple`.
@@ -142,6 +146,7 @@ class Sinkhorn(AbstractPlan):
     epsilon: Array = frozen()
     penalty: Array | None = frozen()
     tolerance: Array = frozen()
+    balanced: ClassVar[bool] = True
 
     def __init__(
         self, epsilon: Time = 0.05, penalty: Time | None = None, tolerance: Time = 1e-2, max_iterations: int = 2000
@@ -330,14 +335,16 @@ def _couple(key, x0, x1, plan, labels):
     # What depends on both rows. Distances concentrate where components are many, and this part alone makes the plan.
     both = -2 * jnp.matmul(x0, x1.T, precision=jax.lax.Precision.HIGHEST)
     scale = jnp.sqrt(jnp.mean(both**2))
-    shift = mean_0 - mean_1
-    squares_0, squares_1 = jnp.sum((x0 + shift) ** 2, axis=1), jnp.sum((x1 - shift) ** 2, axis=1)
-    cost = squares_0[:, None] + squares_1[None] - jnp.sum(shift**2) + both
+    cost = both
+    if not plan.balanced:
+        shift = mean_0 - mean_1
+        squares_0, squares_1 = jnp.sum((x0 + shift) ** 2, axis=1), jnp.sum((x1 - shift) ** 2, axis=1)
+        cost = squares_0[:, None] + squares_1[None] - jnp.sum(shift**2) + both
     cost = cost / jnp.where(scale > 0, scale, 1)
     if labels is not None:
         unequal = (labels[0][:, None] != labels[1][None]).reshape(*cost.shape, -1).any(axis=-1)
         cost = cost + jnp.asarray(plan.penalty, cost.dtype) * unequal
-    finite = jnp.all(jnp.abs(cost) < _MOST)
+    finite = jnp.all(jnp.abs(cost) < _MOST) & jnp.isfinite(scale)
     i0, converged, partners = plan.rows(key, jnp.where(finite, cost, 0))  # of NaN an assignment would find no end
     return Pairs(i0, jnp.arange(len(cost)), converged & finite, partners)
 
