@@ -37,12 +37,11 @@ def _parts(value: PyTree) -> list[str]:
     """The arguments that are not the default, the first ones by position."""
     parts, by_position = [], True
     given, parameters = arguments(value), inspect.signature(type(value)).parameters
-    for name in dict.fromkeys((*parameters, *given)):
-        parameter = parameters.get(name)
-        if name not in given or (parameter is not None and _same(given[name], parameter.default)):
+    for name, parameter in parameters.items():
+        if name not in given or _same(given[name], parameter.default):
             by_position = False
             continue
-        by_position = by_position and parameter is not None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        by_position = by_position and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         text = _argument(value, name, given)
         parts.append(text if by_position else f"{name}={text}")
     return parts

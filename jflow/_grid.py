@@ -67,7 +67,10 @@ class UniformGrid(AbstractGridRule):
     """
 
     n: int = eqx.field(static=True)
-    _facts: tuple[bool | None, ...] = eqx.field(static=True, repr=False)
+    starts_at_zero: bool | None = eqx.field(static=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+    ends_at_one: bool | None = eqx.field(static=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+    direction: tuple[bool | None, bool | None] = eqx.field(static=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+    within: bool | None = eqx.field(static=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]
     t0: Time | None = None
     t1: Time | None = None
 
@@ -84,33 +87,18 @@ class UniformGrid(AbstractGridRule):
         self.n, self.t0, self.t1 = n, t0, t1
         start = 0.0 if t0 is None else concrete(parameter(t0, "t0", positive=False))
         stop = 1.0 if t1 is None else concrete(parameter(t1, "t1", positive=False))
-        increases = decreases = within = None
+        self.starts_at_zero, self.ends_at_one = (
+            None if end is None else bool(end == known) for end, known in ((start, 0), (stop, 1))
+        )
+        self.direction, self.within = (None, None), None
         if start is not None and stop is not None:
-            increases, decreases = bool(start < stop), bool(start > stop)
-            within = bool(min(start, stop) >= 0 and max(start, stop) <= 1)
-        at_zero, at_one = None if start is None else bool(start == 0), None if stop is None else bool(stop == 1)
-        self._facts = (at_zero, at_one, increases, decreases, within)
+            self.direction = bool(start < stop), bool(start > stop)
+            self.within = bool(min(start, stop) >= 0 and max(start, stop) <= 1)
 
     def __check_init__(self):
         check_count(n=self.n)
         if self.direction == (False, False):
             raise ValueError(f"The ends of a grid must differ. Got t0 = t1 = {0.0 if self.t0 is None else self.t0}.")
-
-    @property
-    def starts_at_zero(self):
-        return self._facts[0]
-
-    @property
-    def ends_at_one(self):
-        return self._facts[1]
-
-    @property
-    def direction(self):
-        return self._facts[2], self._facts[3]
-
-    @property
-    def within(self):
-        return self._facts[4]
 
     def times(self, path: AbstractPath | None = None) -> Float[Array, "{self.n}+1"]:
         if self.t0 is None and self.t1 is None:

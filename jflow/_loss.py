@@ -106,16 +106,12 @@ def _check(field, x0, law, weight, t):
     if weight is not None and not isinstance(field.path, AbstractAffinePath):
         raise ValueError(f"weight must have an affine path: it takes the log-SNR. Got {type(field.path).__name__}.")
     if isinstance(weight, LogSNRWeight) and {head.name for head in heads(field.predicts)} != {weight.predicts}:
-        raise ValueError(
-            f"weight must be that of the field's own loss. Got the one of a loss of {weight.predicts!r} for a field "
-            f"that predicts {field.predicts!r}: pass predicts= where the weight is made, or weight=lambda log_snr: ..."
-        )
+        why = f"Got that of a {weight.predicts!r} loss for a field that predicts {field.predicts!r}"
+        raise ValueError(f"weight must be that of the field's own loss. {why}: pass predicts= where it is made.")
     known = None if t is None else concrete(t)
     if known is not None and not known.ndim and not 0 <= known <= 1:
-        raise ValueError(
-            f"t must lie between 0, the noise, and 1, the data. Got {t!r}: for a noise level s = sigma/alpha it is "
-            "path.log_snr_inverse(-2 * jnp.log(s))."
-        )
+        level = "for a noise level s = sigma/alpha it is path.log_snr_inverse(-2 * jnp.log(s))"
+        raise ValueError(f"t must lie between 0, the noise, and 1, the data. Got {t!r}: {level}.")
     source = field.path.source
     if x0 is not None and isinstance(source, AbstractGaussianSource) and not source.coupled:
         raise ValueError(
@@ -123,13 +119,8 @@ def _check(field, x0, law, weight, t):
             f"along a path with the source {type(source).__name__}(): take jf.CondOT(source=jf.Normal(coupled=True)) "
             "where x0 is Gaussian, or source=jf.GIVEN."
         )
-    if t is None:
-        _check_expectation(field, law, weight)
-
-
-def _check_expectation(field, law, weight):
     path = field.path
-    if not isinstance(path, AbstractAffinePath) or not law.reaches_data or weight is not None:
+    if t is not None or not isinstance(path, AbstractAffinePath) or not law.reaches_data or weight is not None:
         return
     for name in (head.name for head in heads(field.predicts)):
         if (name == "velocity" and not path.finite_sigma_dot) or (name == "score" and path.ends_at_data):

@@ -122,10 +122,8 @@ def draw_start(field: AbstractField, key: PRNGKey, like: PyTree, sampler: Sample
 def first_time(field: AbstractField, sampler: Sampler, like: PyTree) -> Any:
     """The first time of a sampler, in the type of the state."""
     if isinstance(sampler, AdaptiveSteps):
-        return jnp.asarray(0.0 if sampler.t0 is None else sampler.t0, state_dtype(like))
-    times = sampler.times
-    grid = times if isinstance(times, jnp.ndarray) else times.times(field.path)
-    return grid[0].astype(state_dtype(like))
+        return jnp.asarray(ends(sampler)[0], state_dtype(like))
+    return sampler.grid(field.path)[0].astype(state_dtype(like))
 
 
 def decode(
@@ -288,7 +286,7 @@ def noise_span(field: AbstractField, sampler: Sampler) -> tuple[Any, Any]:
             raise ValueError(
                 f"A Brownian path must go with a diffrax solver. Got {type(rule).__name__}, which has its own noise."
             )
-        times = sampler.times if isinstance(sampler.times, jnp.ndarray) else sampler.times.times(field.path)
+        times = sampler.grid(field.path)
         last = -2 if end == "denoise" else -1  # the data prediction takes no noise
         equation, t0, t1 = rule.equation(field), times[0], times[last]
     if not equation.noisy:

@@ -15,6 +15,7 @@ from ._clock import AbstractClock
 from ._code import as_code
 from ._grid import AbstractGridRule
 from ._noise_rule import AbstractNoiseRule
+from ._path import AbstractPath
 from ._rule import AbstractStepRule
 from ._solver import unwrapped
 from ._types import Checked, Noun, Number, Time
@@ -121,6 +122,10 @@ class FixedSteps(Noun):
         """The number of steps."""
         return self.times.n if isinstance(self.times, AbstractGridRule) else self.times.shape[0] - 1
 
+    def grid(self, path: AbstractPath | None = None) -> Array:
+        """The times along a path, `n + 1` of them."""
+        return self.times.times(path) if isinstance(self.times, AbstractGridRule) else jnp.asarray(self.times)
+
     @property
     def facts(self) -> Facts:
         """What is known of the grid without computing."""
@@ -218,10 +223,9 @@ class AdaptiveSteps(Noun):
         if isinstance(self.eta, AbstractNoiseRule) or (self.eta is not None and jnp.ndim(self.eta) == 1):
             raise ValueError(f"eta of adaptive steps must be a number. Got {self.eta!r}: take jflow.FixedSteps.")
         if isinstance(self.adjoint, dfx.BacksolveAdjoint | dfx.ImplicitAdjoint):
+            name = type(self.adjoint).__name__
             raise ValueError(
-                f"adjoint must keep what a solve saves. Got {type(self.adjoint).__name__}, which keeps the end alone: "
-                "leave it out, for diffrax.RecursiveCheckpointAdjoint(), or take diffrax.DirectAdjoint() or "
-                "ForwardMode()."
+                f"adjoint must keep what a solve saves. Got {name}(): take diffrax.DirectAdjoint() or none."
             )
 
     @property

@@ -70,9 +70,7 @@ def solve(
     if brownian is not None and diffusion is None:
         raise ValueError("brownian= must go with an SDE. Got an ODE: drop it, or give diffusion=.")
     if isinstance(brownian, dfx.VirtualBrownianTree):
-        grid: Any = isinstance(sampler, FixedSteps) and sampler.times
-        times = grid.times() if isinstance(grid, AbstractGridRule) else grid
-        check_tree(brownian, *(ends(sampler) if isinstance(sampler, AdaptiveSteps) else (times[0], times[-1])))
+        check_tree(brownian, *(ends(sampler) if isinstance(sampler, AdaptiveSteps) else sampler.grid()[:: sampler.n]))
     if isinstance(sampler, FixedSteps):
         if event is not None:
             raise ValueError("event= must go with adaptive steps. Got a fixed grid: take jflow.AdaptiveSteps(...).")

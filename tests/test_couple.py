@@ -91,6 +91,17 @@ def test_sinkhorn_draws_from_the_entropic_plan():
     np.testing.assert_allclose(pairs.partners, np.exp(-(plan * np.log(plan)).sum(0).mean()), rtol=1e-4)
 
 
+def test_plans_do_not_depend_on_where_the_batches_lie():
+    """A shift changes no balanced plan; the cost of it far away is that of the plan of centred batches."""
+    x0, x1 = points(12)
+    for plan in (jf.train.Assignment(), jf.train.Sinkhorn(0.05)):
+        near = jf.train.couple(KEY, x0, x1, plan)
+        for shift in (1e3, 1e5):
+            far = jf.train.couple(KEY, x0, x1 + np.float32(shift), plan)
+            costs = [squares(x0, x1)[pairs.i0, pairs.i1].mean() for pairs in (near, far)]
+            assert far.converged and abs(costs[1] / costs[0] - 1) < 0.02, (plan, shift)
+
+
 def test_sinkhorn_lies_between_the_assignment_and_chance():
     x0, x1 = points(12)
     sharp = jf.train.couple(KEY, x0, x1, jf.train.Sinkhorn(1e-3, max_iterations=20_000))

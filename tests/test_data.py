@@ -18,6 +18,14 @@ from jflow.data import _mnist
 # --- the record
 
 
+def test_one_key_gives_independent_planar_sets():
+    draws = [draw(jr.key(0), 4000) for draw in (data.moons, data.circles, data.spirals, data.checkerboard)]
+    draws.append(data.eight_gaussians(jr.key(0), 4000))
+    correlation = np.corrcoef(np.concatenate(draws, 1).T)
+    apart = np.arange(10)[:, None] // 2 != np.arange(10) // 2
+    assert np.abs(correlation[apart]).max() < 0.07  # 4.4 standard errors
+
+
 def test_a_dataset_is_a_copy_that_stays_as_it_is():
     x, label = np.ones((4, 2), np.float32), np.array([0, 2, 1, 0])
     made = data.from_array(x, label, name="mine")

@@ -283,6 +283,47 @@ def test_weights():
 GOOD = jf.FlowMap(lambda s, t, x, args: s * t * x, jf.CondOT())
 
 
+def losses(x1, path=None, args=None):
+    """The losses of the objectives on one example, of a network that sees everything."""
+    path = jf.CondOT() if path is None else path
+    kinds = [(fs.MeanFlow(), "velocity"), (fs.ImprovedMeanFlow(), "velocity"), (fs.Lagrangian(), "velocity")]
+    kinds += [(fs.Consistency(), "data")]
+
+    def net(s, t, x, args):
+        return jnp.sin(x + s * t) + jnp.sum(x**2)
+
+    return jnp.stack(
+        [
+            fs.flow_map_loss(jf.FlowMap(net, path, kind), jr.key(4), x1, args, objective=objective)
+            for objective, kind in kinds
+        ]
+    )
+
+
+def test_a_loss_lies_in_the_space_of_the_source():
+    """A cloud that is moved has the loss of the one in the centre; padding counts for nothing, whatever stands there
+    and however long it is."""
+    cloud, centred = jr.normal(jr.key(1), (4, 2)), jf.CondOT(source=jf.Normal(jf.ZeroCentre()))
+    np.testing.assert_allclose(losses(cloud + 5, centred), losses(cloud, centred), rtol=1e-4)
+
+    def padded(length, junk):
+        return losses(jnp.full((length, 3), junk).at[:2].set(1.0), args=jf.Args(mask=jnp.arange(length) < 2))
+
+    for length in (4, 8):
+        np.testing.assert_allclose(padded(length, jnp.nan), padded(length, 0.0), rtol=1e-6)
+    flow_map, field = jf.FlowMap(lambda s, t, x, a: 0 * x + 0 * s * t, jf.CondOT()), constant_zero()
+    for length in (2, 5):
+        x1, mask = jnp.full((length, 3), 7.0).at[:2].set(1.0), jnp.arange(length) < 2
+        keys = jr.split(jr.key(2), 4000)
+        ours = jax.vmap(lambda key, x=x1, m=mask: fs.flow_map_loss(flow_map, key, x, jf.Args(mask=m)))(keys)
+        theirs = jax.vmap(lambda key, x=x1, m=mask: jf.matching_loss(field, key, x, mask=m))(keys)
+        np.testing.assert_allclose([ours.mean(), theirs.mean()], 2.0, atol=0.1)  # E (1 - e)^2 a component
+
+
+def constant_zero():
+    return jf.Field(lambda t, x, args: 0 * x, jf.CondOT(), "velocity")
+
+
 @pytest.mark.parametrize(
     ("message", "options"),
     [
@@ -292,6 +333,7 @@ GOOD = jf.FlowMap(lambda s, t, x, args: s * t * x, jf.CondOT())
         ("without s", {"flow_map": jf.FlowMap(lambda s, t, x, a: t * x, jf.CondOT())}),
         ("null=", {"law": fs.TimePairs(dropped=0.1)}),
         ("Pairs must have a source", {"x0": jnp.ones(2)}),
+        ("a function of the mean square", {"weight": jf.edm_weight(0.5)}),
     ],
 )
 def test_what_does_not_go_together(message, options):
@@ -402,6 +444,25 @@ def test_the_flow_of_gaussian_pairs_is_straight(pairs):
 
 
 @pytest.mark.slow
+def test_pairs_of_a_guided_field(tmp_path):
+    """Entries beside the labels steer the flow, and the labels alone are written."""
+
+    def net(t, x, label):
+        return jnp.full_like(x, label)
+
+    base = jf.Field(net, jf.CondOT(), "velocity")
+    field, label = jf.Guided(base, null=jnp.int32(0)), jnp.arange(6) % 3
+    for scale in (1.0, 3.0):
+        file = tmp_path / f"{scale}.npz"
+        fs.reflow(file, field, jr.key(0), 6, (2,), jf.UniformGrid(2), label=jf.Args(label, scale=jnp.full(6, scale)))
+        found = jf.data.from_npz(file)
+        np.testing.assert_allclose(found.x[:, 1] - found.x[:, 0], scale * np.stack([label, label], 1), atol=1e-5)
+        np.testing.assert_array_equal(found.label, label)
+    with pytest.raises(ValueError, match="a row for each of the 6 samples"):
+        fs.reflow(tmp_path / "other.npz", field, jr.key(0), 6, (2,), label=jnp.arange(5))
+    assert not (tmp_path / "other.npz").exists()
+
+
 def test_training_on_pairs_straightens(pairs):
     data = jf.data.from_npz(pairs)
     net = jf.nn.MLP(2, width=32, depth=2, rngs=nnx.Rngs(0))

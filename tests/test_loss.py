@@ -424,6 +424,25 @@ def test_the_network_computes_in_the_type_of_the_data(x64):
     assert all(t == x == jnp.float32 for t, x in seen)
 
 
+def test_a_weight_is_that_of_the_fields_own_loss():
+    """Min-SNR of the data loss and of the noise loss are the same loss; the one for the other raises."""
+    x, t, path = jnp.ones(2), jnp.array(0.6), jf.VP()
+    noise = jf.Field(lambda t, x, args: x * t, path, "noise")
+    data = jf.Field(lambda t, x, args: jf.convert(path, t, x, x * t, "noise", "data"), path, "data")
+    values = [
+        jf.matching_loss(field, KEY, x, t=t, weight=jf.min_snr_weight(5.0, predicts=kind))
+        for field, kind in ((noise, "noise"), (data, "data"))
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-5)
+    refuses(lambda: jf.matching_loss(noise, KEY, x, weight=jf.min_snr_weight(5.0)), "'data' loss .* predicts 'noise'")
+
+
+def test_a_time_is_between_noise_and_data():
+    field = constant(jf.VE(), "data")
+    for t in (80.0, -0.1):
+        refuses(lambda t=t: jf.matching_loss(field, KEY, jnp.ones(2), t=t), "between 0, the noise.*log_snr_inverse")
+
+
 def test_pairs_need_a_source_that_says_so():
     x0, x1 = jnp.zeros(2), jnp.ones(2)
     for path in (PAIRS, jf.CondOT(source=jf.GIVEN)):

@@ -224,6 +224,13 @@ def test_precision_and_recall_by_balls(rng, monkeypatch):
         assert metrics.precision_recall(y, x, k) == found[::-1]
     monkeypatch.setattr(_distances, "_BLOCK", 1000)
     assert metrics.precision_recall(x, y, 7) == found
+    whole = [rng.integers(0, 3, (n, 8)).astype(float) for n in (40, 50)]  # many distances are the same
+    exact = [
+        ((a[:, None] - b) ** 2).sum(-1) for a, b in ((whole[0], whole[1]), (whole[0], whole[0]), (whole[1], whole[1]))
+    ]
+    balls = [np.sort(own, axis=1)[:, 3] for own in exact[1:]]
+    expected = (exact[0] <= balls[1]).any(1).mean(), (balls[0] >= exact[0].T).any(1).mean()
+    assert metrics.precision_recall(*whole) == expected
 
 
 def test_precision_and_recall_tell_a_missing_mode_from_a_wrong_one(rng):

@@ -686,6 +686,9 @@ def test_post_hoc_averages_of_a_polynomial(tmp_path):
     assert found == pytest.approx(weights @ np.arange(1.0, 451) ** 2, rel=1e-3)
     with pytest.raises(ValueError, match=r"averages of the same widths.*ema1: saved PowerEMA.width=0.1"):
         fit_averages(tmp_path, (pair[0], jf.train.PowerEMA(0.2)), n=500)
+    fit_averages(tmp_path / "mixed", (pair[0], 0.99), n=10)
+    with pytest.raises(ValueError, match=r"averages of the same widths.*ema0: saved PowerEMA.width=0.05"):
+        fit_averages(tmp_path / "mixed", (0.99, pair[0]), n=20)
     file = tmp_path / "averages" / "100-0.1.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"100-0\.1.*damaged"):

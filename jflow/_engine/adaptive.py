@@ -19,10 +19,10 @@ from jaxtyping import Array, Int, PyTree
 from .._brownian import Recorded
 from .._event import all_finite, combine, state_dtype
 from .._sampler import AdaptiveSteps
-from .._solver import AbstractFieldSolver
+from .._solver import AbstractFieldSolver, Watched, share
 from .._types import DTypeLike, Solution
 from .._validate import concrete, scalar_time
-from .count import evaluation_nodes, explicit_tableau, takes_two_terms, unwrapped
+from .count import evaluation_nodes, explicit_tableau, is_itself, takes_two_terms, unwrapped
 from .equation import AbstractEquation, Interval, located
 from .noise import NoiseTerm
 from .solver_rule import source_time
@@ -56,7 +56,7 @@ def run_adaptive(
     dt0, slope = opened(equation, interval, terms, controller, u0, sampler.dt0, args)
     carries = tableau is not None and tableau.fsal and not equation.noisy
     known, pid = slope is not None and carries, guard(controller)
-    watched = solver if pid is None or not carries else _Watched(solver, pid.share(solver.error_order(terms)))
+    watched = solver if pid is None or not carries else Watched(solver, share(pid.inner, solver.error_order(terms)))
     sol = dfx.diffeqsolve(
         terms, watched, interval.tau0, interval.tau1, dt0, u0, args, saveat=dfx.SaveAt(
         subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)}, dense=saved.dense),
@@ -152,16 +152,16 @@ def check_tree(tree: Any, start: Any, stop: Any) -> None:
 
 def check_controller(solver: Any, controller: Any) -> None:
     """Raises `ValueError` where the controller needs an error estimate and the solver gives none."""
-    inner, name = unwrapped(solver), type(solver).__name__
-    if isinstance(inner, AbstractFieldSolver):
+    if isinstance(inner := unwrapped(solver), AbstractFieldSolver):
         inner.prepare(0)  # a solver that was made for a number of steps raises here: no grid has 0 steps
-    adapts = isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
-    estimates = isinstance(solver, dfx.AbstractAdaptiveSolver | dfx.AbstractWrappedSolver | dfx.AbstractSRK)
-    if isinstance(inner, AbstractFieldSolver) and inner is solver:
-        estimates = inner.error_estimate
-    if adapts and not estimates:
+    estimates = isinstance(solver, dfx.AbstractAdaptiveSolver | dfx.AbstractWrappedSolver)
+    if is_itself(solver, AbstractFieldSolver):
+        estimates = solver.error_estimate
+    elif is_itself(solver, dfx.AbstractSRK):
+        estimates = solver.tableau.b_error is not None
+    if isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and not estimates:
         raise ValueError(
-            f"Adaptive steps must have a solver with an error estimate. Got {name}(), which has none: take "
+            f"Adaptive steps must have a solver with an error estimate. Got {type(solver).__name__}(), with none: take "
             "jflow.FixedSteps, or controller=diffrax.ConstantStepSize() and dt0=, or take diffrax.Tsit5()."
         )
 
@@ -235,7 +235,7 @@ def opened(
 
     _, slopes = jax.lax.scan(probe, (tau0, u0), None, PROBES)
     change = pid.norm(jtu.tree_map(lambda leaf: (leaf[1] - leaf[0]) / h, slopes))
-    square = change / jnp.maximum(pid.norm(u0), pid.atol)
+    square = change / jnp.maximum(pid.norm(u0), jnp.max(pid.atol))
     length = jnp.exp2(jnp.floor(jnp.log2(0.15 / jnp.sqrt(jnp.where(square > 5.76, square, 5.76)))))
     length = jax.lax.stop_gradient(jnp.maximum(length, inner.least_step(tau0)))
     dt0 = jnp.copysign(length, span).astype(tau0.dtype)
@@ -262,14 +262,6 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
     inner: dfx.PIDController
     unit: Array
     least: Array
-
-    def share(self, order):
-        """The part of the second estimate of `watched` that counts, for a solver whose own is of this order.
-
-        The second one is of order 3. So for steps that halve with the tolerance the two stay in proportion.
-        """
-        tolerance = jnp.max(jnp.maximum(self.inner.rtol, self.inner.atol))
-        return (0.3 * tolerance ** max(0, 1 - 3 / order)).astype(self.least.dtype)
 
     @property
     def rtol(self):
@@ -318,34 +310,6 @@ def guard(controller: Any) -> _Guarded | None:
     """The guarded controller, where there is one."""
     inner = controller.controller if isinstance(controller, dfx.ClipStepSizeController) else controller
     return inner if isinstance(inner, _Guarded) else None
-
-
-def watched(error: PyTree, y0: PyTree, y1: PyTree, increments: PyTree, share: Array) -> PyTree:
-    """A solver's error estimate, or a share of `y1 - y0 - (k_1 + k_n)/2` where that is larger.
-
-    That is what the trapezoidal rule misses, by the increments `k = h f` at the two ends of the step. The estimate of
-    an embedded method is one combination of its stages, which is nearly zero for some steps that go over a corner of
-    the solution, as a flow has it before narrow data. Such a step is wrong by a thousand tolerances, and accepted.
-    """
-
-    def larger(e, a, b, k):
-        second = share * (b - a - (k[0] + k[-1]) / 2)
-        return jnp.where(jnp.abs(e) < jnp.abs(second), second, e)
-
-    return jtu.tree_map(larger, error, y0, y1, increments)
-
-
-class _Watched(dfx.HalfSolver):
-    """A first-same-as-last method whose error estimate is `watched`; of `HalfSolver` it keeps what wraps a solver."""
-
-    part: Array
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def step(self, terms, t0, t1, y0, *rest):
-        y1, error, dense, state, result = self.solver.step(terms, t0, t1, y0, *rest)
-        return y1, watched(error, y0, y1, dense["k"], self.part), dense, state, result
 
 
 def _stop(view, event, dt0):

@@ -26,8 +26,9 @@ from jaxtyping import Array, PyTree
 
 from .._event import all_finite
 from .._sampler import AdaptiveSteps
+from .._solver import share, watched
 from .._types import Solution
-from .adaptive import PROBES, adaptive_nfe, clocked, opened, watched
+from .adaptive import PROBES, adaptive_nfe, clocked, opened
 from .count import explicit_tableau
 from .equation import AbstractEquation, located
 
@@ -152,7 +153,7 @@ class _Lane:
         # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
         self.term = dfx.ODETerm(lambda s, u, a: equation.drift(*located(equation, interval, u, s, u), a, interval.eta))
         self.floor = _before(interval.tau1)
-        self.share = controller.share(solver.error_order(self.term))
+        self.part = share(controller.inner, solver.error_order(self.term))
 
     def running(self, sample):
         return ~sample.failed & (sample.tau < self.interval.tau1) & (sample.steps < self.max_steps)
@@ -163,10 +164,7 @@ class _Lane:
         order = self.solver.error_order(self.term)
         dt0, slope = opened(self.equation, self.interval, self.term, self.controller, u, self.dt0, args)
         target, memory = self.controller.init(self.term, tau0, tau1, u, dt0, args, self.solver.func, order)
-        if not self.tableau.fsal:
-            slope = None
-        elif slope is None:
-            slope = self.term.vf(tau0, u, args)
+        slope = None if not self.tableau.fsal else self.term.vf(tau0, u, args) if slope is None else slope
         target, memory = jnp.minimum(target, tau1).astype(tau0.dtype), jtu.tree_map(jnp.asarray, memory)
         return _Sample(u, slope, tau0, target, memory, jnp.zeros((), jnp.int32), ~all_finite(u))
 
@@ -176,10 +174,9 @@ class _Lane:
         before = sample.tau, sample.target, sample.u
         u, error, slope = embedded_step(self.tableau, self.term, *before, sample.slope, args)
         if slope is not None:
-            ends = sample.target - sample.tau, sample.slope, slope
-            error = watched(
-                error, sample.u, u, jtu.tree_map(lambda a, b: (ends[0] * a, ends[0] * b), *ends[1:]), self.share
-            )
+            dt = sample.target - sample.tau
+            increments = jtu.tree_map(lambda a, b: (dt * a, dt * b), sample.slope, slope)
+            error = watched(error, sample.u, u, increments, self.part)
         error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         keep, tau, target, _, memory, result = self.controller.adapt_step_size(
             *before, u, args, error, self.solver.error_order(self.term), sample.memory

@@ -231,7 +231,7 @@ def bind(
     are computed and cast here, and the table of steps is traced.
     """
     path = field.path if isinstance(field, AbstractField) else None
-    times = sampler.times.times(path) if isinstance(sampler.times, AbstractGridRule) else jnp.asarray(sampler.times)
+    times = sampler.grid(path)
     wide = joined(jnp.float32, float_type(times)) if dtype is None else dtype
     times = times.astype(wide)
     if not sampler.facts.narrow and wide == jnp.float32:

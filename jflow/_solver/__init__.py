@@ -22,3 +22,6 @@ from .maps import step_of as step_of
 from .non_stationary import NonStationary as NonStationary
 from .sa import SASolver as SASolver
 from .unipc import UniPC as UniPC
+from .watched import Watched as Watched
+from .watched import share as share
+from .watched import watched as watched

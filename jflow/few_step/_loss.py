@@ -125,7 +125,7 @@ def _checked(flow_map, objective, law, null, x0, weight):
     if not isinstance(objective, AbstractObjective):
         raise TypeError(f"objective must be an object, as jf.few_step.MeanFlow(). Got {objective!r}.")
     if not (law is None or isinstance(law, AbstractPairLaw)):
-        raise TypeError(f"law must be a joint law of two times, as jf.few_step.TimePairs(). Got {law!r}.")
+        raise TypeError(f"law must be a joint law of two times, as jf.few_step.TimePairs(law). Got {law!r}.")
     if not (weight is None or callable(weight)) or isinstance(weight, LogSNRWeight):
         raise TypeError(
             f"weight must be a function of the mean square, as jf.few_step.AdaptiveWeight(). Got {weight!r}."

@@ -99,7 +99,7 @@ def settled(task: Task, sampler: FixedSteps) -> FixedSteps:
 
 def times_of(task: Task, sampler: FixedSteps) -> Array:
     """The times of a sampler as an array."""
-    return sampler.times if isinstance(sampler.times, jax.Array) else sampler.times.times(task.field.path)
+    return sampler.grid(task.field.path)
 
 
 def with_times(sampler: FixedSteps, times: Any, end: Any) -> FixedSteps:
