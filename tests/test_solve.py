@@ -697,7 +697,11 @@ def test_bad_input_raises_with_a_reason():
         (adaptive, {"brownian": tree}, "brownian= must go with an SDE"),
         (jf.AdaptiveSteps(dfx.Euler()), {}, "must have a solver with an error estimate"),
         (jf.AdaptiveSteps(jf.Adams(3)), {}, "must have a solver with an error estimate"),
-        (jf.AdaptiveSteps(dfx.SlowRK()), noisy, "must have a solver with an error estimate"),
+        (
+            jf.AdaptiveSteps(dfx.SlowRK()),
+            {"diffusion": unit_noise, "brownian": tree},
+            "must have a solver with an error",
+        ),
     ]:
         refuses(lambda s=sampler, options=options: jf.solve(linear, x0, s, args=1.0, **options), fragment)
     for drift, fragment in [
