@@ -9,7 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._clock import AbstractClock
 from ._code import as_code
@@ -122,7 +122,7 @@ class FixedSteps(Noun):
         """The number of steps."""
         return self.times.n if isinstance(self.times, AbstractGridRule) else self.times.shape[0] - 1
 
-    def grid(self, path: AbstractPath | None = None) -> Array:
+    def grid(self, path: AbstractPath | None = None) -> Float[Array, " points"]:
         """The times along a path, `n + 1` of them."""
         return self.times.times(path) if isinstance(self.times, AbstractGridRule) else jnp.asarray(self.times)
 

@@ -300,6 +300,7 @@ def losses(x1, path=None, args=None):
     )
 
 
+@pytest.mark.slow
 def test_a_loss_lies_in_the_space_of_the_source():
     """A cloud that is moved has the loss of the one in the centre; padding counts for nothing, whatever stands there
     and however long it is."""

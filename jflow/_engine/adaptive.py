@@ -161,8 +161,8 @@ def check_controller(solver: Any, controller: Any) -> None:
         estimates = solver.tableau.b_error is not None
     if isinstance(controller, dfx.AbstractAdaptiveStepSizeController) and not estimates:
         raise ValueError(
-            f"Adaptive steps must have a solver with an error estimate. Got {type(solver).__name__}(), with none: take "
-            "jflow.FixedSteps, or controller=diffrax.ConstantStepSize() and dt0=, or take diffrax.Tsit5()."
+            f"Adaptive steps must have a solver with an error estimate. Got {type(solver).__name__}(), which has none: "
+            "take jflow.FixedSteps, or controller=diffrax.ConstantStepSize() and dt0=, or take diffrax.Tsit5()."
         )
 
 
