@@ -237,9 +237,11 @@ def test_bits_per_dim_of_uniform_pixels_is_eight():
 def test_the_default_sampler_is_adaptive_at_1e_5():
     world = mixture(2)
     field, x = world.field(jf.CondOT()), jnp.array([0.3, -0.8])
-    np.testing.assert_array_equal(
-        jf.log_prob(field, x).log_prob, jf.log_prob(field, x, jf.AdaptiveSteps(rtol=1e-5, atol=1e-5)).log_prob
-    )
+    plain, given = jf.log_prob(field, x), jf.log_prob(field, x, jf.AdaptiveSteps(rtol=1e-5, atol=1e-5))
+    assert plain.nfe == given.nfe
+    np.testing.assert_allclose(
+        plain.log_prob, given.log_prob, rtol=3e-7
+    )  # tolerances are constants here, numbers there
 
 
 @pytest.mark.slow
