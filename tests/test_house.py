@@ -69,4 +69,4 @@ def code_lines(file: Path) -> int:
 def test_the_core_does_not_grow():
     """A reader is to hold the core in an afternoon, so this bound only falls."""
     files = [f for f in PACKAGE.rglob("*.py") if f.relative_to(PACKAGE).parts[0] not in APART]
-    assert sum(map(code_lines, files)) <= 5063
+    assert sum(map(code_lines, files)) <= 5059

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, PyTree
 from .._brownian import Recorded
 from .._event import all_finite, combine, state_dtype
 from .._sampler import AdaptiveSteps
-from .._solver import AbstractFieldSolver, Watched, share
+from .._solver import AbstractFieldSolver, Watched, smaller
 from .._types import DTypeLike, Solution
 from .._validate import concrete, scalar_time
 from .count import evaluation_nodes, explicit_tableau, is_itself, takes_two_terms, unwrapped
@@ -56,7 +56,7 @@ def run_adaptive(
     dt0, slope = opened(equation, interval, terms, controller, u0, sampler.dt0, args)
     carries = tableau is not None and tableau.fsal and not equation.noisy
     known, pid = slope is not None and carries, guard(controller)
-    watched = solver if pid is None or not carries else Watched(solver, share(pid.inner, solver.error_order(terms)))
+    watched = solver if pid is None or not carries else Watched(solver, pid.inner)
     sol = dfx.diffeqsolve(
         terms, watched, interval.tau0, interval.tau1, dt0, u0, args, saveat=dfx.SaveAt(
         subs={"end": dfx.SubSaveAt(t1=True), "user": view.saves(saved.subs)}, dense=saved.dense),
@@ -297,11 +297,6 @@ class _Guarded(dfx.AbstractAdaptiveStepSizeController):
         return self._at(t0).init(terms, t0, *rest)
 
     def adapt_step_size(self, t0, t1, y0, y1, *rest):
-        def smaller(a, b):  # of the two sizes: that of the start where the end is not a number, the other one of zero
-            a, b = jnp.abs(a), jnp.abs(b)
-            least = jnp.fmin(a, b)
-            return jnp.where(least == 0, jnp.fmax(a, b), least)
-
         size = jtu.tree_map(smaller, y0, y1)
         return self._at(t0).adapt_step_size(t0, t1, size, size, *rest)
 

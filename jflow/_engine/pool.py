@@ -26,7 +26,7 @@ from jaxtyping import Array, PyTree
 
 from .._event import all_finite
 from .._sampler import AdaptiveSteps
-from .._solver import share, watched
+from .._solver import watched
 from .._types import Solution
 from .adaptive import PROBES, adaptive_nfe, clocked, opened
 from .count import explicit_tableau
@@ -153,7 +153,6 @@ class _Lane:
         # `located` uses the start of a step only where the scale is zero. Without noise it never is: `u` stands in.
         self.term = dfx.ODETerm(lambda s, u, a: equation.drift(*located(equation, interval, u, s, u), a, interval.eta))
         self.floor = _before(interval.tau1)
-        self.part = share(controller.inner, solver.error_order(self.term))
 
     def running(self, sample):
         return ~sample.failed & (sample.tau < self.interval.tau1) & (sample.steps < self.max_steps)
@@ -176,7 +175,8 @@ class _Lane:
         if slope is not None:
             dt = sample.target - sample.tau
             increments = jtu.tree_map(lambda a, b: (dt * a, dt * b), sample.slope, slope)
-            error = watched(error, sample.u, u, increments, self.part)
+            order = self.solver.error_order(self.term)
+            error = watched(error, sample.u, u, increments, self.controller.inner, order)
         error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         keep, tau, target, _, memory, result = self.controller.adapt_step_size(
             *before, u, args, error, self.solver.error_order(self.term), sample.memory

@@ -23,5 +23,5 @@ from .non_stationary import NonStationary as NonStationary
 from .sa import SASolver as SASolver
 from .unipc import UniPC as UniPC
 from .watched import Watched as Watched
-from .watched import share as share
+from .watched import smaller as smaller
 from .watched import watched as watched
