@@ -69,7 +69,7 @@ def test_samples_steps_and_statuses_are_those_of_one_solve_at_a_time(x64):
     rates = np.linspace(0, 40, N)
     rates[[3, 17, 18, 69]] = 300.0, np.nan, 300.0, 300.0
     field = jf.Field(Swing(), jf.CondOT(source=Sixth()), "velocity")
-    sampler = jf.AdaptiveSteps(max_steps=80, rtol=1e-6, atol=1e-6)
+    sampler = jf.AdaptiveSteps(max_steps=70, rtol=1e-6, atol=1e-6)
 
     def run(key=KEY, n=N, sampler=sampler):
         return jf.generate(field, key, n, SHAPE, sampler, args=rates[:n], args_in_axes=0, batch_size=LANES)
@@ -86,7 +86,7 @@ def test_samples_steps_and_statuses_are_those_of_one_solve_at_a_time(x64):
 
     traces = []
     for tolerance, stop in ((1e-4, 0.9), (1e-5, 0.8)):
-        other = jf.AdaptiveSteps(max_steps=80, rtol=tolerance, atol=1e-5, t1=stop)
+        other = jf.AdaptiveSteps(max_steps=70, rtol=tolerance, atol=1e-5, t1=stop)
         assert run(jr.key(9), 66, other).x.shape == (66, 2)
         traces.append(Swing.traces)
     agree(run(), got, 0)

@@ -53,9 +53,9 @@ def test_start_in_any_units():
 
     for mean, std in UNITS:
         there, back = both(jnp.asarray([mean]), jnp.asarray(std))
-        # a corner as long as the rounding of time in float32 may be out of reach of its steps, and the status says so
+        # steps near a corner of 1e-5 and less may be shorter than float32 tells times apart, and the status says so
         fine = back.status == 0
-        assert all((sol.status == 0).all() for sol in there) and fine.mean() >= (0.95 if std == 1e6 else 1)
+        assert all((sol.status == 0).all() for sol in there) and fine.mean() >= (0.97 if std > 1e4 else 1)
         for sol in there if std > 1e-2 else ():  # the tolerance, 1e-5, is not small beside a smaller spread
             np.testing.assert_allclose(sol.x, mean + std * z, atol=0.02 * std + 1e-5 * abs(mean))
         np.testing.assert_allclose(back.x[fine], z[fine], atol=0.03)
