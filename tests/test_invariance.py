@@ -76,12 +76,12 @@ def test_adaptive_steps_agree_in_float32():
     for tolerance in (1e-3, 1e-5):
         runs = list(batches(field, jf.AdaptiveSteps(rtol=tolerance, atol=tolerance)))
         wrong = np.abs(runs[0][1] - truth).max()
-        assert wrong <= 400 * tolerance, tolerance  # diffrax's own solves of this flow: 270 to 340 tolerances
+        assert wrong <= 100 * tolerance, tolerance  # diffrax's own solves of this flow: 270 to 340 tolerances
         for name, expected, got in runs:
             difference = np.abs(got - expected)
             assert np.median(difference) <= 1e-5, (name, tolerance)
-            assert np.sum(difference.max(1) > 10 * tolerance) <= 0.005 * N, (name, tolerance)
-            assert difference.max() <= 2 * wrong, (name, tolerance)
+            assert np.sum(difference.max(1) > 10 * tolerance) <= 0.001 * N, (name, tolerance)
+            assert difference.max() <= 100 * tolerance, (name, tolerance)
 
 
 @pytest.mark.slow
