@@ -28,7 +28,7 @@ from .._event import all_finite
 from .._sampler import AdaptiveSteps
 from .._solver import watched
 from .._types import Solution
-from .adaptive import PROBES, adaptive_nfe, clocked, opened
+from .adaptive import PROBES, adaptive_nfe, clocked, initial_step
 from .count import explicit_tableau
 from .equation import AbstractEquation, located
 
@@ -161,7 +161,7 @@ class _Lane:
         tau0, tau1 = self.interval.tau0, self.interval.tau1
         u = x0 if self.interval.enter is None else self.equation.scaled(self.interval.enter, x0)
         order = self.solver.error_order(self.term)
-        dt0, slope = opened(self.equation, self.interval, self.term, self.controller, u, self.dt0, args)
+        dt0, slope = initial_step(self.equation, self.interval, self.term, self.controller, u, self.dt0, args)
         target, memory = self.controller.init(self.term, tau0, tau1, u, dt0, args, self.solver.func, order)
         slope = None if not self.tableau.fsal else self.term.vf(tau0, u, args) if slope is None else slope
         target, memory = jnp.minimum(target, tau1).astype(tau0.dtype), jtu.tree_map(jnp.asarray, memory)

@@ -418,10 +418,8 @@ def _short(error: Exception) -> str:
 def _record(state: State) -> dict[str, str]:
     """What the field of a state is beside its arrays, and the widths of its averages."""
     ema = state.layout.ema
-    kinds = [
-        str(rule) if isinstance(rule, PowerEMA) else "decay" for rule in (ema if isinstance(ema, tuple) else (ema,))
-    ]
-    rules = {f"ema{i}": kind for i, kind in enumerate(kinds) if ema is not None}
+    kinds = each(ema, ema, lambda rule, _: str(rule) if isinstance(rule, PowerEMA) else "decay")
+    rules = {f"ema{i}": kind for i, kind in enumerate(jtu.tree_leaves(kinds))}
     return record(state.layout.field(itertools.repeat(TRAINED), state.frozen)) | rules
 
 
