@@ -493,6 +493,9 @@ CALLS = {
         jf.nn.DiT, {"shape": (4, 4, 1), "patch": 2, "dim": 4, "layers": 1, "heads": 1, "token_size": None, **NET},
         lambda net: net.shape,
     ),
+    "nn.Bounded": C(
+        jf.nn.Bounded, {"net": Still(), "low": -1.0, "high": 1.0}, lambda net: seen(jf.Field(net, PATH, "velocity"))
+    ),
     "nn.Reversed": C(
         jf.nn.Reversed, {"net": Still(), "predicts": "velocity"}, lambda net: seen(jf.Field(net, PATH, "velocity"))
     ),

@@ -561,3 +561,44 @@ def test_a_condition_that_is_no_sequence_raises(args, says):
         jax.eval_shape(lambda net: net(0.5, jnp.zeros(SHAPE), args), net)
     with pytest.raises(ValueError, match=r"sequences \(token_size\). Got num_classes=3"):
         dit(token_size=3, num_classes=3)
+
+
+POINTS = jnp.array([[-1.0, 1.0], [1.0, 0.5], [-1.0, -1.0]])  # on the bounds, and within
+
+
+def test_bounds_leave_the_velocity_of_data_within_them_as_it_is():
+    field = jf.distributions.PointSet(POINTS).field(jf.CondOT())
+    bounded = nn.Bounded(lambda t, x, args: field.velocity(t, x))
+    t, x = jnp.linspace(0.0, 0.99, 64), 2 * jr.normal(jr.key(0), (64, 2))
+    ours, theirs = jax.vmap(lambda t, x: (bounded(t, x, None), field.velocity(t, x)))(t, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_bounds_leave_the_average_velocity_of_data_within_them_as_it_is(x64):
+    field = jf.distributions.PointSet(POINTS).field(jf.CondOT())
+    fine = jnp.linspace(0.0, 0.9, 901)
+
+    def step(x, pair):
+        t, h = pair
+        return x + h * field.velocity(t, x), x
+
+    end, before = jax.lax.scan(step, jnp.array([0.3, -0.8]), (fine[:-1], jnp.diff(fine)))  # Euler's method
+    states, times = jnp.concatenate([before, end[None]])[::100], fine[::100]
+    for i, s in enumerate(times):
+        for j in range(i + 1, len(times)):
+            u = (states[j] - states[i]) / (times[j] - s)
+            ours = nn.Bounded(lambda s, t, x, args, u=u: u)(s, times[j], states[i], None)
+            np.testing.assert_allclose(ours, u, atol=1e-6)
+
+
+def test_beyond_a_bound_a_prediction_moves_a_twentieth_as_far():
+    bounded = nn.Bounded(lambda s, t, x, args: args * jnp.ones_like(x), low=-1.0, high=3.0)
+    x = jnp.array([0.5, -0.5])
+    for s, u in ((0.0, 4.0), (0.5, -9.0), (0.5, 1.0)):
+        end = x + (1 - s) * u
+        nearest = jnp.clip(end, -1, 3)
+        ours = x + (1 - s) * bounded(jnp.asarray(s), 1.0, x, u)
+        np.testing.assert_allclose(ours, nearest + 0.05 * (end - nearest), rtol=1e-6)
+    assert jnp.isfinite(bounded(jnp.asarray(1.0), 1.0, 9 * x, 0.0)).all()
+    with pytest.raises(ValueError, match="low < high"):
+        nn.Bounded(lambda t, x, args: x, 1.0, -1.0)

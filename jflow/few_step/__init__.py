@@ -5,6 +5,7 @@ data's own velocity, or of a teacher's: `flow_map_loss` takes one example, and t
 writes the pairs of a flow, on which `jflow.matching_loss` trains a straighter one.
 """
 
+from ._distribution import distribution_matching_loss
 from ._law import AbstractPairLaw, DyadicPairs, Pair, TimePairs, ToData
 from ._loss import flow_map_loss
 from ._objective import (
@@ -36,6 +37,7 @@ __all__ = [
     "Shortcut",
     "TimePairs",
     "ToData",
+    "distribution_matching_loss",
     "flow_map_loss",
     "reflow",
 ]

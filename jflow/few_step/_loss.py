@@ -153,13 +153,19 @@ def _checked(flow_map, objective, law, null, x0, weight):
             f"Pairs must have a source that says so. Got x0= along a path with the source {type(source).__name__}(): "
             "take jf.CondOT(source=jf.Normal(coupled=True)) where x0 is Gaussian, or source=jf.GIVEN."
         )
-    if objective.teacher is not None and not _same(objective.teacher.path, flow_map.path):
+    if objective.teacher is not None:
+        check_teacher(objective.teacher, flow_map)
+    return law
+
+
+def check_teacher(teacher, flow_map):
+    """Raises `ValueError` for a teacher along another path than the map's."""
+    if not _same(teacher.path, flow_map.path):
         raise ValueError(
             "A teacher must be a field along the map's own path. Got one along "
-            f"{type(objective.teacher.path).__name__} for a map along {type(flow_map.path).__name__}: take "
+            f"{type(teacher.path).__name__} for a map along {type(flow_map.path).__name__}: take "
             "jflow.change_path(teacher, path)."
         )
-    return law
 
 
 def _same(one, other):

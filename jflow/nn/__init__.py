@@ -7,6 +7,7 @@ answers in. No network keeps running statistics.
 """
 
 from ._attention import SelfAttention
+from ._bounded import Bounded
 from ._dit import DiT, DiTBlock, depatchify, patchify
 from ._embed import Condition, FourierFeatures, fourier_features
 from ._mlp import MLP
@@ -15,6 +16,7 @@ from ._unet import UNet
 
 __all__ = [
     "MLP",
+    "Bounded",
     "Condition",
     "DiT",
     "DiTBlock",
