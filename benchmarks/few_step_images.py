@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import diffrax as dfx
+import jax
 import jax.random as jr
 import numpy as np
 import optax
@@ -82,8 +83,18 @@ def begun(flow_map, flow):
         return jf.train.warm_start(folder, flow_map)[0]
 
 
-def optimizer(rate, steps):
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 2), steps), b2=0.99)
+def optimizer(rate, steps, b1=0.9):
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 2), steps), b1=b1, b2=0.99)
+
+
+def pair_optimizer(rate, steps):
+    """The field that follows the draws must be ahead of the map."""
+    parts = {"map": optimizer(rate / 12, steps, 0.5), "fake": optimizer(rate / 2, steps)}
+    return optax.partition(parts, lambda pair: tuple(map(named, pair, parts)))
+
+
+def named(part, name):
+    return jax.tree.map(lambda _: name, part)
 
 
 def judge(name, steps, field, sampler, real, features, draws):
@@ -117,8 +128,8 @@ def main() -> None:
     row = ft.partial(judge, real=data.real, features=features, draws=given.draws)
     seconds, found = 60 * (given.minutes or data.minutes), {}
 
-    def learn(field, loss, share=1.0, rate=data.rate):
-        return train(field, loss, batch, ft.partial(optimizer, rate), share * seconds)
+    def learn(field, loss, share=1.0, optimizer=optimizer):
+        return train(field, loss, batch, ft.partial(optimizer, data.rate), share * seconds)
 
     for name in [given.model] if given.model else MODELS:
         flow, flow_map = jf.Field(network(data, 1), jf.CondOT(), "velocity"), jf.FlowMap(network(data, 2), jf.CondOT())
@@ -134,7 +145,7 @@ def main() -> None:
             field, more = learn(begun(flow_map, flow), map_loss, rest)
             if name == MODELS[-1]:
                 loss = ft.partial(pair_loss, teacher=flow)
-                (field, _), matched = learn((field, flow), loss, 1 - FLOW - MAP, data.rate / 6)
+                (field, _), matched = learn((field, flow), loss, 1 - FLOW - MAP, pair_optimizer)
                 more += matched
             steps += more
         found[name], *_ = [row(name, steps, field, sampler) for sampler in samplers]
