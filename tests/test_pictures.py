@@ -438,10 +438,14 @@ def test_the_recipe_takes_arrays_of_images(tmp_path, monkeypatch):
     assert recipe.num_classes == 3
     kept = sorted(image.tobytes() for part in recipe._open() for image in part.x)
     assert kept == sorted(image.tobytes() for image in np.rint((x[:, :, 2:12] + 1) * 127.5).astype(np.uint8))
-    np.savez(tmp_path / "mine.npz", x=3 * x)
-    images._data.cache_clear()
-    with pytest.raises(ValueError, match=r"as bytes or in \[-1, 1\]. Got x of shape \(12, 10, 14, 3\) and values -3"):
-        Images(str(tmp_path / "mine.npz"), size=10)
+    for wrong, low in (
+        (3 * x, "-3"),
+        ((x + 1) / 2, "[0-9]"),
+    ):  # too large; and in [0, 1], which would be taken as bright
+        np.savez(tmp_path / "mine.npz", x=wrong)
+        images._data.cache_clear()
+        with pytest.raises(ValueError, match=rf"in \[-1, 1\]. Got x of shape \(12, 10, 14, 3\) and values {low}"):
+            Images(str(tmp_path / "mine.npz"), size=10)
     fashion = Images(str(fill(tmp_path / "fashion")), size=16, grey=True)
     assert fashion.num_classes == 10 and fashion.batch(0)["x"].shape == (64, 16, 16, 1)
     assert [len(part) for part in fashion._open()] == [7, 7]

@@ -168,10 +168,11 @@ def read(path: str | Path, size: int, grey: bool) -> list[jf.data.Dataset]:
 
 def _resized(data: jf.data.Dataset, size: int, grey: bool, where: Path) -> jf.data.Dataset:
     x = data.x
-    if x.ndim != 4 or x.shape[3] not in (1, 3) or (x.dtype != np.uint8 and np.abs(x).max() > 1):
+    within = x.dtype == np.uint8 or bool(-1 <= x.min() < 0 and x.max() <= 1)  # what is never negative is in [0, 1]
+    if x.ndim != 4 or x.shape[3] not in (1, 3) or not within:
         raise ValueError(
             f"Images must have shape (n, H, W, C), C 1 or 3, as bytes or in [-1, 1]. Got x of shape {x.shape} and "
-            f"values {x.min():.3g} .. {x.max():.3g} in {where}."
+            f"values {x.min():.3g} .. {x.max():.3g} in {where}: save 2 * x - 1 of images in [0, 1]."
         )
     x = x if x.dtype == np.uint8 else np.rint((x + 1) * 127.5).astype(np.uint8)
     return dataclasses.replace(data, x=fit(x, size, grey))
