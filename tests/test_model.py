@@ -58,6 +58,7 @@ NETWORKS = {
     "bfloat16": (lambda: jf.Field(mlp(dtype=jnp.bfloat16), jf.LinearVP(), "velocity"), (2,), None),
     "UNet": (lambda: jf.Field(unet(), jf.CondOT(), "velocity"), IMAGE, None),
     "DiT": (lambda: jf.Field(dit(), jf.CondOT(source=COLOURED), "velocity"), IMAGE, jnp.int32(1)),
+    "Bounded": (lambda: jf.Field(jf.nn.Bounded(mlp(), 0.0, 0.25), jf.CondOT(), "velocity"), (2,), None),
     "Preconditioned": (lambda: jf.Preconditioned(mlp(), jf.VE(), sigma_data=0.37), (2,), None),
 }
 

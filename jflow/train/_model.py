@@ -261,8 +261,12 @@ def _networks() -> dict[str, type]:
 
 def _encoded_net(net: Any) -> dict[str, Any] | None:
     """What makes a network of `jf.nn`; `None` for another, and for one that was changed after it was built."""
+    from ..nn import Bounded
     from ..nn._arguments import rebuilt, to_words
 
+    if isinstance(net, Bounded):
+        inner = _encoded_net(net.net)
+        return inner and {"class": "Bounded", "net": inner, "arguments": {"low": net.low, "high": net.high}}
     if type(net) not in _networks().values():
         return None
     words = to_words(net.arguments)
@@ -271,8 +275,11 @@ def _encoded_net(net: Any) -> dict[str, Any] | None:
 
 
 def _decoded_net(made: dict[str, Any]) -> Any:
+    from ..nn import Bounded
     from ..nn._arguments import rebuilt
 
+    if made["class"] == "Bounded":
+        return Bounded(_decoded_net(made["net"]), **made["arguments"])
     kind = _networks().get(made["class"])
     if kind is None:
         raise ValueError(f"A network must be one of jf.nn. Got {made['class']!r}.")
