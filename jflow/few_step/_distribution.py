@@ -33,14 +33,14 @@ def distribution_matching_loss(
 ) -> Float[Array, ""]:
     """One example's loss of a map that draws in one call, and of a field that follows what it draws.
 
-    The map's draw is `d = X_{0,1}(x0)`, and `x_t = alpha d + sigma x0'` with a noise of its own. The gradient of
+    The map's draw is `d = X_{0,1}(x0)`, and `x_t = alpha d + sigma x0'` with another noise. The gradient of
     `KL(draws || data of the teacher)`, both noised to t, is a difference of data predictions: that of a field `fake`
     which learns the draws, and that of the teacher. With `g = (fake - teacher) / mean |d - teacher|` the loss is
 
         mean (d - sg(d - g))^2 / 2 + matching_loss(fake, sg(d))
 
     The map gets its gradient from the first term alone, the field from the second. At the optimum the draws have the
-    teacher's law. No pair of noise and data is asked for, so a small network is enough. Begin with a map of some
+    teacher's law. Which noise leads to which draw is free, so a small network is enough. Begin with a map of some
     quality, as one of `flow_map_loss`, and with `fake` a copy of the teacher. `fake` must keep up with the map: give it
     about six times the rate, by `optax.partition`. With equal rates the draws get worse.
 

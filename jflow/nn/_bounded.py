@@ -1,14 +1,13 @@
 """Networks whose data prediction keeps to the bounds of the data."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._types import Event, Noun
+from .._types import Event, Noun, PRNGKey
 
 SLOPE, LEAST = 0.05, 0.05
 
@@ -39,7 +38,12 @@ class Bounded(Noun):
     high: float = eqx.field(static=True)
 
     def __init__(self, net: Callable[..., PyTree], low: float = -1.0, high: float = 1.0):
-        """Wraps `net(t, x, args)` or `net(s, t, x, args)`, for data between `low` and `high`.
+        """Wraps a network.
+
+        Args:
+            net: `net(t, x, args)`, or `net(s, t, x, args)` of a flow map.
+            low: The lowest number in the data.
+            high: The highest.
 
         Raises `ValueError` for bounds that are not in order.
         """
@@ -49,7 +53,7 @@ class Bounded(Noun):
         if not self.low < self.high:
             raise ValueError(f"The bounds must be in order, low < high. Got low={self.low:g} and high={self.high:g}.")
 
-    def __call__(self, *given: Any, **options: Any) -> Event:
+    def __call__(self, *given: PyTree, **options: PRNGKey | None) -> Event:
         """The velocity; `given` is that of the network, `(t, x, args)` or `(s, t, x, args)`."""
         left = 1 - jnp.asarray(given[0])
 
