@@ -55,10 +55,8 @@ def fashion():
     return Data(jf.data.fashion_mnist("train"), jf.data.fashion_mnist("test"), (96, 192), 2, 1e-3, 5.0)
 
 
-BATCH, SHARES = (
-    128,
-    {"begun": (0.4, 0.6), "matching": (0.6, 0.15)},
-)  # shares of the time: of a flow, of the map after it
+BATCH = 128
+SHARES = {"begun": (0.4, 0.6), "matching": (0.6, 0.15)}  # of the time: a flow's, and its map's
 MODELS = ("matching_loss", "ImprovedMeanFlow", "ImprovedMeanFlow, begun as a flow", "distribution matching")
 
 
