@@ -142,11 +142,11 @@ def main() -> None:
         elif name == "ImprovedMeanFlow":
             field, steps = learn(flow_map, map_loss)
         else:
-            whole, half = SHARES["matching" if name == MODELS[-1] else "begun"]
-            flow, steps = learn(flow, flow_loss, whole)
-            field, more = learn(begun(flow_map, flow), map_loss, half)
+            of_flow, of_map = SHARES["matching" if name == MODELS[-1] else "begun"]
+            flow, steps = learn(flow, flow_loss, of_flow)
+            field, more = learn(begun(flow_map, flow), map_loss, of_map)
             if name == MODELS[-1]:
-                loss, rest = ft.partial(pair_loss, teacher=flow), 1 - whole - half
+                loss, rest = ft.partial(pair_loss, teacher=flow), 1 - of_flow - of_map
                 (field, _), matched = learn((field, flow), loss, rest, pair_optimizer, BATCH // 2)
                 more += matched
             steps += more

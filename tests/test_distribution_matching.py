@@ -120,6 +120,6 @@ def test_parts_that_do_not_go_together_raise():
 
     refuses(loss(flow_map), "pair must be a sequence", TypeError)
     refuses(loss((fake, fake)), "a pair", TypeError)
-    refuses(loss((flow_map, lambda t, x, args: x)), "must be fields", TypeError)
-    refuses(loss((flow_map, other)), "along the map's own path")
-    refuses(loss((flow_map, fake), other), "along the map's own path")
+    refuses(loss((flow_map, lambda t, x, args: x)), "fake must be a field", TypeError)
+    refuses(loss((flow_map, other)), "fake must be a field along the map's own path")
+    refuses(loss((flow_map, fake), other), "teacher must be a field along the map's own path")

@@ -1,8 +1,9 @@
 """Few-step models: what a flow map is trained by, and the joint laws of its two times.
 
 `jflow.FlowMap` is the map `X_{s,t}`, `jflow.Jump` its step. Here are the losses whose optimum is the flow map of the
-data's own velocity, or of a teacher's: `flow_map_loss` takes one example, and the objective is one object. `reflow`
-writes the pairs of a flow, on which `jflow.matching_loss` trains a straighter one.
+data's own velocity, or of a teacher's: `flow_map_loss` takes one example, and the objective is one object.
+`distribution_matching_loss` matches the law of a teacher's draws. `reflow` writes the pairs of a
+flow, on which `jflow.matching_loss` trains a straighter one.
 """
 
 from ._distribution import distribution_matching_loss

@@ -16,7 +16,7 @@ from .._source import noise_map
 from .._types import PRNGKey
 from .._validate import streams
 from ..laws import AbstractLaw, Uniform
-from ._loss import check_teacher
+from ._loss import check_path
 
 _hold = jax.lax.stop_gradient
 _LAW = Uniform(0.02, 0.98)
@@ -94,8 +94,8 @@ def _checked(pair, teacher):
             "distribution_matching_loss must have a pair (flow_map, fake), a jflow.FlowMap and a field. Got "
             f"{type(pair).__name__}: fake learns what the map draws, and may begin as a copy of the teacher."
         )
-    for field in (pair[1], teacher):
+    for name, field in (("fake", pair[1]), ("teacher", teacher)):
         if not isinstance(field, AbstractField):
-            raise TypeError(f"fake and teacher must be fields. Got {type(field).__name__}.")
-        check_teacher(field, pair[0])
+            raise TypeError(f"{name} must be a field, as jflow.Field(net, path, predicts). Got {type(field).__name__}.")
+        check_path(field, pair[0], name)
     return pair

@@ -154,17 +154,16 @@ def _checked(flow_map, objective, law, null, x0, weight):
             "take jf.CondOT(source=jf.Normal(coupled=True)) where x0 is Gaussian, or source=jf.GIVEN."
         )
     if objective.teacher is not None:
-        check_teacher(objective.teacher, flow_map)
+        check_path(objective.teacher, flow_map, "A teacher")
     return law
 
 
-def check_teacher(teacher, flow_map):
-    """Raises `ValueError` for a teacher along another path than the map's."""
-    if not _same(teacher.path, flow_map.path):
+def check_path(field, flow_map, name):
+    """Raises `ValueError` for a field along another path than the map's."""
+    if not _same(field.path, flow_map.path):
         raise ValueError(
-            "A teacher must be a field along the map's own path. Got one along "
-            f"{type(teacher.path).__name__} for a map along {type(flow_map.path).__name__}: take "
-            "jflow.change_path(teacher, path)."
+            f"{name} must be a field along the map's own path. Got one along {type(field.path).__name__} for a map "
+            f"along {type(flow_map.path).__name__}: take jflow.change_path(field, path)."
         )
 
 
